@@ -1,0 +1,188 @@
+"""Save and restore a trial's state; fall back when the newest copy is broken.
+
+A state is any pytree. Its arrays and numbers are saved with Orbax, in
+`checkpoint_<step>/`, which appears whole or not at all; functions and other leaves
+(an optimizer's `update_fn`) are taken from the fresh state on restore.
+"""
+
+import logging as python_logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from algoperf import sharding
+from algoperf.errors import UserError
+from algoperf.records import CHECKPOINT_PREFIX
+
+KEEP = 2  # the newest, and the one to fall back on
+
+
+class Checkpoints:
+    """The checkpoints of one trial folder."""
+
+    def __init__(self, folder: Path):
+        python_logging.getLogger("absl").addFilter(_is_ours)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEEP,
+                step_prefix=CHECKPOINT_PREFIX,
+                enable_async_checkpointing=False,
+                create=True,
+            ),
+        )
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Saves a state and JSON facts under a step number, replacing it if there.
+
+        Raises:
+          UserError: nothing could be written; earlier checkpoints are unharmed.
+        """
+        leaves = _saved_leaves(state)
+        kinds = {path: _kind(leaf) for path, leaf in leaves.items()}
+        arrays = {
+            str(i): _to_array(leaf) for i, leaf in enumerate(leaves.values())
+        }
+        try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(arrays),
+                    facts=ocp.args.JsonSave({"facts": facts, "kinds": kinds}),
+                ),
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot save a checkpoint in {self._manager.directory}: {error}; free "
+                "some space, then go on with --resume"
+            ) from error
+
+    def restore(self, fresh: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the newest readable (state, facts); None where there is none.
+
+        Args:
+          fresh: a newly initialised state: structure, placement and functions.
+
+        Raises:
+          UserError: there are checkpoints, but none fits or can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for age, step in enumerate(steps):
+            try:
+                restored = self._restore_step(step, fresh)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a broken file makes Orbax raise
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                logging.warning(
+                    "checkpoint %d cannot be read (%s); trying the one before",
+                    step,
+                    reason,
+                )
+            else:
+                for broken in steps[:age]:  # or newer steps could not be saved
+                    self._manager.delete(broken)
+                return restored
+        if steps:
+            raise UserError(
+                f"none of the checkpoints in {self._manager.directory} can be read; "
+                "delete the folder to start the trial again"
+            )
+        return None
+
+    def _restore_step(self, step: int, fresh: Any) -> tuple[Any, dict[str, Any]]:
+        about = self._manager.restore(
+            step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+        )["facts"]
+        leaves = _saved_leaves(fresh)
+        kinds = about["kinds"]
+        if list(kinds) != list(leaves):
+            changed = sorted(set(kinds) ^ set(leaves)) or ["their order"]
+            raise UserError(
+                "cannot resume: the saved state and a fresh one differ in "
+                f"{changed[0]}; an optimizer state must keep the structure that "
+                "init_optimizer_state gives it"
+            )
+        wanted = {
+            str(i): _abstract(kinds[path], leaf)
+            for i, (path, leaf) in enumerate(leaves.items())
+        }
+        arrays = self._manager.restore(
+            step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
+        )["arrays"]
+        restored = {
+            path: _from_array(kinds[path], arrays[str(i)])
+            for i, path in enumerate(leaves)
+        }
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: restored.get(jax.tree_util.keystr(path), leaf), fresh
+        )
+        return state, about["facts"]
+
+    def close(self) -> None:
+        """Releases what Orbax holds."""
+        self._manager.close()
+
+
+def _is_ours(record: python_logging.LogRecord) -> bool:
+    """Keeps Orbax's own chatter out of a run's log, unless something is wrong."""
+    return record.levelno >= python_logging.ERROR or "orbax" not in record.pathname
+
+
+def _saved_leaves(state: Any) -> dict[str, Any]:
+    """Returns path -> leaf for the leaves that can be saved, sorted by path."""
+    leaves = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float)
+    }
+    return dict(sorted(leaves.items()))
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def _to_array(leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _kind(leaf: Any) -> dict[str, Any]:
+    """What a leaf was, beside the numbers that stand for it on disk."""
+    array = _to_array(leaf)
+    about = {"shape": list(array.shape), "dtype": str(array.dtype)}
+    if _is_key(leaf):
+        return {**about, "kind": "key", "impl": str(jax.random.key_impl(leaf))}
+    if isinstance(leaf, bool | int | float):
+        return {**about, "kind": type(leaf).__name__}
+    return {**about, "kind": "jax" if isinstance(leaf, jax.Array) else "numpy"}
+
+
+def _abstract(kind: dict[str, Any], fresh: Any) -> Any:
+    """What Orbax needs to know to restore a leaf to its place."""
+    shape, dtype = tuple(kind["shape"]), jax.numpy.dtype(kind["dtype"])
+    if kind["kind"] != "jax":
+        return np.zeros(shape, dtype)
+    place = getattr(fresh, "sharding", None)
+    if not isinstance(place, jax.sharding.NamedSharding):
+        place = sharding.get_replicate_sharding()
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def _from_array(kind: dict[str, Any], array: Any) -> Any:
+    python = {"bool": bool, "int": int, "float": float}.get(kind["kind"])
+    if python is not None:
+        return python(np.asarray(array).item())
+    if kind["kind"] == "key":
+        return jax.random.wrap_key_data(np.asarray(array), impl=kind["impl"])
+    return array

@@ -1,0 +1,185 @@
+"""Where a trial's time goes, on the host and on the device.
+
+Every moment of the training loop belongs to one phase, so the phases add up to the
+loop's wall time. JAX returns before the device is done: the clock may leave the
+submission's phase only after `jax.block_until_ready` on what the submission returned,
+and `StepsInFlight` keeps the device at most a few steps behind the host, so that the
+time read between evaluations is true to a few steps as well.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import enum
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+MAX_STEPS_IN_FLIGHT = 4
+# A window of steps counts as contended when its mean step time is more than this
+# factor above the lower quartile of all windows of the trial.
+CONTENTION_FACTOR = 1.1
+
+
+class Phase(enum.StrEnum):
+    """What the loop is doing."""
+
+    SUBMISSION = "submission"
+    EVALUATION = "evaluation"
+    LOGGING = "logging"  # records, checkpoints, metrics
+
+
+class Clock:
+    """A stopwatch with phases; starts with the first `switch`.
+
+    `now` returns seconds; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.perf_counter,
+        totals: Mapping[str, float] | None = None,
+    ):
+        self.now = now
+        self.phase: Phase | None = None
+        self._since = 0.0
+        self._totals = {p: (totals or {}).get(p.value, 0.0) for p in Phase}
+
+    def switch(self, phase: Phase | None) -> None:
+        """Ends the current phase and starts another; None stops the clock."""
+        now = self.now()
+        if self.phase is not None:
+            self._totals[self.phase] += now - self._since
+        self.phase, self._since = phase, now
+
+    def seconds(self, phase: Phase) -> float:
+        """Returns the time spent in a phase so far, in seconds."""
+        running = self.now() - self._since if phase is self.phase else 0.0
+        return self._totals[phase] + running
+
+    def totals(self) -> dict[str, float]:
+        """Returns all phases' times so far, in seconds."""
+        return {phase.value: self.seconds(phase) for phase in Phase}
+
+
+@jax.jit
+def _first_element(array: jax.Array) -> jax.Array:
+    return array[(0,) * array.ndim]
+
+
+class StepsInFlight:
+    """Lets the host run ahead of the device by a fixed number of steps.
+
+    A step's own outputs cannot be waited for later, since the next step may have
+    donated them; so each step leaves a token, one number computed from its smallest
+    output.
+    """
+
+    def __init__(self, limit: int = MAX_STEPS_IN_FLIGHT):
+        self._limit = limit
+        self._tokens: collections.deque[jax.Array] = collections.deque()
+
+    def add(self, outputs: Any) -> int:
+        """Adds a dispatched step; waits until at most `limit` are unfinished.
+
+        Returns how many steps are known to have finished since the last call.
+        """
+        arrays = [
+            leaf
+            for leaf in jax.tree.leaves(outputs)
+            if isinstance(leaf, jax.Array) and leaf.size
+        ]
+        if arrays:
+            self._tokens.append(_first_element(min(arrays, key=lambda a: a.size)))
+        if len(self._tokens) <= self._limit:
+            return 0
+        self._tokens.popleft().block_until_ready()
+        return 1
+
+    def drain(self) -> None:
+        """Waits for all steps."""
+        jax.block_until_ready(list(self._tokens))
+        self._tokens.clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A stretch of steps between two evaluations, from step end to step end."""
+
+    steps: int
+    seconds: float
+    compiled: bool  # something was compiled within
+
+
+class StepTimes:
+    """Mean step times of a trial, window by window; compilation left out.
+
+    Contention on a shared machine only ever adds time, so a window well above the
+    lower quartile of the windows is contended. Means within a window, not medians of
+    single steps, so that work done every n-th step is not lost.
+    """
+
+    def __init__(self, windows: list[Window] | None = None):
+        self.windows = list(windows or [])
+        self._start: tuple[float, int, int] | None = None
+
+    def step_finished(self, now: float, step: int, compilations: int) -> None:
+        """Marks the end of step number `step`; the first one opens a window."""
+        if self._start is None:
+            self._start = (now, step, compilations)
+
+    def close_window(self, now: float, step: int, compilations: int) -> None:
+        """Ends the window with step number `step`, all steps being finished."""
+        if self._start is not None and step > self._start[1]:
+            start, first, before = self._start
+            compiled = compilations != before
+            self.windows.append(Window(step - first, now - start, compiled))
+        self._start = None
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Returns the uncontended step time in seconds, and how it came about."""
+        means = [w.seconds / w.steps for w in self.windows if not w.compiled]
+        if not means:
+            return {"seconds": None, "windows": 0, "contended_windows": 0}
+        bound = CONTENTION_FACTOR * _lower_quartile(means)
+        calm = [mean for mean in means if mean <= bound]
+        return {
+            "seconds": statistics.median(calm),
+            "windows": len(means),
+            "contended_windows": len(means) - len(calm),
+            "slowest_window": max(means),
+        }
+
+
+def _lower_quartile(values: list[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 4]
+
+
+@dataclasses.dataclass
+class CompileTime:
+    """Time that JAX spent tracing, lowering and compiling, by phase, in seconds."""
+
+    seconds: dict[str, float]
+    events: int = 0
+
+
+@contextlib.contextmanager
+def compile_time(
+    clock: Clock, totals: Mapping[str, float] | None = None
+) -> Iterator[CompileTime]:
+    """Counts compilation while the context lasts, under the clock's current phase."""
+    counted = CompileTime({p.value: (totals or {}).get(p.value, 0.0) for p in Phase})
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if clock.phase is not None and event.startswith("/jax/core/compile/"):
+            counted.seconds[clock.phase.value] += seconds
+            counted.events += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counted
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,0 +1,94 @@
+"""From names to workloads and submissions.
+
+Every package that a distribution names under the entry points `algoperf.workloads` or
+`algoperf.submissions` is searched: a workload family is a folder with `workload.py`,
+a submission a folder with `submission.py`. Listing names imports none of them.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from algoperf.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from algoperf.workload import Workload
+
+
+def _folders(group: str, file_name: str) -> dict[str, tuple[str, Path]]:
+    """Returns name -> (package, file) of the folders that hold `file_name`."""
+    found: dict[str, tuple[str, Path]] = {}
+    for entry in importlib.metadata.entry_points(group=group):
+        spec = importlib.util.find_spec(entry.value)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            for file in sorted(Path(root).glob(f"*/{file_name}")):
+                found.setdefault(file.parent.name, (entry.value, file))
+    return found
+
+
+def submission_paths() -> dict[str, Path]:
+    """Returns the files of the installed submissions by name."""
+    folders = _folders("algoperf.submissions", "submission.py")
+    return {name: file for name, (_, file) in folders.items()}
+
+
+def find_submission(name_or_path: str) -> Path:
+    """Returns the file of a submission, given its name or a path to it.
+
+    Raises:
+      UserError: neither; with the nearest names.
+    """
+    paths = submission_paths()
+    if name_or_path in paths:
+        return paths[name_or_path]
+    path = Path(name_or_path)
+    if path.is_dir() and (path / "submission.py").is_file():
+        return path / "submission.py"
+    if path.is_file():
+        return path
+    if path.suffix == ".py" or path.exists() or len(path.parts) > 1:
+        raise UserError(
+            f"no submission at {name_or_path}: give a .py file, a folder that holds "
+            "submission.py, or a name that `algoperf submissions` lists"
+        )
+    raise unknown_name("submission", name_or_path, paths)
+
+
+def family_names() -> list[str]:
+    """Returns the names of the workload families; imports none of them."""
+    return sorted(_folders("algoperf.workloads", "workload.py"))
+
+
+@functools.cache
+def _family_workloads(family: str) -> tuple["Workload", ...]:
+    package, _ = _folders("algoperf.workloads", "workload.py")[family]
+    return tuple(importlib.import_module(f"{package}.{family}.workload").WORKLOADS)
+
+
+def all_workloads() -> list["Workload"]:
+    """Returns every workload: bases and variants at each of their scales."""
+    return [workload for name in family_names() for workload in _family_workloads(name)]
+
+
+def find_workload(name: str, scale: str) -> "Workload":
+    """Returns the workload of this name ('imagenet_resnet_silu') and scale.
+
+    The name as it stands in records ('imagenet_resnet_silu_mini') is taken too.
+
+    Raises:
+      UserError: no such name, with the nearest ones; or not at this scale.
+    """
+    families = [family for family in family_names() if name.startswith(family)]
+    near = [w for family in families for w in _family_workloads(family)]
+    for workload in near:
+        if name == workload.name or (name, scale) == (workload.variant, workload.scale):
+            return workload
+    scales = sorted({w.scale for w in near if w.variant == name})
+    if scales:
+        raise UserError(
+            f"workload {name} has no scale {scale!r}; it has: {', '.join(scales)}"
+        )
+    raise unknown_name("workload", name, {w.variant for w in all_workloads()})

@@ -1,0 +1,117 @@
+"""Search spaces and the hyperparameters of each trial.
+
+A search space is a JSON file in the official format: either a list of points, each a
+full set of hyperparameters, or an object that gives each hyperparameter a range
+`{"min": ..., "max": ..., "scaling": "linear" | "log"}` or a choice
+`{"feasible_points": [...]}`. Trial k (from 1) takes the k-th point of the list, or the
+k-th point of a scrambled Halton sequence (Owen 2017, arXiv:1706.02808): it depends on
+the study's seed and on k only, so trials may be spread over machines.
+"""
+
+import collections
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import qmc
+
+from algoperf.errors import UserError
+
+SearchSpace = list[dict[str, Any]] | dict[str, dict[str, Any]]
+
+
+def load_search_space(path: Path) -> SearchSpace:
+    """Reads and checks a search space.
+
+    Raises:
+      UserError: the file is missing or is not of the format above.
+    """
+    try:
+        space = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no search space at {path}; give one with --tuning_search_space, or use "
+            "--ruleset self"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"search space {path} is not readable JSON: {error}") from error
+    if isinstance(space, list):
+        parts = {f"point {i}": point for i, point in enumerate(space, start=1)}
+    elif isinstance(space, dict):
+        parts = {"the search space": space}
+        for name, part in space.items():
+            _check_range(path, name, part)
+    else:
+        parts = {}
+    if not parts:
+        raise UserError(f"search space {path} must be a non-empty list or object")
+    for where, names in parts.items():
+        if not isinstance(names, dict) or not names:
+            raise UserError(f"search space {path}: {where} must be a non-empty object")
+        for name in names:
+            if not name.isidentifier() or name.startswith("_"):
+                raise UserError(
+                    f"search space {path}: {name!r} is no name for a hyperparameter "
+                    "(letters, digits and _, not first a digit or _)"
+                )
+    return space
+
+
+def _check_range(path: Path, name: str, part: Any) -> None:
+    where = f"search space {path}: {name!r}"
+    if not isinstance(part, dict):
+        raise UserError(f"{where} must be an object with min and max, or a choice")
+    if "feasible_points" in part:
+        points = part["feasible_points"]
+        if not isinstance(points, list) or not points:
+            raise UserError(f"{where}: feasible_points must be a non-empty list")
+        return
+    low, high = part.get("min"), part.get("max")
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (low, high)):
+        raise UserError(f"{where} needs numbers min and max, or feasible_points")
+    scaling = part.get("scaling", "linear")
+    if scaling not in ("linear", "log"):
+        raise UserError(f"{where}: scaling is {scaling!r}; allowed: linear, log")
+    if low > high or (scaling == "log" and low <= 0):
+        raise UserError(f"{where}: needs min <= max, and min > 0 with log scaling")
+
+
+def trial_point(space: SearchSpace, study_seed: int, trial: int) -> dict[str, Any]:
+    """Returns the hyperparameters of one trial (counted from 1) of a study."""
+    if trial < 1:
+        raise UserError(f"trials count from 1, got {trial}")
+    if isinstance(space, list):
+        if trial > len(space):
+            raise UserError(
+                f"trial {trial} asked for, but the search space lists {len(space)} "
+                "points; ask for fewer trials or add points"
+            )
+        return dict(space[trial - 1])
+    sequence = qmc.Halton(d=len(space), scramble=True, rng=study_seed)
+    sequence.fast_forward(trial - 1)
+    coordinates = sequence.random(1)[0]
+    names = sorted(space)
+    return {
+        name: _value(space[name], float(u))
+        for name, u in zip(names, coordinates, strict=True)
+    }
+
+
+def _value(part: Mapping[str, Any], u: float) -> Any:
+    """Maps u in [0, 1) onto a range or a choice."""
+    if "feasible_points" in part:
+        points = part["feasible_points"]
+        return points[min(int(u * len(points)), len(points) - 1)]
+    low, high = part["min"], part["max"]
+    if part.get("scaling", "linear") == "log":
+        return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    return low + u * (high - low)
+
+
+def as_namedtuple(point: Mapping[str, Any] | None) -> Any:
+    """Returns the point as submissions read it: `hyperparameters.learning_rate`."""
+    if point is None:
+        return None
+    return collections.namedtuple("Hyperparameters", point)(**point)
