@@ -1,0 +1,44 @@
+"""Scoring: read records, find times to target, judge them by rules, show the result.
+
+    runs = read_runs(["runs"])
+    rules = load_rules("mini")
+    result = score_runs(runs, rules)
+    print_report(runs, result)
+    write_page(Path("page.html"), runs, rules, result)
+
+Reading is apart from judging, judging from drawing; nothing here needs JAX.
+"""
+
+from scoring.page import write_page
+from scoring.read import Runs, Skipped, Trial, read_runs
+from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
+from scoring.score import Result, score_runs
+from scoring.tables import (
+    headline,
+    print_report,
+    to_json,
+    write_profile_csv,
+    write_scores_csv,
+)
+from scoring.time_to_target import Mode
+
+__all__ = [
+    "Goal",
+    "Mode",
+    "Protocol",
+    "Result",
+    "Rules",
+    "Runs",
+    "Skipped",
+    "Trial",
+    "headline",
+    "known_rules",
+    "load_rules",
+    "print_report",
+    "read_runs",
+    "score_runs",
+    "to_json",
+    "write_page",
+    "write_profile_csv",
+    "write_scores_csv",
+]

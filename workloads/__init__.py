@@ -1,0 +1,1 @@
+"""The fixed problems, one package per family; `<family>/workload.py` lists them."""

@@ -1,0 +1,1 @@
+"""Language modelling with a decoder: FineWeb-Edu, the King James Bible at mini."""

@@ -1,0 +1,1 @@
+"""Image classification with a residual network: ImageNet, Fashion-MNIST at mini."""

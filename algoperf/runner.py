@@ -1,0 +1,529 @@
+"""The story of a trial, from the seed to the record; then of a study.
+
+`run_trial` opens the record, `_Trial.run` trains. The clock runs while the submission
+selects data, updates and prepares for evaluation; it stands still while the harness
+evaluates, records and checkpoints. Rules: MLCommons AlgoPerf (Dahl et al. 2023,
+arXiv:2306.07179, section 4); where ours differ, DESIGN notes in docs/rules.md say why.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from algoperf import sharding, spec, tuning
+from algoperf.checkpoint import Checkpoints
+from algoperf.clock import (
+    Clock,
+    CompileTime,
+    Phase,
+    StepsInFlight,
+    StepTimes,
+    Window,
+    compile_time,
+)
+from algoperf.data.pipeline import InputQueue
+from algoperf.errors import UserError
+from algoperf.recorder import Recorder
+from algoperf.records import Row, Status
+from algoperf.submission import Submission
+from algoperf.workload import Evaluator, Workload
+
+SELF_TUNING_BUDGET_FACTOR = 1.5
+RULESETS = ("external", "self")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that decides what a trial computes, and where it is recorded."""
+
+    submission: Submission
+    workload: Workload
+    out: Path
+    ruleset: str = "external"
+    hyperparameters: Mapping[str, Any] | None = None
+    study: int = 0
+    trial: int = 1
+    seed: int = 0
+    max_steps: int | None = None
+    eval_period_steps: int | None = None  # instead of the workload's own
+    checkpoint_period_sec: float = 60.0  # of wall time; taken right after evaluations
+
+    @property
+    def budget_sec(self) -> float:
+        """Submission time after which the trial ends."""
+        factor = SELF_TUNING_BUDGET_FACTOR if self.ruleset == "self" else 1.0
+        return factor * self.workload.max_allowed_runtime_sec
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run tells its watcher."""
+
+    step: int
+    submission_sec: float
+    evaluation: Row | None  # the newest one
+    is_new: bool  # `evaluation` has just been made
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "model_state", "optimizer_state"],
+    meta_fields=["step"],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one step maps to the next; clock and data position are saved beside it."""
+
+    params: spec.ParameterContainer
+    model_state: spec.ModelAuxiliaryState
+    optimizer_state: spec.OptimizerState
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """All randomness of a trial; each seed is derived from the one before."""
+
+    seed: int  # as given
+    study_seed: int
+    trial_seed: int
+
+    @classmethod
+    def derive(cls, seed: int, study: int, trial: int) -> "Seeds":
+        """Derives the seeds of a trial of a study."""
+        study_key = jax.random.fold_in(jax.random.PRNGKey(seed), study)
+        trial_key = jax.random.fold_in(study_key, trial)
+        return cls(seed, _as_int(study_key), _as_int(trial_key))
+
+    def key(self, purpose: int) -> jax.Array:
+        """Returns the key for one purpose: 0 init, 1 optimizer, 2 data, 3 steps."""
+        return jax.random.fold_in(jax.random.PRNGKey(self.trial_seed), purpose)
+
+
+def _as_int(key: jax.Array) -> int:
+    return int(jax.random.bits(key, (), "uint32"))
+
+
+def study_seed(seed: int, study: int) -> int:
+    """Returns the seed that the search space of a study is sampled with."""
+    return Seeds.derive(seed, study, 1).study_seed
+
+
+def trial_configs(
+    base: TrialConfig, space: tuning.SearchSpace | None, trials: Iterable[int]
+) -> list[TrialConfig]:
+    """Returns one config per trial of a study; `space` is None when self-tuning.
+
+    A trial's hyperparameters and seeds depend on its own number alone.
+    """
+    sampling_seed = study_seed(base.seed, base.study)
+    return [
+        dataclasses.replace(
+            base,
+            trial=trial,
+            hyperparameters=None
+            if space is None
+            else tuning.trial_point(space, sampling_seed, trial),
+        )
+        for trial in trials
+    ]
+
+
+def global_batch_size(submission: Submission, workload: Workload) -> int:
+    """Returns the batch size: the submission's wish, capped; else the default.
+
+    Raises:
+      UserError: it is no whole number, or does not divide over the devices.
+    """
+    wish: Any = None
+    for name in (workload.name, workload.variant, workload.base_workload):
+        try:
+            wish = submission.functions.get_batch_size(name)
+        except ValueError:
+            continue
+        break
+    if wish is None:
+        wish = workload.default_batch_size
+    elif not isinstance(wish, int | np.integer) or wish < 1:
+        raise UserError(f"get_batch_size of {submission.name} returned {wish!r}")
+    if workload.max_batch_size is not None and wish > workload.max_batch_size:
+        logging.info(
+            "batch size %d is capped at %d on %s",
+            wish,
+            workload.max_batch_size,
+            workload.name,
+        )
+        wish = workload.max_batch_size
+    sharding.check_batch_size(int(wish), f"batch size of {submission.name}")
+    return int(wish)
+
+
+def run_study(
+    configs: Iterable[TrialConfig],
+    *,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[TrialConfig, Progress], None] = lambda config, progress: None,
+    flags: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Runs trials one after another; a bad trial is a result, the others go on.
+
+    Returns the records, as they stand in `record.json`.
+    """
+    records = []
+    for config in configs:
+        if should_stop():
+            break
+        jax.clear_caches()  # no trial gets its compilation from the one before
+        records.append(
+            run_trial(
+                config,
+                resume=resume,
+                should_stop=should_stop,
+                watch=functools.partial(watch, config),
+                flags=flags,
+            )
+        )
+    return records
+
+
+def run_trial(
+    config: TrialConfig,
+    *,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    now: Callable[[], float] = time.perf_counter,
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Runs one trial and returns its record; whatever happens is in its status.
+
+    Args:
+      config: what to run.
+      resume: go on from the newest checkpoint; a finished trial is left as it is.
+      should_stop: asked before every step; when true, the trial is saved and left.
+      watch: called after every evaluation and every step.
+      now: the clock, in seconds.
+      flags: kept in `flags_<n>.json`.
+
+    Raises:
+      UserError: something that no trial can have a result with: a folder that holds
+        another run, a batch size that does not fit, a missing hyperparameter.
+    """
+    seeds = Seeds.derive(config.seed, config.study, config.trial)
+    batch_size = global_batch_size(config.submission, config.workload)
+    recorder = Recorder.open(
+        config=config, seeds=seeds, batch_size=batch_size, resume=resume
+    )
+    if recorder.status.is_final:
+        logging.info("%s is finished: %s", recorder.folder, recorder.status)
+        return recorder.record
+    recorder.start(flags or {})
+    trial: _Trial | None = None
+    try:
+        trial = _Trial(config, seeds, batch_size, recorder, should_stop, watch, now)
+        status, message = trial.run()
+    except UserError as error:
+        recorder.finish(Status.FAILED, str(error), {})
+        raise
+    except Exception as error:
+        missing = _missing_hyperparameter(config, error)
+        if missing is not None:
+            recorder.finish(Status.FAILED, str(missing), {})
+            raise missing from error
+        recorder.note(traceback=traceback.format_exc())
+        facts = trial.facts() if trial is not None else {}
+        return recorder.finish(Status.FAILED, _describe(error), facts)
+    finally:
+        if trial is not None:
+            trial.close()
+    return recorder.finish(status, message, trial.facts())
+
+
+class _Trial:
+    """One trial while it runs."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        seeds: Seeds,
+        batch_size: int,
+        recorder: Recorder,
+        should_stop: Callable[[], bool],
+        watch: Callable[[Progress], None],
+        now: Callable[[], float],
+    ):
+        self.config = config
+        self.recorder = recorder
+        self.should_stop = should_stop
+        self.watch = watch
+        self.functions = config.submission.functions
+        self.hyperparameters = tuning.as_namedtuple(config.hyperparameters)
+        self.workload = dataclasses.replace(
+            config.workload, metrics_logger=recorder.metrics_logger
+        )
+        self.in_flight = StepsInFlight()
+        self.evaluator = Evaluator(config.workload)
+        self.checkpoints = Checkpoints(recorder.folder)
+        self._step_key = seeds.key(3)
+        fresh = self._fresh_state(seeds)
+        restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
+        self.state, facts = restored or (fresh, {})
+        self.state = dataclasses.replace(self.state, step=facts.get("step", 0))
+        self.clock = Clock(now, facts.get("clock"))
+        self._compile_totals = facts.get("compile")
+        self.step_times = StepTimes([Window(*w) for w in facts.get("windows", [])])
+        recorder.restore(facts)
+        self.queue = InputQueue(
+            self.workload.dataset("train", batch_size, seed=_as_int(seeds.key(2))),
+            sharding.get_batch_dim_sharding(),
+            position=facts.get("data_position", 0),
+        )
+        self.last_eval_sec = facts.get("last_eval_sec", 0.0)
+        self.last_checkpoint = now()
+        self.compiled = CompileTime({})
+
+    def _fresh_state(self, seeds: Seeds) -> TrainState:
+        params, model_state = self.workload.init_model_fn(seeds.key(0))
+        optimizer_state = self.functions.init_optimizer_state(
+            self.workload, params, model_state, self.hyperparameters, seeds.key(1)
+        )
+        return TrainState(params, model_state, optimizer_state, 0)
+
+    def run(self) -> tuple[Status, str]:
+        """Trains until something ends the trial; returns its status and why."""
+        with compile_time(self.clock, self._compile_totals) as self.compiled:
+            self.clock.switch(Phase.EVALUATION)
+            outcome = None
+            if not self.recorder.rows:
+                outcome = self._evaluate()  # of the initial model, free
+            self.clock.switch(Phase.SUBMISSION)
+            while outcome is None:
+                if self.should_stop():
+                    outcome = self._preempt()
+                    break
+                complete = self._train_step()
+                elapsed = self.clock.seconds(Phase.SUBMISSION)
+                at_end = complete or self.state.step == self.config.max_steps
+                if elapsed > self.config.budget_sec:
+                    outcome = Status.BUDGET, f"{self.config.budget_sec:g} s are spent"
+                elif at_end or self._evaluation_is_due(elapsed):
+                    self._prepare_for_eval()
+                    self.clock.switch(Phase.EVALUATION)
+                    outcome = self._evaluate()
+                    if outcome is None and at_end:
+                        why = "the submission is done" if complete else "max_steps"
+                        outcome = Status.COMPLETED, f"target not reached: {why}"
+                    self.clock.switch(Phase.LOGGING)
+                    self._checkpoint_if_due(is_last=outcome is not None)
+                    self.clock.switch(Phase.SUBMISSION)
+            self._finish_steps()
+            self.clock.switch(None)
+        return outcome
+
+    def _train_step(self) -> bool:
+        """Selects data and updates; returns whether the submission is done."""
+        state, workload = self.state, self.workload
+        data_key, update_key, self._eval_key = _step_keys(self._step_key, state.step)
+        batch = self.functions.data_selection(
+            workload,
+            self.queue,
+            state.optimizer_state,
+            state.params,
+            state.model_state,
+            self.hyperparameters,
+            state.step,
+            data_key,
+        )
+        extra = {}
+        if self.config.submission.wants_train_state:
+            extra["train_state"] = self._train_state()
+        try:
+            outputs = self.functions.update_params(
+                **self._common_arguments(), batch=batch, rng=update_key, **extra
+            )
+        except spec.TrainingCompleteError:
+            return True
+        self.state = self._next_state("update_params", outputs, step=state.step + 1)
+        if self.in_flight.add(self.state.params):
+            self.step_times.step_finished(
+                self.clock.now(), self._finished_step(), self.compiled.events
+            )
+        self.watch(self._progress(is_new=False))
+        return False
+
+    def _finished_step(self) -> int:
+        """The newest step that is known to have finished on the device."""
+        return self.state.step - self.in_flight.limit
+
+    def _common_arguments(self) -> dict[str, Any]:
+        return {
+            "workload": self.workload,
+            "current_param_container": self.state.params,
+            "current_params_types": self.workload.model_params_types,
+            "model_state": self.state.model_state,
+            "hyperparameters": self.hyperparameters,
+            "loss_type": self.workload.loss_type,
+            "optimizer_state": self.state.optimizer_state,
+            "eval_results": self.recorder.eval_results(),
+            "global_step": self.state.step,
+        }
+
+    def _next_state(self, function: str, outputs: Any, step: int) -> TrainState:
+        if not isinstance(outputs, tuple | list) or len(outputs) != 3:
+            raise TypeError(
+                f"{function} must return (optimizer_state, params, model_state), got "
+                f"{type(outputs).__name__}"
+            )
+        optimizer_state, params, model_state = outputs
+        return TrainState(params, model_state, optimizer_state, step)
+
+    def _prepare_for_eval(self) -> None:
+        """Calls the submission's function and waits for all that it dispatched."""
+        self._finish_steps()
+        outputs = self.functions.prepare_for_eval(
+            **self._common_arguments(), rng=self._eval_key
+        )
+        self.state = self._next_state("prepare_for_eval", outputs, self.state.step)
+        jax.block_until_ready(jax.tree.leaves(self.state))
+
+    def _finish_steps(self) -> None:
+        """Waits until the device has done everything; ends the window of steps."""
+        self.in_flight.drain()
+        jax.block_until_ready(_arrays(self.state))
+        self.step_times.close_window(
+            self.clock.now(), self.state.step, self.compiled.events
+        )
+
+    def _evaluation_is_due(self, elapsed: float) -> bool:
+        workload = self.workload
+        period = self.config.eval_period_steps or workload.eval_period_steps
+        if period is not None:
+            return self.state.step % period == 0
+        return elapsed - self.last_eval_sec >= workload.eval_period_time_sec
+
+    def _evaluate(self) -> tuple[Status, str] | None:
+        """Evaluates and records; returns an outcome if the trial is decided."""
+        self.last_eval_sec = self.clock.seconds(Phase.SUBMISSION)
+        metrics = self.evaluator(self.state.params, self.state.model_state)
+        self.clock.switch(Phase.LOGGING)
+        self.recorder.add_evaluation(self.state.step, self.clock.totals(), metrics)
+        self.recorder.update(self.facts())
+        self.watch(self._progress(is_new=True))
+        if self.workload.has_reached_validation_target(metrics):
+            return Status.REACHED, ""
+        broken = [
+            name
+            for name, value in metrics.items()
+            if name.endswith("/loss") and not math.isfinite(value)
+        ]
+        if broken:
+            loss = f"{broken[0]} is {metrics[broken[0]]} at step {self.state.step}"
+            return Status.DIVERGED, f"{loss}; try a lower learning rate"
+        return None
+
+    def _preempt(self) -> tuple[Status, str]:
+        self._finish_steps()
+        self.clock.switch(Phase.LOGGING)
+        self._checkpoint()
+        return Status.PREEMPTED, "asked to stop; go on with --resume"
+
+    def _checkpoint_if_due(self, is_last: bool) -> None:
+        waited = self.clock.now() - self.last_checkpoint
+        if is_last or waited >= self.config.checkpoint_period_sec:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        facts = {
+            "step": self.state.step,
+            "data_position": self.queue.position,
+            "clock": self.clock.totals(),
+            "compile": self.compiled.seconds,
+            "windows": [dataclasses.astuple(w) for w in self.step_times.windows],
+            "last_eval_sec": self.last_eval_sec,
+            **self.recorder.history(),
+        }
+        self.checkpoints.save(self.state.step, self.state, facts)
+        self.last_checkpoint = self.clock.now()
+
+    def _train_state(self) -> Mapping[str, Any]:
+        """The read-only view that a submission may ask for, with official names."""
+        elapsed = self.clock.seconds(Phase.SUBMISSION)
+        return MappingProxyType(
+            {
+                "validation_goal_reached": False,
+                "test_goal_reached": False,
+                "is_time_remaining": elapsed <= self.config.budget_sec,
+                "training_complete": False,
+                "last_eval_time": self.last_eval_sec,
+                "accumulated_submission_time": elapsed,
+                "accumulated_eval_time": self.clock.seconds(Phase.EVALUATION),
+                "accumulated_logging_time": self.clock.seconds(Phase.LOGGING),
+            }
+        )
+
+    def _progress(self, is_new: bool) -> Progress:
+        rows = self.recorder.rows
+        elapsed = self.clock.seconds(Phase.SUBMISSION)
+        return Progress(self.state.step, elapsed, rows[-1] if rows else None, is_new)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what the record says of the run so far."""
+        return {
+            "global_step": self.state.step,
+            "clock": self.clock.totals(),
+            "compile": dict(self.compiled.seconds),
+            "step_time": self.step_times.summary(),
+            "data_position": self.queue.position,
+        }
+
+    def close(self) -> None:
+        """Stops threads."""
+        self.queue.close()
+        self.checkpoints.close()
+
+
+@jax.jit
+def _step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    data, update, evaluation = jax.random.split(jax.random.fold_in(key, step), 3)
+    return data, update, evaluation
+
+
+def _arrays(tree: Any) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+
+def _missing_hyperparameter(
+    config: TrialConfig, error: Exception
+) -> UserError | None:
+    """Returns the user's error if a submission read a hyperparameter that is not."""
+    owner = getattr(error, "obj", None)
+    is_point = type(owner).__name__ == "Hyperparameters" and hasattr(owner, "_fields")
+    if not isinstance(error, AttributeError) or not is_point:
+        return None
+    return UserError(
+        f"submission {config.submission.name} reads the hyperparameter "
+        f"{error.name!r}, which its search space lacks; it has: "
+        f"{', '.join(config.hyperparameters or {})}"
+    )
+
+
+def _describe(error: Exception) -> str:
+    """One line for a failed trial: what, and where in the submission."""
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"out of memory: try a smaller batch ({text})"
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    own = [f for f in frames if "submission" in Path(f.filename).stem]
+    return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text

@@ -1,0 +1,184 @@
+"""What a benchmark asks for, as data: workloads, targets, studies, trials, r_max.
+
+Rules are JSON files in `scoring/rules/`; a file of the user's own has the same form.
+Judging reads everything from here and knows no workload by name.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from algoperf.errors import UserError, unknown_name
+from algoperf.records import Direction
+
+FOLDER = Path(__file__).resolve().parent / "rules"
+RULESETS = ("external", "self")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Goal:
+    """When a workload counts as solved: its metric on the validation split."""
+
+    metric: str  # without the split: 'accuracy'
+    direction: Direction
+    target: float
+
+    @property
+    def column(self) -> str:
+        """The column of `eval_measurements.csv` that holds the metric."""
+        return f"validation/{self.metric}"
+
+    def __str__(self) -> str:
+        sign = "<=" if self.direction is Direction.MINIMIZE else ">="
+        return f"{self.metric} {sign} {self.target:g}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How often a submission runs each workload under one ruleset."""
+
+    studies: int
+    trials: int  # per study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """One benchmark, as published."""
+
+    name: str
+    r_max: float  # a ratio to the best time above this counts as a miss
+    base_workloads: tuple[str, ...]  # these are scored
+    held_out: Mapping[str, str]  # variant -> the base workload that it vouches for
+    goals: Mapping[str, Goal]  # of every base workload and every variant
+    protocols: Mapping[str, Protocol]  # by ruleset: 'external', 'self'
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """Base workloads, then held-out variants."""
+        return (*self.base_workloads, *self.held_out)
+
+    def protocol(self, ruleset: str) -> Protocol:
+        """Returns how many studies and trials a ruleset asks for."""
+        if ruleset not in self.protocols:
+            raise unknown_name("ruleset", ruleset, self.protocols)
+        return self.protocols[ruleset]
+
+
+def known_rules() -> list[str]:
+    """Returns the names of the rules that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_rules(name_or_path: str | Path) -> Rules:
+    """Loads rules by name ('v0.5') or from a JSON file (any path, or '*.json').
+
+    Raises:
+      UserError: unknown name, unreadable file, or a file that is not of this form.
+    """
+    name = str(name_or_path)
+    if name in known_rules():
+        return _read_rules(FOLDER / f"{name}.json")
+    path = Path(name_or_path)
+    if path.is_file() or path.suffix == ".json" or len(path.parts) > 1:
+        return _read_rules(path)
+    raise unknown_name("rules", name, known_rules())
+
+
+def _read_rules(path: Path) -> Rules:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"rules file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"rules file {path} is not JSON: {error}") from error
+    try:
+        return _parse_rules(value)
+    except _Malformed as error:
+        raise UserError(f"rules file {path}: {error}") from error
+
+
+class _Malformed(Exception):
+    """What is wrong with a rules file, without its path."""
+
+
+def _parse_rules(value: Any) -> Rules:
+    workloads = _get(value, "workloads", dict, "")
+    goals = {name: _goal(workloads, name) for name in workloads}
+    base = tuple(_get(value, "base_workloads", list, ""))
+    held_out = _get(value, "held_out", dict, "")
+    if not base or not all(isinstance(workload, str) for workload in base):
+        raise _Malformed("'base_workloads' must be a non-empty list of names")
+    if len(set(base)) < len(base):
+        raise _Malformed("'base_workloads' has a name twice")
+    for workload in (*base, *held_out):
+        if workload not in goals:
+            raise _Malformed(f"{workload!r} has no entry in 'workloads'")
+    for variant, workload in held_out.items():
+        if workload not in base:
+            raise _Malformed(f"held-out {variant!r}: no base workload {workload!r}")
+        if variant in base:
+            raise _Malformed(f"held-out {variant!r} is a base workload as well")
+    r_max = _number(value, "r_max", "")
+    if r_max <= 1:
+        raise _Malformed(f"'r_max' must be greater than 1, not {r_max:g}")
+    rulesets = _get(value, "rulesets", dict, "")
+    return Rules(
+        name=_get(value, "name", str, ""),
+        r_max=r_max,
+        base_workloads=base,
+        held_out=MappingProxyType(held_out),
+        goals=MappingProxyType(goals),
+        protocols=MappingProxyType({key: _protocol(rulesets, key) for key in RULESETS}),
+    )
+
+
+def _goal(workloads: Mapping[str, Any], name: str) -> Goal:
+    entry = _get(workloads, name, dict, "workloads.")
+    where = f"workloads.{name}."
+    direction = _get(entry, "direction", str, where)
+    if direction not in tuple(Direction):
+        raise _Malformed(
+            f"'{where}direction' must be minimize or maximize, not {direction!r}"
+        )
+    return Goal(
+        metric=_get(entry, "metric", str, where),
+        direction=Direction(direction),
+        target=_number(entry, "validation_target", where),
+    )
+
+
+def _protocol(rulesets: Mapping[str, Any], name: str) -> Protocol:
+    entry = _get(rulesets, name, dict, "rulesets.")
+    where = f"rulesets.{name}."
+    counts = {key: _get(entry, key, int, where) for key in ("studies", "trials")}
+    for key, count in counts.items():
+        if count < 1:
+            raise _Malformed(f"'{where}{key}' must be at least 1, not {count}")
+    return Protocol(**counts)
+
+
+def _get(mapping: Any, key: str, kind: type, where: str) -> Any:
+    """Returns `mapping[key]` if it is of the kind; `where` leads to it, for errors."""
+    if not isinstance(mapping, dict):
+        raise _Malformed(f"must hold an object, not {type(mapping).__name__}")
+    if key not in mapping:
+        raise _Malformed(f"lacks the key '{where}{key}'")
+    value = mapping[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _Malformed(
+            f"'{where}{key}' must be of type {kind.__name__}, not {value!r}"
+        )
+    return value
+
+
+def _number(mapping: Any, key: str, where: str) -> float:
+    if isinstance(mapping, dict) and type(mapping.get(key)) is int:
+        return float(mapping[key])
+    value = _get(mapping, key, float, where)
+    if not math.isfinite(value):
+        raise _Malformed(f"'{where}{key}' must be finite, not {value}")
+    return float(value)

@@ -1,0 +1,206 @@
+"""From runs and rules to a result: times, ratios, scores, and what to know of them."""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from algoperf.errors import unknown_name
+from algoperf.records import Status
+from scoring import profile, time_to_target
+from scoring.read import FloatArray, Runs, Trial
+from scoring.rules import Protocol, Rules
+from scoring.time_to_target import Mode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """Scores of submissions under rules.
+
+    Dimension key: S submissions, B base workloads, V held-out variants.
+    """
+
+    rules: Rules
+    ruleset: str
+    mode: Mode
+    submissions: tuple[str, ...]  # S, sorted by name
+    workloads: tuple[str, ...]  # B, in the order of the rules
+    held_out: tuple[str, ...]  # V
+    times: FloatArray  # [S, B] seconds to the target, inf for a miss
+    held_out_times: FloatArray  # [S, V]
+    ratios: FloatArray  # [S, B] to the best counted time; inf where none counts
+    scores: FloatArray  # [S] in [0, 1]
+    warnings: tuple[str, ...]
+
+    @property
+    def ranking(self) -> list[int]:
+        """Indices of submissions, best score first, then by name."""
+        return sorted(range(len(self.submissions)), key=lambda s: (-self.scores[s], s))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Where a time is within r_max of the best and not struck out, [S, B] bool."""
+        return self.ratios <= self.rules.r_max
+
+    def profile(self) -> tuple[FloatArray, FloatArray]:
+        """Returns taus [T] and rho [S, T]: each step, or the official grid."""
+        if self.mode is Mode.OFFICIAL:
+            taus = profile.official_grid(self.rules.r_max)
+        else:
+            taus = profile.breakpoints(self.ratios, self.rules.r_max)
+        return taus, profile.performance_profile(self.ratios, taus)
+
+
+def score_runs(
+    runs: Runs, rules: Rules, ruleset: str = "external", mode: str = "documented"
+) -> Result:
+    """Judges runs by rules.
+
+    Best times are those of the submissions given. A workload that a submission did not
+    run is a miss, so that a part of a benchmark can be scored.
+
+    Args:
+      runs: what was read.
+      rules: what to judge by.
+      ruleset: 'external' or 'self': how many studies and trials are expected.
+      mode: 'documented', or 'official' to repeat what the official code does.
+
+    Raises:
+      UserError: unknown ruleset or mode.
+    """
+    protocol = rules.protocol(ruleset)
+    if mode not in tuple(Mode):
+        raise unknown_name("scoring mode", mode, Mode)
+    mode = Mode(mode)
+    groups, both = _group(runs.trials)
+    submissions = runs.submissions
+
+    def times(workloads: Sequence[str]) -> FloatArray:
+        table = [
+            [
+                time_to_target.workload_time(
+                    groups.get((submission, workload), ()), rules.goals[workload], mode
+                )
+                for workload in workloads
+            ]
+            for submission in submissions
+        ]
+        return np.array(table).reshape(len(submissions), len(workloads))
+
+    held_out = tuple(rules.held_out)
+    times_SB, times_SV = times(rules.base_workloads), times(held_out)
+    base_of_V = [rules.base_workloads.index(rules.held_out[v]) for v in held_out]
+    counted_SB = time_to_target.counted_times(
+        times_SB, times_SV, base_of_V, rules.r_max, mode
+    )
+    ratios_SB = profile.performance_ratios(counted_SB)
+    is_official = mode is Mode.OFFICIAL
+    integrate = profile.official_scores if is_official else profile.exact_scores
+    return Result(
+        rules=rules,
+        ruleset=ruleset,
+        mode=mode,
+        submissions=submissions,
+        workloads=rules.base_workloads,
+        held_out=held_out,
+        times=times_SB,
+        held_out_times=times_SV,
+        ratios=ratios_SB,
+        scores=integrate(ratios_SB, rules.r_max),
+        warnings=(*both, *_warnings(groups, submissions, rules, protocol)),
+    )
+
+
+_Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
+
+
+def _group(trials: Iterable[Trial]) -> tuple[_Groups, list[str]]:
+    """Groups trials; of a workload run in two frameworks, JAX alone is judged."""
+    groups: _Groups = defaultdict(list)
+    for trial in trials:
+        groups[trial.submission, trial.workload].append(trial)
+    warnings = []
+    for (submission, workload), group in groups.items():
+        if len({trial.framework for trial in group}) > 1:
+            group[:] = [trial for trial in group if trial.framework == "jax"]
+            warnings.append(
+                f"{submission} ran {workload} in JAX and in PyTorch; PyTorch is ignored"
+            )
+    return dict(groups), warnings
+
+
+def _warnings(
+    groups: _Groups, submissions: Sequence[str], rules: Rules, protocol: Protocol
+) -> Iterator[str]:
+    """Yields what a reader should know before trusting the scores."""
+    unknown = sorted({w for _, w in groups} - set(rules.workloads))
+    if unknown:
+        yield f"ignored, not in the rules {rules.name}: {', '.join(unknown)}"
+    for submission in submissions:
+        mine = {
+            workload: groups[submission, workload]
+            for workload in rules.workloads
+            if (submission, workload) in groups
+        }
+        missing = [workload for workload in rules.workloads if workload not in mine]
+        if missing:
+            yield f"{submission} has no run of {', '.join(missing)}: counted as missed"
+        yield from _count_warnings(submission, mine, protocol)
+        for workload, trials in mine.items():
+            for trial in trials:
+                yield from _trial_warnings(trial, rules, workload)
+
+
+def _count_warnings(
+    submission: str, groups: dict[str, list[Trial]], protocol: Protocol
+) -> Iterator[str]:
+    """Yields where studies or trials are too few or too many, alike cases together."""
+    odd_studies: dict[int, list[str]] = defaultdict(list)
+    for workload, trials in groups.items():
+        trials_per_study = Counter(trial.study for trial in trials)
+        if len(trials_per_study) != protocol.studies:
+            odd_studies[len(trials_per_study)].append(workload)
+        odd_trials: dict[int, list[str]] = defaultdict(list)
+        for study, count in trials_per_study.items():
+            if count != protocol.trials:
+                odd_trials[count].append(f"study_{study}")
+        for count, studies in odd_trials.items():
+            yield (
+                f"{', '.join(studies)} of {submission} on {workload} "
+                f"{'has' if len(studies) == 1 else 'have'} "
+                f"{_count(count, protocol.trials, 'trials')}"
+            )
+    for count, workloads in odd_studies.items():
+        where = _places(workloads, list(groups))
+        words = _count(count, protocol.studies, "studies")
+        yield f"{submission} has {words} on {where}"
+
+
+def _places(some: list[str], every: list[str]) -> str:
+    """Names `some` out of `every` workload, in few words."""
+    rest = [workload for workload in every if workload not in some]
+    if len(some) > 2 * len(rest) + 1:
+        return "every workload" + (f" but {', '.join(rest)}" if rest else "")
+    return ", ".join(some)
+
+
+def _count(found: int, wanted: int, noun: str) -> str:
+    """Words such as '3 of 5 trials', or '5 studies where the rules ask for 3'."""
+    if found < wanted:
+        return f"{found} of {wanted} {noun}"
+    return f"{found} {noun} where the rules ask for {wanted}"
+
+
+def _trial_warnings(trial: Trial, rules: Rules, workload: str) -> Iterator[str]:
+    goal = rules.goals[workload]
+    name = f"trial_{trial.trial} of study_{trial.study} of {trial.submission}"
+    if trial.status is not None and not trial.status.is_final:
+        yield f"{name} on {workload} is not finished: {trial.status}"
+    if trial.columns and goal.column not in trial.columns:
+        yield f"{name} on {workload} has no column {goal.column}: counted as missed"
+    elif (
+        trial.status is Status.REACHED
+        and time_to_target.first_reached(trial, goal) is None
+    ):
+        yield f"{name} on {workload} reached its own target, but never {goal}"

@@ -1,0 +1,276 @@
+"""Results as words, terminal tables, CSV and JSON."""
+
+import csv
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from algoperf.records import Status, write_text
+from scoring.read import Runs, Trial
+from scoring.score import Result
+
+NOT_COUNTED = "†"
+
+
+def headline(result: Result) -> str:
+    """Returns one sentence: who is fastest, and by how much."""
+    first, *others = result.ranking
+    name, score = result.submissions[first], result.scores[first]
+    reached = int(result.counts[first].sum())
+    total = len(result.workloads)
+    if score == 0:
+        return f"No score: no target of {result.rules.name} was reached."
+    if not others:
+        return (
+            f"{name} reached the target on {reached} of {_workloads(total)}; its score "
+            "says nothing yet, there is no other submission to compare it with."
+        )
+    second = others[0]
+    rival, rival_score = result.submissions[second], result.scores[second]
+    if rival_score == score:
+        return f"{name} and {rival} are equally fast: both score {score:.4f}."
+    if rival_score == 0:
+        return (
+            f"{name} is fastest with a score of {score:.4f}: it alone has times "
+            f"that count, on {reached} of {_workloads(total)}."
+        )
+    shared = result.counts[first] & result.counts[second]
+    logs = np.log(result.ratios[first, shared] / result.ratios[second, shared])
+    factor = math.exp(logs.mean()) if shared.any() else 1.0
+    return (
+        f"{name} {'is fastest' if factor <= 1 else 'ranks first'} with a score of "
+        f"{score:.4f}, ahead of {rival} ({rival_score:.4f}); "
+        f"{_compare(factor, int(shared.sum()))}."
+    )
+
+
+def _compare(factor: float, shared: int) -> str:
+    """Words for a geometric mean of time ratios over the workloads of both."""
+    if not shared:
+        return "no workload counts for both"
+    where = f"on the {_workloads(shared)} that count for both"
+    if shared == 1:
+        where = "on the one workload that counts for both"
+    percent = 100 * abs(1 - factor)
+    if percent < 0.05:
+        return f"{where} it takes the same time"
+    word = "less" if factor < 1 else "more"
+    mean = "" if shared == 1 else " (geometric mean)"
+    return f"{where} it takes {percent:.1f} % {word} time{mean}"
+
+
+def _workloads(count: int) -> str:
+    return "1 workload" if count == 1 else f"{count} workloads"
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns seconds for a reader: '12.3', '48,151', 'miss' for infinity."""
+    if not math.isfinite(seconds):
+        return "miss"
+    return f"{seconds:,.1f}" if seconds < 1000 else f"{seconds:,.0f}"
+
+
+def format_time(result: Result, submission: int, workload: int) -> str:
+    """Returns a cell of the score table; a time that does not count has a dagger."""
+    text = format_seconds(result.times[submission, workload])
+    is_struck = text != "miss" and not result.counts[submission, workload]
+    return f"{text} {NOT_COUNTED}" if is_struck else text
+
+
+def footnotes(result: Result) -> list[str]:
+    """Returns what the marks in the score table mean, as far as they occur."""
+    struck = np.isfinite(result.times) & ~result.counts
+    if not struck.any():
+        return []
+    why = f"more than {result.rules.r_max:g} times the best counted time"
+    if result.held_out:
+        why += ", or the target on the held-out variant was missed"
+    return [f"{NOT_COUNTED} reached, but does not count: {why}"]
+
+
+def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table:
+    """Returns score and time to target per workload, best submission first.
+
+    Args:
+      result: what to show.
+      workloads: indices of the columns to show; all by default.
+    """
+    columns = range(len(result.workloads)) if workloads is None else workloads
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("submission", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    for w in columns:
+        heading = Text(result.workloads[w].replace("_", "_\n"))
+        table.add_column(heading, justify="right", no_wrap=True)
+    for s in result.ranking:
+        table.add_row(
+            Text(result.submissions[s]),
+            f"{result.scores[s]:.4f}",
+            *(format_time(result, s, w) for w in columns),
+        )
+    return table
+
+
+def unfinished(runs: Runs) -> list[Trial]:
+    """Returns the trials that failed, diverged, or have not finished yet."""
+    good = (None, Status.REACHED, Status.BUDGET, Status.COMPLETED)
+    return [trial for trial in runs.trials if trial.status not in good]
+
+
+def trial_table(trials: Iterable[Trial]) -> Table:
+    """Returns the status and message of each trial."""
+    table = Table(title="Trials without a result", box=box.SIMPLE_HEAD)
+    for column in ("submission", "trial", "status", "message"):
+        table.add_column(column, overflow="fold")
+    for trial in trials:
+        table.add_row(
+            Text(trial.submission),
+            Text(trial.place),
+            str(trial.status or ""),
+            Text(message(trial)),
+        )
+    return table
+
+
+def message(trial: Trial) -> str:
+    """Returns what the record of a trial says about its end; '' if nothing."""
+    return str((trial.record or {}).get("message") or "")
+
+
+def status_counts(runs: Runs) -> dict[str, int]:
+    """Returns how many trials have which status; 'unknown' in official logs."""
+    return dict(Counter(str(trial.status or "unknown") for trial in runs.trials))
+
+
+def print_report(runs: Runs, result: Result, console: Console | None = None) -> None:
+    """Prints headline, scores, trials without a result, warnings and skipped paths.
+
+    On a terminal, a score table that is too wide is split by workloads; anywhere else
+    lines are as long as they need to be.
+    """
+    console = console or Console(highlight=False)
+    _print_line(console, headline(result))
+    rules = f"rules {result.rules.name}, {result.ruleset} tuning, {result.mode} mode"
+    _print_line(console, f"{rules}; time to target in seconds of submission time")
+    _print_scores(console, result, range(len(result.workloads)))
+    for line in footnotes(result):
+        _print_line(console, line)
+    if trials := unfinished(runs):
+        _print_table(console, trial_table(trials))
+    for warning in result.warnings:
+        _print_line(console, f"warning: {warning}")
+    for line in skipped_lines(runs):
+        _print_line(console, line)
+
+
+def skipped_lines(runs: Runs, at_most: int = 3) -> list[str]:
+    """Returns a line per skipped path; of more with the same reason, a count."""
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for item in runs.skipped:
+        paths[item.reason].append(item.path)
+    lines = []
+    for reason, places in paths.items():
+        lines += [f"skipped: {path}: {reason}" for path in places[:at_most]]
+        if len(places) > at_most:
+            lines.append(f"skipped: {len(places) - at_most} more: {reason}")
+    return lines
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)
+
+
+def _print_scores(console: Console, result: Result, columns: Sequence[int]) -> None:
+    table = score_table(result, columns)
+    too_wide = console.is_terminal and _width(console, table) > console.width
+    if too_wide and len(columns) > 1:
+        middle = (len(columns) + 1) // 2
+        _print_scores(console, result, columns[:middle])
+        _print_scores(console, result, columns[middle:])
+    else:
+        _print_table(console, table)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    if not console.is_terminal:
+        width = _width(console, table)
+        console = Console(file=console.file, width=width, highlight=False)
+    console.print(table)
+
+
+def _width(console: Console, table: Table) -> int:
+    unlimited = console.options.update(max_width=10_000)
+    return Measurement.get(console, unlimited, table).maximum
+
+
+def write_scores_csv(path: Path, result: Result) -> None:
+    """Writes submission, score and seconds per workload ('inf' for a miss)."""
+    rows = [
+        [result.submissions[s], float(result.scores[s]), *result.times[s].tolist()]
+        for s in result.ranking
+    ]
+    _write_csv(path, ["submission", "score", *result.workloads], rows)
+
+
+def write_profile_csv(path: Path, result: Result) -> None:
+    """Writes tau and the profile of each submission, one row per step."""
+    taus, rho = result.profile()
+    order = result.ranking
+    rows = [
+        [float(tau), *rho[order, t].tolist()] for t, tau in enumerate(taus.tolist())
+    ]
+    _write_csv(path, ["tau", *(result.submissions[s] for s in order)], rows)
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([header, *rows])
+    write_text(path, buffer.getvalue())
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """Returns the result as plain values; a miss is None."""
+
+    def finite(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    def workloads(s: int) -> dict[str, Any]:
+        return {
+            workload: {
+                "seconds": finite(result.times[s, w]),
+                "ratio": finite(result.ratios[s, w]),
+                "counts": bool(result.counts[s, w]),
+            }
+            for w, workload in enumerate(result.workloads)
+        }
+
+    return {
+        "rules": result.rules.name,
+        "ruleset": result.ruleset,
+        "mode": str(result.mode),
+        "headline": headline(result),
+        "submissions": [
+            {
+                "submission": result.submissions[s],
+                "score": float(result.scores[s]),
+                "workloads": workloads(s),
+                "held_out_seconds": {
+                    variant: finite(result.held_out_times[s, v])
+                    for v, variant in enumerate(result.held_out)
+                },
+            }
+            for s in result.ranking
+        ],
+        "warnings": list(result.warnings),
+    }

@@ -1,0 +1,212 @@
+"""Judging runs: results, warnings, subsets, and the published scores of 2024."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from algoperf.errors import UserError
+from scoring.read import Runs, read_runs
+from scoring.rules import Rules, load_rules
+from scoring.score import score_runs
+
+# Scores of the external ruleset as published with the competition.
+PUBLISHED = {
+    "shampoo_submission": 0.7784,
+    "schedule_free_adamw": 0.7077,
+    "generalized_adam": 0.6383,
+    "cyclic_lr": 0.6301,
+    "nadamp": 0.5909,
+    "baseline": 0.5707,
+    "amos": 0.4918,
+    "caspr_adaptive": 0.4722,
+    "lawa_queue": 0.3699,
+    "lawa_ema": 0.3384,
+    "schedule_free_prodigy": 0.0,
+}
+
+
+def _score(runs: Runs, **kwargs):
+    return score_runs(runs, load_rules("mini"), **kwargs)
+
+
+def test_by_hand(mini_runs):
+    result = _score(mini_runs({"b": (20, 10), "a": (10, 30), "c": (None, 50)}))
+    assert result.submissions == ("a", "b", "c")
+    np.testing.assert_array_equal(result.times, [[10, 30], [20, 10], [np.inf, 50]])
+    np.testing.assert_array_equal(result.ratios, [[1, 3], [2, 1], [np.inf, 5]])
+    np.testing.assert_allclose(result.scores, [2 / 3, 2.5 / 3, 0])
+    assert [result.submissions[s] for s in result.ranking] == ["b", "a", "c"]
+    np.testing.assert_array_equal(
+        result.counts, [[True, True], [True, True], [False, False]]
+    )
+    assert result.warnings == ()
+
+
+def test_official_mode_samples_the_profile(mini_runs):
+    result = _score(mini_runs({"a": (10, 30), "b": (10.1, 30)}), mode="official")
+    taus, rho = result.profile()
+    assert len(taus) == 100
+    assert rho.shape == (2, 100)
+    np.testing.assert_allclose(result.scores, [1, 1 - 0.25 / 99])
+
+
+def test_order_of_trials_does_not_matter(mini_runs):
+    runs = mini_runs({"a": (10, 30), "b": (20, 10)})
+    turned = dataclasses.replace(runs, trials=runs.trials[::-1])
+    np.testing.assert_array_equal(_score(runs).scores, _score(turned).scores)
+
+
+def test_unknown_ruleset_and_mode(mini_runs):
+    runs = mini_runs({"a": (1, 1)})
+    with pytest.raises(UserError, match="unknown ruleset 'both'"):
+        _score(runs, ruleset="both")
+    with pytest.raises(UserError, match=r"unknown scoring mode 'offical'; .*official"):
+        _score(runs, mode="offical")
+
+
+def test_part_of_a_benchmark_scores_with_a_warning(make_trial):
+    trial = make_trial(
+        "a", "ogbg", times=[5], metric="mean_average_precision", values=[1]
+    )
+    variant = make_trial(
+        "a", "ogbg_model_size", times=[5], metric="mean_average_precision", values=[1]
+    )
+    rules = load_rules("v0.5")
+    result = score_runs(Runs(trials=(trial, variant), skipped=()), rules)
+    assert result.scores[0] == pytest.approx(1 / 8)
+    assert any("a has no run of criteo1tb, fastmri" in w for w in result.warnings)
+    without = score_runs(Runs(trials=(trial,), skipped=()), rules)
+    assert without.scores[0] == 0
+    assert without.times[0, rules.base_workloads.index("ogbg")] == 5
+
+
+def test_unknown_workloads_are_ignored_with_a_warning(mini_runs, make_trial):
+    runs = mini_runs({"a": (1, 1)})
+    extra = make_trial("a", "mnist", times=[1], values=[1])
+    result = _score(dataclasses.replace(runs, trials=(*runs.trials, extra)))
+    assert result.scores[0] == 1
+    assert result.warnings == ("ignored, not in the rules mini: mnist",)
+
+
+def _three_studies_of_five() -> Rules:
+    return dataclasses.replace(
+        load_rules("mini"), protocols=load_rules("v0.5").protocols
+    )
+
+
+def test_too_few_trials_and_studies_are_warned_of(make_trial):
+    trials = [
+        make_trial("x", study=study, trial=trial, times=[1], values=[1])
+        for study, count in ((0, 5), (2, 3))
+        for trial in range(1, count + 1)
+    ]
+    result = score_runs(
+        Runs(trials=tuple(trials), skipped=()), _three_studies_of_five()
+    )
+    warnings = "\n".join(result.warnings)
+    assert "study_2 of x on imagenet_resnet_mini has 3 of 5 trials" in warnings
+    assert "study_0" not in warnings
+    assert "x has 2 of 3 studies on imagenet_resnet_mini" in warnings
+
+
+def test_self_tuning_expects_one_trial_per_study(make_trial):
+    trials = [
+        make_trial("x", study=study, times=[study + 1], values=[1])
+        for study in range(3)
+    ]
+    runs = Runs(trials=tuple(trials), skipped=())
+    result = score_runs(runs, _three_studies_of_five(), ruleset="self")
+    assert result.times[0, 0] == 2
+    assert not any("trials" in w or "studies" in w for w in result.warnings)
+    external = score_runs(runs, _three_studies_of_five())
+    assert any("have 1 of 5 trials" in w for w in external.warnings)
+
+
+def test_more_trials_than_the_rules_ask_for_are_warned_of(make_trial):
+    trials = [make_trial(trial=t, times=[1], values=[1]) for t in (1, 2)]
+    result = _score(Runs(trials=tuple(trials), skipped=()))
+    assert any("has 2 trials where the rules ask for 1" in w for w in result.warnings)
+
+
+@pytest.mark.parametrize("status", ["running", "preempted"])
+def test_unfinished_trials_are_warned_of(make_trial, status):
+    trial = make_trial(times=[1], values=[0.1], record={"status": status})
+    warnings = _score(Runs(trials=(trial,), skipped=())).warnings
+    assert any(w.endswith(f"is not finished: {status}") for w in warnings)
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "budget"])
+def test_status_does_not_undo_a_target_that_was_reached(make_trial, status):
+    reached = make_trial(times=[1, 2], values=[0.9, np.nan], record={"status": status})
+    missed = make_trial(
+        "b", times=[1, 2], values=[0.1, np.nan], record={"status": status}
+    )
+    never = make_trial("c", record={"status": status})
+    result = _score(Runs(trials=(reached, missed, never), skipped=()))
+    np.testing.assert_array_equal(result.times[:, 0], [1, np.inf, np.inf])
+
+
+def test_record_that_reached_another_target_is_warned_of(make_trial):
+    trial = make_trial(times=[1], values=[0.5], record={"status": "reached"})
+    warnings = _score(Runs(trials=(trial,), skipped=())).warnings
+    assert any(
+        "reached its own target, but never accuracy >= 0.85" in w for w in warnings
+    )
+
+
+def test_missing_metric_is_a_miss_with_a_warning(make_trial):
+    trial = make_trial(times=[1], metric="wer", values=[0.0])
+    result = _score(Runs(trials=(trial,), skipped=()))
+    assert np.isinf(result.times[0, 0])
+    assert any("has no column validation/accuracy" in w for w in result.warnings)
+
+
+def test_two_frameworks_of_one_workload_are_not_pooled(make_trial):
+    jax = make_trial(times=[9], values=[1])
+    pytorch = make_trial(framework="pytorch", times=[1], values=[1])
+    result = _score(Runs(trials=(jax, pytorch), skipped=()))
+    assert result.times[0, 0] == 9
+    assert any("in JAX and in PyTorch" in w for w in result.warnings)
+
+
+def test_official_folder_on_disk(tmp_path, write_trial):
+    for study, hit in enumerate((30.0, 10.0, 20.0)):
+        for workload, metric in (("ogbg", "mean_average_precision"),):
+            for name in (f"{workload}_pytorch", f"{workload}_model_size_pytorch"):
+                write_trial(
+                    tmp_path,
+                    "theirs",
+                    name,
+                    study=study,
+                    times=[1, hit],
+                    metric=metric,
+                    values=[0.1, 0.5],
+                )
+    result = score_runs(read_runs([tmp_path]), load_rules("v0.5"), mode="official")
+    assert result.times[0, result.workloads.index("ogbg")] == 20
+    assert result.scores[0] == pytest.approx(1 / 8)
+
+
+def test_scoring_does_not_import_jax():
+    code = "import sys, scoring; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_published_scores_of_2024(archive):
+    result = score_runs(read_runs([archive]), load_rules("v0.5"), mode="official")
+    found = dict(zip(result.submissions, result.scores.round(4).tolist(), strict=True))
+    assert found == PUBLISHED
+
+
+def test_documented_mode_keeps_the_order_of_2024(archive):
+    runs = read_runs([archive])
+    assert len(runs.trials) == 3700
+    assert len(runs.skipped) == 18  # trials outside any workload folder
+    result = score_runs(runs, load_rules("v0.5"))
+    names = [result.submissions[s] for s in result.ranking]
+    assert names == list(PUBLISHED)
+    official = np.array([PUBLISHED[name] for name in result.submissions])
+    np.testing.assert_allclose(result.scores, official, atol=0.005)

@@ -1,0 +1,83 @@
+"""Fashion-MNIST, the images of the ImageNet families at mini scale.
+
+28 x 28 grey images of clothes in 10 classes (Xiao, Rasul and Vollgraf 2017,
+arXiv:1708.07747): a fixed subset that ships with the package, see
+`make_fashion_mnist`. Augmentation is random crop and flip, on whole batches of bytes.
+"""
+
+import functools
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from algoperf.data.embedded import load_embedded
+from algoperf.data.pipeline import Batch, eval_batches, train_batches
+
+EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist"
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = 10
+NUM_TRAIN = 15_000
+NUM_EVAL_TRAIN = 1_000
+NUM_VALIDATION = 2_500
+NUM_TEST = 2_500
+# Of the training pixels, in bytes.
+MEAN = 72.9
+STDDEV = 90.0
+PADDING = 2  # pixels on each side before the random crop
+
+
+@functools.cache
+def _load() -> dict[str, np.ndarray]:
+    return load_embedded(EMBEDDED)
+
+
+def examples(split: str) -> dict[str, np.ndarray]:
+    """Returns 'inputs' (n, 28, 28) uint8 and 'targets' (n,) uint8 of a split.
+
+    'eval_train' is every 15th training example, hence of the same mix of classes.
+    """
+    name = "train" if split == "eval_train" else split
+    step = NUM_TRAIN // NUM_EVAL_TRAIN if split == "eval_train" else 1
+    arrays = _load()
+    return {
+        "inputs": arrays[f"{name}_images"][::step],
+        "targets": arrays[f"{name}_labels"][::step],
+    }
+
+
+def normalise(batch: Batch) -> Batch:
+    """Maps bytes (B, 28, 28) to float32 (B, 28, 28, 1) of mean 0 and variance 1."""
+    pixels = batch["inputs"][..., None].astype(np.float32)
+    return {
+        **batch,
+        "inputs": (pixels - np.float32(MEAN)) * np.float32(1 / STDDEV),
+        "targets": batch["targets"].astype(np.int32),
+    }
+
+
+def augment(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Pads, crops at random, flips half of the images, normalises.
+
+    Args:
+      batch: 'inputs' (B, 28, 28) uint8 and 'targets' (B,).
+      rng: one draw of offsets and sides per image.
+    """
+    images = batch["inputs"]
+    size, height, width = images.shape
+    padded = np.zeros((size, height + 2 * PADDING, width + 2 * PADDING), np.uint8)
+    padded[:, PADDING:-PADDING, PADDING:-PADDING] = images
+    # (B, offsets, offsets, 28, 28): every crop as a view; indexing copies one each.
+    crops = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (1, 2))
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, size))
+    images = crops[np.arange(size), top, left]
+    flipped = rng.random(size) < 0.5
+    images[flipped] = images[flipped, :, ::-1]
+    return normalise({**batch, "inputs": images})
+
+
+def dataset(split: str, batch_size: int, seed: int) -> grain.MapDataset:
+    """Returns the batches of 'train' (endless, augmented) or of an evaluation split."""
+    if split == "train":
+        return train_batches(examples("train"), batch_size, seed, augment)
+    return eval_batches(examples(split), batch_size, normalise)

@@ -1,0 +1,83 @@
+"""Token streams of the language model, packed to sequences of fixed length.
+
+At mini scale the text is the King James Bible, tokenised beforehand (see
+`make_king_james`): chapters are the documents, one end-of-text token between them.
+"""
+
+import functools
+import itertools
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from algoperf.data.embedded import load_embedded
+from algoperf.data.pipeline import Batch, eval_batches, train_batches
+
+EMBEDDED = Path(__file__).parent / "embedded" / "king_james"
+VOCAB_SIZE = 1024
+END_OF_TEXT = 0
+SEQUENCE_LENGTH = 64
+NUM_TRAIN = 20_515
+NUM_EVAL_TRAIN = 256
+NUM_VALIDATION = 327
+NUM_TEST = 330
+
+
+@functools.cache
+def _load() -> dict[str, np.ndarray]:
+    return load_embedded(EMBEDDED)
+
+
+def tokens(split: str) -> np.ndarray:
+    """Returns the stream of 'train', 'validation' or 'test': (tokens,) uint16."""
+    return _load()[f"{split}_tokens"]
+
+
+def decode(ids: np.ndarray) -> str:
+    """Returns the text of token ids, of any shape; end-of-text is a form feed."""
+    arrays = _load()
+    ends = np.cumsum(arrays["vocabulary_lengths"], dtype=np.int64)
+    raw = arrays["vocabulary_bytes"].tobytes()
+    pieces = [b"\f", *(raw[a:b] for a, b in itertools.pairwise(ends))]
+    joined = b"".join(pieces[i] for i in np.ravel(ids))
+    return joined.decode(errors="replace")
+
+
+def pack(stream: np.ndarray, length: int) -> np.ndarray:
+    """Cuts a stream into (sequences, length + 1); neighbours share one token.
+
+    So each token but the first is predicted once; a rest shorter than `length` is
+    left out.
+    """
+    starts = np.arange(0, len(stream) - length, length)
+    return stream[starts[:, None] + np.arange(length + 1)]
+
+
+def shift(batch: Batch) -> Batch:
+    """Maps 'tokens' (B, L + 1) to 'inputs' and 'targets', both (B, L) int32."""
+    ids = batch["tokens"].astype(np.int32)
+    return {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+def shift_and_weigh(batch: Batch) -> Batch:
+    """As `shift`, with a weight of 1 for each target."""
+    shifted = shift(batch)
+    return {**shifted, "weights": np.ones(shifted["targets"].shape, np.float32)}
+
+
+def examples(split: str) -> dict[str, np.ndarray]:
+    """Returns 'tokens' (n, L + 1) of a split; 'eval_train' is spread over train."""
+    if split != "eval_train":
+        return {"tokens": pack(tokens(split), SEQUENCE_LENGTH)}
+    packed = pack(tokens("train"), SEQUENCE_LENGTH)
+    return {"tokens": packed[:: len(packed) // NUM_EVAL_TRAIN][:NUM_EVAL_TRAIN]}
+
+
+def king_james(split: str, batch_size: int, seed: int) -> grain.MapDataset:
+    """Returns the batches of 'train' (endless) or of an evaluation split."""
+    if split == "train":
+        return train_batches(
+            examples("train"), batch_size, seed, lambda batch, _: shift(batch)
+        )
+    return eval_batches(examples(split), batch_size, shift_and_weigh)
