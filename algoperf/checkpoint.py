@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -44,9 +45,7 @@ class Checkpoints:
         """
         leaves = _saved_leaves(state)
         kinds = {path: _kind(leaf) for path, leaf in leaves.items()}
-        arrays = {
-            str(i): _to_array(leaf) for i, leaf in enumerate(leaves.values())
-        }
+        arrays = {str(i): _to_array(leaf) for i, leaf in enumerate(leaves.values())}
         try:
             if step in self._manager.all_steps():
                 self._manager.delete(step)
@@ -170,7 +169,7 @@ def _kind(leaf: Any) -> dict[str, Any]:
 
 def _abstract(kind: dict[str, Any], fresh: Any) -> Any:
     """What Orbax needs to know to restore a leaf to its place."""
-    shape, dtype = tuple(kind["shape"]), jax.numpy.dtype(kind["dtype"])
+    shape, dtype = tuple(kind["shape"]), jnp.dtype(kind["dtype"])
     if kind["kind"] != "jax":
         return np.zeros(shape, dtype)
     place = getattr(fresh, "sharding", None)
@@ -184,5 +183,5 @@ def _from_array(kind: dict[str, Any], array: Any) -> Any:
     if python is not None:
         return python(np.asarray(array).item())
     if kind["kind"] == "key":
-        return jax.random.wrap_key_data(np.asarray(array), impl=kind["impl"])
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=kind["impl"])
     return array

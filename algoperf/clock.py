@@ -79,7 +79,7 @@ class StepsInFlight:
     """
 
     def __init__(self, limit: int = MAX_STEPS_IN_FLIGHT):
-        self._limit = limit
+        self.limit = limit
         self._tokens: collections.deque[jax.Array] = collections.deque()
 
     def add(self, outputs: Any) -> int:
@@ -94,7 +94,7 @@ class StepsInFlight:
         ]
         if arrays:
             self._tokens.append(_first_element(min(arrays, key=lambda a: a.size)))
-        if len(self._tokens) <= self._limit:
+        if len(self._tokens) <= self.limit:
             return 0
         self._tokens.popleft().block_until_ready()
         return 1
@@ -173,9 +173,9 @@ def compile_time(
     """Counts compilation while the context lasts, under the clock's current phase."""
     counted = CompileTime({p.value: (totals or {}).get(p.value, 0.0) for p in Phase})
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if clock.phase is not None and event.startswith("/jax/core/compile/"):
-            counted.seconds[clock.phase.value] += seconds
+            counted.seconds[clock.phase.value] += duration_secs
             counted.events += 1
 
     jax.monitoring.register_event_duration_secs_listener(listen)

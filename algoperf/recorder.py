@@ -1,15 +1,241 @@
-"""Keeps the record of one trial while it runs."""
+"""Keeps the record of a trial while it runs; `algoperf.records` says what it is."""
 
 import dataclasses
 import datetime
-import time
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from algoperf import hardware, records
 from algoperf.errors import UserError
 from algoperf.records import Row, Status
+from algoperf.trials import Seeds, TrialConfig
 
-if TYPE_CHECKING:
-    from algoperf.runner import Seeds, TrialConfig
+# What must be equal for a run to go on in the folder of an earlier one.
+IDENTITY = (
+    "submission",
+    "workload",
+    "ruleset",
+    "study",
+    "trial",
+    "hyperparameters",
+    "seeds",
+    "batch_size",
+    "max_steps",
+    "eval_period_steps",
+)
+
+
+class ScalarLog:
+    """The `metrics_logger` of a workload.
+
+    Values may still be on their way from the device: they are kept as they are, and
+    made numbers when the record is written, off the submission's clock.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._rows: list[Row] = []
+
+    def append_scalar_metrics(
+        self, metrics: Mapping[str, Any], global_step: int
+    ) -> None:
+        """Keeps scalars for `measurements.csv`."""
+        self._pending.append((int(global_step), dict(metrics)))
+
+    def rows(self) -> list[Row]:
+        """Returns one row per call so far."""
+        for step, metrics in self._pending:
+            values = {name: float(value) for name, value in metrics.items()}
+            self._rows.append({records.GLOBAL_STEP: step, **values})
+        self._pending.clear()
+        return self._rows
+
+    def restore(self, rows: list[Row]) -> None:
+        """Goes back to the rows of a checkpoint."""
+        self._pending.clear()
+        self._rows = list(rows)
+
+
+class Recorder:
+    """The record of one trial; every write leaves a readable folder."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], is_resumed: bool):
+        self.folder = folder
+        self.record = record
+        self.is_resumed = is_resumed  # there is an earlier part of this very run
+        self.rows: list[Row] = []  # of evaluations
+        self.is_started = False
+        self.metrics_logger = ScalarLog()
+        self._eval_results: list[tuple[int, dict[str, float]]] = []
+
+    @classmethod
+    def open(
+        cls, *, config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
+    ) -> "Recorder":
+        """Looks at the trial's folder; writes nothing.
+
+        Raises:
+          UserError: the folder holds another run, or this one and not `resume`.
+        """
+        folder = records.trial_folder(
+            config.out,
+            config.submission.name,
+            config.study,
+            config.workload.name,
+            config.trial,
+        )
+        record = _new_record(config, seeds, batch_size)
+        if not folder.exists() or not any(folder.iterdir()):
+            return cls(folder, record, is_resumed=False)
+        if not (folder / records.RECORD_FILE).exists():
+            raise UserError(
+                f"{folder} is not empty and holds no record of a run; "
+                "choose another --out"
+            )
+        earlier = records.read_record(folder)
+        if not resume:
+            raise UserError(
+                f"{folder} holds a run already ({earlier['status']}); go on with "
+                "--resume, or choose another --out"
+            )
+        wanted = json.loads(json.dumps(record))
+        for name in IDENTITY:
+            if earlier.get(name) != wanted[name]:
+                raise UserError(
+                    f"{folder} holds another run: its {name} is {earlier.get(name)}, "
+                    f"asked for is {wanted[name]}; choose another --out"
+                )
+        earlier["preemption_count"] += not earlier["status"].is_final
+        return cls(folder, earlier, is_resumed=True)
+
+    @property
+    def status(self) -> Status:
+        """How the trial stands."""
+        return Status(self.record["status"])
+
+    def start(self, flags: Mapping[str, Any]) -> None:
+        """Marks the trial as running and writes what is known before training.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        self.is_started = True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {self.folder}: {error.strerror}; choose another --out"
+            ) from error
+        part = self.record["preemption_count"]
+        environment = _environment()
+        self.update({**environment, "status": Status.RUNNING, "message": ""})
+        hyperparameters = self.record["hyperparameters"] or {}
+        records.write_json(self.folder / records.HPARAMS_FILE, hyperparameters)
+        records.write_json(self.folder / f"flags_{part}.json", flags)
+        records.write_json(self.folder / f"meta_data_{part}.json", environment)
+
+    def restore(self, history: Mapping[str, Any]) -> None:
+        """Goes back to the rows that a checkpoint had."""
+        for row in history.get("eval_rows", []):
+            self._add_row(row)
+        self.metrics_logger.restore(history.get("scalar_rows", []))
+
+    def history(self) -> dict[str, list[Row]]:
+        """Returns the rows so far, for a checkpoint."""
+        return {"eval_rows": self.rows, "scalar_rows": self.metrics_logger.rows()}
+
+    def eval_results(self) -> list[tuple[int, dict[str, float]]]:
+        """Returns (step, metrics) of every evaluation, as submissions see it."""
+        return list(self._eval_results)
+
+    def add_evaluation(
+        self, step: int, clock: Mapping[str, float], metrics: Mapping[str, float]
+    ) -> None:
+        """Adds the row of one evaluation; `clock` has the totals of the phases."""
+        row = {
+            records.GLOBAL_STEP: step,
+            records.PREEMPTION_COUNT: self.record["preemption_count"],
+            records.SUBMISSION_TIME: clock["submission"],
+            records.EVAL_TIME: clock["evaluation"],
+            records.LOGGING_TIME: clock["logging"],
+            records.TOTAL_TIME: sum(clock.values()),
+            records.SCORE: clock["submission"],
+            **metrics,
+        }
+        self._add_row(row)
+        records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
+        both = [*self.rows, *self.metrics_logger.rows()]
+        both.sort(key=lambda row: row[records.GLOBAL_STEP])
+        records.write_measurements(self.folder / records.MEASUREMENTS_FILE, both)
+
+    def _add_row(self, row: Row) -> None:
+        self.rows.append(row)
+        self._eval_results.append((int(row[records.GLOBAL_STEP]), dict(row)))
+
+    def update(self, facts: Mapping[str, Any]) -> None:
+        """Adds facts to `record.json`."""
+        self.record.update(facts)
+        records.write_json(self.folder / records.RECORD_FILE, self.record)
+
+    def finish(
+        self, status: Status, message: str, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Writes how the trial ended; returns the record."""
+        end = {"status": status, "message": message, "end_time": _utc_now()}
+        self.update({**facts, **end})
+        return self.record
+
+
+def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str, Any]:
+    workload, submission = config.workload, config.submission
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "status": Status.RUNNING,
+        "message": "",
+        "submission": {
+            "name": submission.name,
+            "file": submission.path.name,
+            "sha256": submission.sha256,
+        },
+        "workload": workload.name,
+        "base_workload": workload.base_workload,
+        "scale": workload.scale,
+        "framework": "jax",
+        "ruleset": config.ruleset,
+        "study": config.study,
+        "trial": config.trial,
+        "hyperparameters": None
+        if config.hyperparameters is None
+        else dict(config.hyperparameters),
+        "seeds": dataclasses.asdict(seeds),
+        "batch_size": batch_size,
+        "eval_batch_size": workload.eval_batch_size,
+        "max_steps": config.max_steps,
+        "eval_period_steps": config.eval_period_steps,
+        "target": {
+            "metric": workload.target_metric_name,
+            "direction": workload.target_direction,
+            "validation": workload.validation_target_value,
+            "test": workload.test_target_value,
+        },
+        "budget_sec": config.budget_sec,
+        "step_hint": workload.step_hint,
+        "num_parameters": workload.num_parameters,
+        "preemption_count": 0,
+        "start_time": _utc_now(),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "host": hardware.describe_host(),
+        "devices": hardware.describe_devices(),
+        "versions": hardware.describe_versions(),
+        "git_revision": hardware.git_revision(),
+    }
+
+
+def _utc_now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

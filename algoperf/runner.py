@@ -3,12 +3,11 @@
 `run_trial` opens the record, `_Trial.run` trains. The clock runs while the submission
 selects data, updates and prepares for evaluation; it stands still while the harness
 evaluates, records and checkpoints. Rules: MLCommons AlgoPerf (Dahl et al. 2023,
-arXiv:2306.07179, section 4); where ours differ, DESIGN notes in docs/rules.md say why.
+arXiv:2306.07179, section 4); where ours differ, docs/rules.md says why.
 """
 
 import dataclasses
 import functools
-import inspect
 import math
 import time
 import traceback
@@ -18,7 +17,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 
 from algoperf import sharding, spec, tuning
@@ -36,34 +34,8 @@ from algoperf.data.pipeline import InputQueue
 from algoperf.errors import UserError
 from algoperf.recorder import Recorder
 from algoperf.records import Row, Status
-from algoperf.submission import Submission
-from algoperf.workload import Evaluator, Workload
-
-SELF_TUNING_BUDGET_FACTOR = 1.5
-RULESETS = ("external", "self")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrialConfig:
-    """Everything that decides what a trial computes, and where it is recorded."""
-
-    submission: Submission
-    workload: Workload
-    out: Path
-    ruleset: str = "external"
-    hyperparameters: Mapping[str, Any] | None = None
-    study: int = 0
-    trial: int = 1
-    seed: int = 0
-    max_steps: int | None = None
-    eval_period_steps: int | None = None  # instead of the workload's own
-    checkpoint_period_sec: float = 60.0  # of wall time; taken right after evaluations
-
-    @property
-    def budget_sec(self) -> float:
-        """Submission time after which the trial ends."""
-        factor = SELF_TUNING_BUDGET_FACTOR if self.ruleset == "self" else 1.0
-        return factor * self.workload.max_allowed_runtime_sec
+from algoperf.trials import Seeds, TrialConfig, global_batch_size
+from algoperf.workload import Evaluator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +45,7 @@ class Progress:
     step: int
     submission_sec: float
     evaluation: Row | None  # the newest one
-    is_new: bool  # `evaluation` has just been made
+    is_new_evaluation: bool  # it has just been made
 
 
 @functools.partial(
@@ -91,90 +63,12 @@ class TrainState:
     step: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Seeds:
-    """All randomness of a trial; each seed is derived from the one before."""
-
-    seed: int  # as given
-    study_seed: int
-    trial_seed: int
-
-    @classmethod
-    def derive(cls, seed: int, study: int, trial: int) -> "Seeds":
-        """Derives the seeds of a trial of a study."""
-        study_key = jax.random.fold_in(jax.random.PRNGKey(seed), study)
-        trial_key = jax.random.fold_in(study_key, trial)
-        return cls(seed, _as_int(study_key), _as_int(trial_key))
-
-    def key(self, purpose: int) -> jax.Array:
-        """Returns the key for one purpose: 0 init, 1 optimizer, 2 data, 3 steps."""
-        return jax.random.fold_in(jax.random.PRNGKey(self.trial_seed), purpose)
-
-
-def _as_int(key: jax.Array) -> int:
-    return int(jax.random.bits(key, (), "uint32"))
-
-
-def study_seed(seed: int, study: int) -> int:
-    """Returns the seed that the search space of a study is sampled with."""
-    return Seeds.derive(seed, study, 1).study_seed
-
-
-def trial_configs(
-    base: TrialConfig, space: tuning.SearchSpace | None, trials: Iterable[int]
-) -> list[TrialConfig]:
-    """Returns one config per trial of a study; `space` is None when self-tuning.
-
-    A trial's hyperparameters and seeds depend on its own number alone.
-    """
-    sampling_seed = study_seed(base.seed, base.study)
-    return [
-        dataclasses.replace(
-            base,
-            trial=trial,
-            hyperparameters=None
-            if space is None
-            else tuning.trial_point(space, sampling_seed, trial),
-        )
-        for trial in trials
-    ]
-
-
-def global_batch_size(submission: Submission, workload: Workload) -> int:
-    """Returns the batch size: the submission's wish, capped; else the default.
-
-    Raises:
-      UserError: it is no whole number, or does not divide over the devices.
-    """
-    wish: Any = None
-    for name in (workload.name, workload.variant, workload.base_workload):
-        try:
-            wish = submission.functions.get_batch_size(name)
-        except ValueError:
-            continue
-        break
-    if wish is None:
-        wish = workload.default_batch_size
-    elif not isinstance(wish, int | np.integer) or wish < 1:
-        raise UserError(f"get_batch_size of {submission.name} returned {wish!r}")
-    if workload.max_batch_size is not None and wish > workload.max_batch_size:
-        logging.info(
-            "batch size %d is capped at %d on %s",
-            wish,
-            workload.max_batch_size,
-            workload.name,
-        )
-        wish = workload.max_batch_size
-    sharding.check_batch_size(int(wish), f"batch size of {submission.name}")
-    return int(wish)
-
-
 def run_study(
     configs: Iterable[TrialConfig],
     *,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-    watch: Callable[[TrialConfig, Progress], None] = lambda config, progress: None,
+    watch: Callable[[TrialConfig, Progress], None] = lambda *_: None,
     flags: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs trials one after another; a bad trial is a result, the others go on.
@@ -203,7 +97,7 @@ def run_trial(
     *,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda _: None,
     now: Callable[[], float] = time.perf_counter,
     flags: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -229,22 +123,21 @@ def run_trial(
     if recorder.status.is_final:
         logging.info("%s is finished: %s", recorder.folder, recorder.status)
         return recorder.record
-    recorder.start(flags or {})
     trial: _Trial | None = None
     try:
         trial = _Trial(config, seeds, batch_size, recorder, should_stop, watch, now)
+        recorder.start(flags or {})
         status, message = trial.run()
     except UserError as error:
-        recorder.finish(Status.FAILED, str(error), {})
+        if recorder.is_started:
+            recorder.finish(Status.PREEMPTED, str(error), {})
         raise
     except Exception as error:
-        missing = _missing_hyperparameter(config, error)
-        if missing is not None:
-            recorder.finish(Status.FAILED, str(missing), {})
-            raise missing from error
-        recorder.note(traceback=traceback.format_exc())
+        if not recorder.is_started:
+            recorder.start(flags or {})
         facts = trial.facts() if trial is not None else {}
-        return recorder.finish(Status.FAILED, _describe(error), facts)
+        facts["traceback"] = traceback.format_exc()
+        return recorder.finish(Status.FAILED, _describe(config, error), facts)
     finally:
         if trial is not None:
             trial.close()
@@ -279,14 +172,14 @@ class _Trial:
         self._step_key = seeds.key(3)
         fresh = self._fresh_state(seeds)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
-        self.state, facts = restored or (fresh, {})
-        self.state = dataclasses.replace(self.state, step=facts.get("step", 0))
+        state, facts = restored or (fresh, {})
+        self.state = dataclasses.replace(state, step=facts.get("step", 0))
         self.clock = Clock(now, facts.get("clock"))
         self._compile_totals = facts.get("compile")
         self.step_times = StepTimes([Window(*w) for w in facts.get("windows", [])])
         recorder.restore(facts)
         self.queue = InputQueue(
-            self.workload.dataset("train", batch_size, seed=_as_int(seeds.key(2))),
+            self.workload.dataset("train", batch_size, seed=seeds.data_seed),
             sharding.get_batch_dim_sharding(),
             position=facts.get("data_position", 0),
         )
@@ -296,9 +189,15 @@ class _Trial:
 
     def _fresh_state(self, seeds: Seeds) -> TrainState:
         params, model_state = self.workload.init_model_fn(seeds.key(0))
-        optimizer_state = self.functions.init_optimizer_state(
-            self.workload, params, model_state, self.hyperparameters, seeds.key(1)
-        )
+        try:
+            optimizer_state = self.functions.init_optimizer_state(
+                self.workload, params, model_state, self.hyperparameters, seeds.key(1)
+            )
+        except AttributeError as error:
+            message = _missing_hyperparameter(self.config, error)
+            if message is None:
+                raise
+            raise UserError(message) from error
         return TrainState(params, model_state, optimizer_state, 0)
 
     def run(self) -> tuple[Status, str]:
@@ -360,7 +259,7 @@ class _Trial:
             self.step_times.step_finished(
                 self.clock.now(), self._finished_step(), self.compiled.events
             )
-        self.watch(self._progress(is_new=False))
+        self.watch(self._progress(is_new_evaluation=False))
         return False
 
     def _finished_step(self) -> int:
@@ -396,7 +295,7 @@ class _Trial:
             **self._common_arguments(), rng=self._eval_key
         )
         self.state = self._next_state("prepare_for_eval", outputs, self.state.step)
-        jax.block_until_ready(jax.tree.leaves(self.state))
+        jax.block_until_ready(_arrays(self.state))
 
     def _finish_steps(self) -> None:
         """Waits until the device has done everything; ends the window of steps."""
@@ -420,7 +319,7 @@ class _Trial:
         self.clock.switch(Phase.LOGGING)
         self.recorder.add_evaluation(self.state.step, self.clock.totals(), metrics)
         self.recorder.update(self.facts())
-        self.watch(self._progress(is_new=True))
+        self.watch(self._progress(is_new_evaluation=True))
         if self.workload.has_reached_validation_target(metrics):
             return Status.REACHED, ""
         broken = [
@@ -473,10 +372,11 @@ class _Trial:
             }
         )
 
-    def _progress(self, is_new: bool) -> Progress:
+    def _progress(self, is_new_evaluation: bool) -> Progress:
         rows = self.recorder.rows
         elapsed = self.clock.seconds(Phase.SUBMISSION)
-        return Progress(self.state.step, elapsed, rows[-1] if rows else None, is_new)
+        newest = rows[-1] if rows else None
+        return Progress(self.state.step, elapsed, newest, is_new_evaluation)
 
     def facts(self) -> dict[str, Any]:
         """Returns what the record says of the run so far."""
@@ -504,26 +404,26 @@ def _arrays(tree: Any) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
 
-def _missing_hyperparameter(
-    config: TrialConfig, error: Exception
-) -> UserError | None:
-    """Returns the user's error if a submission read a hyperparameter that is not."""
+def _missing_hyperparameter(config: TrialConfig, error: Exception) -> str | None:
+    """Says what is wrong if a submission read a hyperparameter that it lacks."""
     owner = getattr(error, "obj", None)
-    is_point = type(owner).__name__ == "Hyperparameters" and hasattr(owner, "_fields")
-    if not isinstance(error, AttributeError) or not is_point:
+    if not isinstance(error, AttributeError) or not tuning.is_point(owner):
         return None
-    return UserError(
+    return (
         f"submission {config.submission.name} reads the hyperparameter "
         f"{error.name!r}, which its search space lacks; it has: "
         f"{', '.join(config.hyperparameters or {})}"
     )
 
 
-def _describe(error: Exception) -> str:
+def _describe(config: TrialConfig, error: Exception) -> str:
     """One line for a failed trial: what, and where in the submission."""
+    missing = _missing_hyperparameter(config, error)
+    if missing is not None:
+        return missing
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return f"out of memory: try a smaller batch ({text})"
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    own = [f for f in frames if "submission" in Path(f.filename).stem]
+        return f"out of memory, try a smaller batch ({text})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename) == config.submission.path]
     return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text

@@ -1,10 +1,11 @@
 """The contract between the harness, a workload and a submission, on one page.
 
 A **submission** is a Python module with the five functions of `Submission`, at the end
-of this file (`prepare_for_eval` may be left out). The harness calls them with the workload, which
-offers what `Workload` lists. Names and signatures are those of the MLCommons
-benchmark, so an official JAX submission runs here as it is. `algoperf.submission`
-writes all five from an optax gradient transformation; `algoperf check` tries them.
+of this file (`prepare_for_eval` may be left out). The harness calls them with the
+workload, which offers what `Workload` lists. Names and signatures are those of the
+MLCommons benchmark, so an official JAX submission runs here as it is.
+`algoperf.submission` writes all five from an optax gradient transformation;
+`algoperf check` tries them.
 
 What counts: everything that runs inside `init_optimizer_state` is free; what runs
 inside `data_selection`, `update_params` and `prepare_for_eval` is charged by the
@@ -193,8 +194,8 @@ class Submission(Protocol):
         """Returns the global batch size; must be divisible by the number of devices.
 
         Asked with the most exact name first ('imagenet_resnet_silu_mini', then
-        'imagenet_resnet_silu', then 'imagenet_resnet'); raise ValueError for a name that
-        the submission does not know. The harness then uses the workload's default.
+        'imagenet_resnet_silu', then 'imagenet_resnet'); raise ValueError for a name
+        that the submission does not know. The harness then uses the workload's default.
         """
         ...
 
@@ -226,8 +227,8 @@ class Submission(Protocol):
     ) -> UpdateReturn:
         """One step: returns (optimizer_state, params, model_state).
 
-        `train_state` (read-only clock readings) is passed only to functions that name it.
-        May donate the buffers that it was given.
+        `train_state` (read-only clock readings) is passed only to functions that name
+        it. May donate the buffers that it was given.
         """
         ...
 

@@ -26,19 +26,11 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from algoperf import spec
+from algoperf import sharding, spec
 from algoperf.errors import UserError
 from algoperf.tuning import as_namedtuple
 
 LOG_EVERY_STEPS = 100
-FUNCTIONS = (
-    "get_batch_size",
-    "init_optimizer_state",
-    "update_params",
-    "prepare_for_eval",
-    "data_selection",
-)
-OPTIONAL_FUNCTIONS = ("prepare_for_eval",)
 
 Build = Callable[[spec.Workload, Any], optax.GradientTransformation]
 
@@ -88,7 +80,11 @@ def from_optax(
             hyperparameters = as_namedtuple(self_tuned)
         transformation = build(workload, hyperparameters)
         step = _train_step(workload, transformation, hyperparameters)
-        return jax.jit(transformation.init)(model_params), step
+        # Placed like the params; otherwise the second step would compile again.
+        initialise = jax.jit(
+            transformation.init, out_shardings=sharding.get_replicate_sharding()
+        )
+        return initialise(model_params), step
 
     def update_params(
         workload,
@@ -249,8 +245,8 @@ def load_submission(path: Path) -> Submission:
     module = _import_file(path, name)
     missing = [
         function
-        for function in FUNCTIONS
-        if function not in OPTIONAL_FUNCTIONS
+        for function in SubmissionFunctions._fields
+        if function != "prepare_for_eval"
         and not callable(getattr(module, function, None))
     ]
     if missing:
@@ -258,10 +254,13 @@ def load_submission(path: Path) -> Submission:
             f"submission {path} does not define {', '.join(missing)}; "
             "see algoperf/spec.py, or start from `algoperf new NAME`"
         )
-    defined = {name: getattr(module, name, None) for name in FUNCTIONS}
-    if defined["prepare_for_eval"] is None:
-        defined["prepare_for_eval"] = _unchanged
-    functions = SubmissionFunctions(**defined)
+    functions = SubmissionFunctions(
+        get_batch_size=module.get_batch_size,
+        init_optimizer_state=module.init_optimizer_state,
+        update_params=module.update_params,
+        prepare_for_eval=getattr(module, "prepare_for_eval", _unchanged),
+        data_selection=module.data_selection,
+    )
     return Submission(
         name=name,
         path=path,

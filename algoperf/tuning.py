@@ -13,12 +13,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from scipy.stats import qmc
 
 from algoperf.errors import UserError
 
+_POINT = "Hyperparameters"
 SearchSpace = list[dict[str, Any]] | dict[str, dict[str, Any]]
 
 
@@ -69,13 +70,17 @@ def _check_range(path: Path, name: str, part: Any) -> None:
             raise UserError(f"{where}: feasible_points must be a non-empty list")
         return
     low, high = part.get("min"), part.get("max")
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (low, high)):
+    if not (_is_number(low) and _is_number(high)):
         raise UserError(f"{where} needs numbers min and max, or feasible_points")
     scaling = part.get("scaling", "linear")
     if scaling not in ("linear", "log"):
         raise UserError(f"{where}: scaling is {scaling!r}; allowed: linear, log")
     if low > high or (scaling == "log" and low <= 0):
         raise UserError(f"{where}: needs min <= max, and min > 0 with log scaling")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def trial_point(space: SearchSpace, study_seed: int, trial: int) -> dict[str, Any]:
@@ -114,4 +119,9 @@ def as_namedtuple(point: Mapping[str, Any] | None) -> Any:
     """Returns the point as submissions read it: `hyperparameters.learning_rate`."""
     if point is None:
         return None
-    return collections.namedtuple("Hyperparameters", point)(**point)
+    return collections.namedtuple(_POINT, point)(**point)
+
+
+def is_point(value: Any) -> bool:
+    """Whether `value` was made by `as_namedtuple`."""
+    return type(value).__name__ == _POINT and hasattr(value, "_fields")

@@ -106,7 +106,7 @@ def eval_batches(
     batch_size: int,
     prepare: Callable[[Batch], Batch] = dict,
 ) -> grain.MapDataset:
-    """Returns all examples once, in order; 'weights' is 0 on padding, shape (batch, ...).
+    """Returns all examples once, in order; 'weights' (batch, ...) is 0 on padding.
 
     `prepare` maps a batch to a batch (normalisation, say); where it gives 'weights'
     of its own, padding is multiplied in.

@@ -1,0 +1,124 @@
+"""What a trial is before it runs: its configuration, its seeds, its batch size."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from algoperf import sharding, tuning
+from algoperf.errors import UserError
+from algoperf.submission import Submission
+from algoperf.workload import Workload
+
+SELF_TUNING_BUDGET_FACTOR = 1.5
+RULESETS = ("external", "self")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that decides what a trial computes, and where it is recorded."""
+
+    submission: Submission
+    workload: Workload
+    out: Path
+    ruleset: str = "external"
+    hyperparameters: Mapping[str, Any] | None = None
+    study: int = 0
+    trial: int = 1
+    seed: int = 0
+    max_steps: int | None = None
+    eval_period_steps: int | None = None  # instead of the workload's own
+    checkpoint_period_sec: float = 60.0  # of wall time; taken right after evaluations
+
+    @property
+    def budget_sec(self) -> float:
+        """Submission time after which the trial ends."""
+        factor = SELF_TUNING_BUDGET_FACTOR if self.ruleset == "self" else 1.0
+        return factor * self.workload.max_allowed_runtime_sec
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """All randomness of a trial; each seed is derived from the one before."""
+
+    seed: int  # as given
+    study_seed: int
+    trial_seed: int
+
+    @classmethod
+    def derive(cls, seed: int, study: int, trial: int) -> "Seeds":
+        """Derives the seeds of a trial of a study."""
+        study_key = jax.random.fold_in(jax.random.PRNGKey(seed), study)
+        trial_key = jax.random.fold_in(study_key, trial)
+        return cls(seed, _as_int(study_key), _as_int(trial_key))
+
+    @property
+    def data_seed(self) -> int:
+        """What the order of the training data follows from."""
+        return _as_int(self.key(2))
+
+    def key(self, purpose: int) -> jax.Array:
+        """Returns the key for one purpose: 0 init, 1 optimizer, 2 data, 3 steps."""
+        return jax.random.fold_in(jax.random.PRNGKey(self.trial_seed), purpose)
+
+
+def _as_int(key: jax.Array) -> int:
+    return int(jax.random.bits(key, (), "uint32"))
+
+
+def study_seed(seed: int, study: int) -> int:
+    """Returns the seed that the search space of a study is sampled with."""
+    return Seeds.derive(seed, study, 1).study_seed
+
+
+def trial_configs(
+    base: TrialConfig, space: tuning.SearchSpace | None, trials: Iterable[int]
+) -> list[TrialConfig]:
+    """Returns one config per trial of a study; `space` is None when self-tuning.
+
+    A trial's hyperparameters and seeds depend on its own number alone.
+    """
+    sampling_seed = study_seed(base.seed, base.study)
+    return [
+        dataclasses.replace(
+            base,
+            trial=trial,
+            hyperparameters=None
+            if space is None
+            else tuning.trial_point(space, sampling_seed, trial),
+        )
+        for trial in trials
+    ]
+
+
+def global_batch_size(submission: Submission, workload: Workload) -> int:
+    """Returns the batch size: the submission's wish, capped; else the default.
+
+    Raises:
+      UserError: it is no whole number, or does not divide over the devices.
+    """
+    wish: Any = None
+    for name in (workload.name, workload.variant, workload.base_workload):
+        try:
+            wish = submission.functions.get_batch_size(name)
+        except ValueError:
+            continue
+        break
+    if wish is None:
+        wish = workload.default_batch_size
+    elif not isinstance(wish, int | np.integer) or wish < 1:
+        raise UserError(f"get_batch_size of {submission.name} returned {wish!r}")
+    if workload.max_batch_size is not None and wish > workload.max_batch_size:
+        logging.info(
+            "batch size %d is capped at %d on %s",
+            wish,
+            workload.max_batch_size,
+            workload.name,
+        )
+        wish = workload.max_batch_size
+    sharding.check_batch_size(int(wish), f"batch size of {submission.name}")
+    return int(wish)
