@@ -25,6 +25,8 @@ from typing import Any
 from algoperf.errors import UserError
 
 SCHEMA_VERSION = 1
+RULESETS = ("external", "self")  # tuning from a search space, or none at all
+SCALES = ("mini", "full")
 RECORD_FILE = "record.json"
 EVAL_FILE = "eval_measurements.csv"
 MEASUREMENTS_FILE = "measurements.csv"
@@ -104,16 +106,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that any parser reads: NaN and infinities become null."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Returns `value` with None for NaN and infinities, tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

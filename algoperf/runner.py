@@ -69,6 +69,7 @@ def run_study(
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     watch: Callable[[TrialConfig, Progress], None] = lambda *_: None,
+    finished: Callable[[TrialConfig, dict[str, Any]], None] = lambda *_: None,
     flags: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs trials one after another; a bad trial is a result, the others go on.
@@ -80,15 +81,15 @@ def run_study(
         if should_stop():
             break
         jax.clear_caches()  # no trial gets its compilation from the one before
-        records.append(
-            run_trial(
-                config,
-                resume=resume,
-                should_stop=should_stop,
-                watch=functools.partial(watch, config),
-                flags=flags,
-            )
+        record = run_trial(
+            config,
+            resume=resume,
+            should_stop=should_stop,
+            watch=functools.partial(watch, config),
+            flags=flags,
         )
+        finished(config, record)
+        records.append(record)
     return records
 
 

@@ -15,7 +15,6 @@ from algoperf.submission import Submission
 from algoperf.workload import Workload
 
 SELF_TUNING_BUDGET_FACTOR = 1.5
-RULESETS = ("external", "self")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

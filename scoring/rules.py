@@ -13,10 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from algoperf.errors import UserError, unknown_name
-from algoperf.records import Direction
+from algoperf.records import RULESETS, Direction
 
 FOLDER = Path(__file__).resolve().parent / "rules"
-RULESETS = ("external", "self")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,111 @@
+"""The command line: `algoperf COMMAND [--flag value ...]`.
+
+A command is a module beside this file with `USAGE`, `define_flags` and `main`; its
+docstring's first line is its help. Commands import JAX inside `main`, so that help and
+mistakes in flags are answered at once.
+"""
+
+import importlib
+import logging as python_logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from absl import flags, logging
+
+from algoperf.errors import UserError, unknown_name
+
+COMMANDS = (
+    "run",
+    "sweep",
+    "score",
+    "workloads",
+    "submissions",
+    "check",
+    "new",
+    "doctor",
+)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command and returns the exit status: 0, 1 for failures, 2 for usage."""
+    try:
+        return _dispatch(list(arguments))
+    except UserError as error:
+        print(f"algoperf: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output, `head` say, has left
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("algoperf: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("help", "--help", "-h"):
+        _print_help()
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("algoperf"))
+        return 0
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command = _command(name)
+    values = flags.FlagValues()
+    command.define_flags(values)
+    if "--help" in rest or "-h" in rest:
+        _print_command_help(command, values)
+        return 0
+    try:
+        positional = values([name, *rest])[1:]
+    except flags.Error as error:
+        print(
+            f"algoperf {name}: {_one_line(error)} (see algoperf {name} --help)",
+            file=sys.stderr,
+        )
+        return 2
+    _set_up_logging()
+    return command.main(values, positional)
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"algoperf.cli.{name}")
+
+
+def _summary(command: ModuleType) -> str:
+    return (command.__doc__ or "").splitlines()[0]
+
+
+def _print_help() -> None:
+    print("Usage: algoperf COMMAND [--flag value ...]\n\nCommands:")
+    for name in COMMANDS:
+        print(f"  {name:<12} {_summary(_command(name))}")
+    print("\nalgoperf COMMAND --help lists the flags of a command.")
+
+
+def _print_command_help(command: ModuleType, values: flags.FlagValues) -> None:
+    print(f"{_summary(command)}\n\nUsage: {command.USAGE}\n\nFlags:")
+    for name in values:
+        flag = values[name]
+        default = "" if flag.default is None else f" [{flag.default_as_str}]"
+        print(f"  --{name}{default}\n      {flag.help}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _set_up_logging() -> None:
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(python_logging.Formatter("algoperf: %(message)s"))

@@ -1,0 +1,109 @@
+"""What a user sees while trials run: a line per evaluation, a bar on a terminal."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from algoperf import records
+from algoperf.runner import Progress as TrialProgress
+from algoperf.trials import TrialConfig
+
+REFRESH_SEC = 0.5
+
+
+class ProgressReport:
+    """Shows trials as they go; a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, {task.fields[seconds]:.0f} s"),
+            console=self._console,
+            auto_refresh=False,  # no thread of its own beside the training
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: Any = None
+        self._shown = 0.0
+        self._config: TrialConfig | None = None
+
+    def __enter__(self) -> "ProgressReport":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def watch(self, config: TrialConfig, progress: TrialProgress) -> None:
+        """Called by the runner after every step and every evaluation."""
+        if config is not self._config:
+            self._begin(config)
+        now = time.monotonic()
+        if not progress.is_new_evaluation and now - self._shown < REFRESH_SEC:
+            return
+        self._shown = now
+        if progress.is_new_evaluation:
+            self._console.print(_evaluation_line(config, progress))
+        if not self._bar.disable:
+            self._bar.update(
+                self._task, completed=progress.step, seconds=progress.submission_sec
+            )
+            self._bar.refresh()
+
+    def finished(self, config: TrialConfig, record: dict[str, Any]) -> None:
+        """Called by the runner at the end of each trial."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._console.print(_final_line(config, record))
+
+    def _begin(self, config: TrialConfig) -> None:
+        self._config = config
+        self._console.print(
+            f"{_name(config)}: target {config.workload.target_metric_name} "
+            f"{config.workload.validation_target_value:g}, "
+            f"budget {config.budget_sec:g} s"
+        )
+        total = config.max_steps or config.workload.step_hint
+        self._task = self._bar.add_task(_name(config), total=total, seconds=0.0)
+
+
+def _name(config: TrialConfig) -> str:
+    return (
+        f"{config.submission.name} on {config.workload.name}, study {config.study}, "
+        f"trial {config.trial}"
+    )
+
+
+def _evaluation_line(config: TrialConfig, progress: TrialProgress) -> str:
+    row = progress.evaluation or {}
+    metric = config.workload.target_metric_name
+    values = "  ".join(
+        f"{split} {row.get(f'{split}/{metric}', float('nan')):.4f}"
+        for split in ("train", "validation", "test")
+    )
+    return (
+        f"  step {progress.step:>6}  {progress.submission_sec:8.1f} s  "
+        f"{metric}: {values}"
+    )
+
+
+def _final_line(config: TrialConfig, record: dict[str, Any]) -> str:
+    folder = records.trial_folder(
+        config.out,
+        config.submission.name,
+        config.study,
+        config.workload.name,
+        config.trial,
+    )
+    seconds = record.get("clock", {}).get("submission", 0.0)
+    why = f" ({record['message']})" if record["message"] else ""
+    return (
+        f"  {record['status']}{why}: {record.get('global_step', 0)} steps, "
+        f"{seconds:.1f} s of training; record in {folder}"
+    )

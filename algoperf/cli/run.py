@@ -1,0 +1,127 @@
+"""Train with one submission on one workload; leave a record of each trial."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from absl import flags
+
+from algoperf.cli import common
+
+USAGE = (
+    "algoperf run --submission NAME_OR_PATH --workload NAME [--scale mini|full]\n"
+    "         [--out DIR] [--ruleset external|self] [--trials N] [--trial_index I]\n"
+    "         [--study K] [--seed S] [--max_steps N] [--resume]"
+)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `algoperf run`."""
+    flags.DEFINE_string(
+        "submission",
+        None,
+        "A name that `algoperf submissions` lists, or a path to submission.py.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workload",
+        None,
+        "A name that `algoperf workloads` lists.",
+        required=True,
+        flag_values=values,
+    )
+    common.define_run_flags(values)
+    flags.DEFINE_integer(
+        "trial_index",
+        None,
+        "Run only this trial, counted from 1, of those that --trials N would run.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "study",
+        0,
+        "The number of the study; each has its own seeds.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "resume",
+        False,
+        "Go on with what the output folder has; finished trials are left alone.",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
+    """Runs the trials; returns 1 if one failed or diverged."""
+    common.no_arguments(positional)
+    from algoperf import runner
+    from algoperf.cli.progress import ProgressReport
+    from algoperf.records import Status
+
+    configs = trial_configs(values)
+    stop = StopRequest()
+    with ProgressReport() as report:
+        records = runner.run_study(
+            configs,
+            resume=values.resume,
+            should_stop=lambda: stop.is_asked,
+            watch=report.watch,
+            finished=report.finished,
+            flags=values.flag_values_dict(),
+        )
+    bad = {Status.FAILED, Status.DIVERGED}
+    return 1 if any(record["status"] in bad for record in records) else 0
+
+
+def trial_configs(values: flags.FlagValues) -> list[Any]:
+    """Returns what to run, from the flags.
+
+    Raises:
+      UserError: an unknown name, or a search space that is missing or malformed.
+    """
+    from algoperf import registry, submission, trials, tuning
+
+    loaded = submission.load_submission(registry.find_submission(values.submission))
+    base = trials.TrialConfig(
+        submission=loaded,
+        workload=registry.find_workload(values.workload, values.scale),
+        out=Path(values.out),
+        ruleset=values.ruleset,
+        study=values.study,
+        seed=values.seed,
+        max_steps=values.max_steps,
+        eval_period_steps=values.eval_period_steps,
+        checkpoint_period_sec=values.checkpoint_period_sec,
+    )
+    space = None
+    if values.ruleset == "external":
+        given = values.tuning_search_space
+        space = tuning.load_search_space(
+            Path(given) if given else loaded.default_search_space
+        )
+    numbers = range(1, values.trials + 1)
+    if values.trial_index is not None:
+        numbers = range(values.trial_index, values.trial_index + 1)
+    return trials.trial_configs(base, space, numbers)
+
+
+class StopRequest:
+    """Set by the first SIGTERM or Ctrl-C; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before = {
+            number: signal.signal(number, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.is_asked = True
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
