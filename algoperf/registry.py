@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,3 +93,23 @@ def find_workload(name: str, scale: str) -> "Workload":
             f"workload {name} has no scale {scale!r}; it has: {', '.join(scales)}"
         )
     raise unknown_name("workload", name, {w.variant for w in all_workloads()})
+
+
+def select_workloads(names: Iterable[str], scale: str) -> list["Workload"]:
+    """Returns the named workloads; for 'all', every base workload at this scale.
+
+    Raises:
+      UserError: an unknown name, or none at all.
+    """
+    wanted = list(names)
+    if wanted == ["all"]:
+        found = [
+            workload
+            for workload in all_workloads()
+            if workload.scale == scale and workload.variant == workload.base_workload
+        ]
+    else:
+        found = [find_workload(name, scale) for name in wanted]
+    if not found:
+        raise UserError(f"no workload at scale {scale}")
+    return found

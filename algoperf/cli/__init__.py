@@ -8,6 +8,7 @@ mistakes in flags are answered at once.
 import importlib
 import logging as python_logging
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -96,8 +97,9 @@ def _print_command_help(command: ModuleType, values: flags.FlagValues) -> None:
     print(f"{_summary(command)}\n\nUsage: {command.USAGE}\n\nFlags:")
     for name in values:
         flag = values[name]
-        default = "" if flag.default is None else f" [{flag.default_as_str}]"
-        print(f"  --{name}{default}\n      {flag.help}")
+        default = "" if flag.default is None else f" [{flag.default}]"
+        text = textwrap.indent(textwrap.fill(flag.help or "", 80), " " * 6)
+        print(f"  --{name}{default}\n{text}")
 
 
 def _one_line(error: Exception) -> str:

@@ -4,27 +4,35 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf import records
 from algoperf.errors import UserError
 
+if TYPE_CHECKING:
+    from algoperf.submission import Submission
+    from algoperf.tuning import SearchSpace
 
-def define_run_flags(values: flags.FlagValues) -> None:
-    """Defines what `run` and `sweep` share."""
+
+def define_workloads_flag(values: flags.FlagValues) -> None:
+    """Defines `--workloads`."""
+    flags.DEFINE_list(
+        "workloads",
+        ["all"],
+        "Names that `algoperf workloads` lists; all: every base workload of the scale.",
+        flag_values=values,
+    )
+
+
+def define_choice_flags(values: flags.FlagValues) -> None:
+    """Defines which scale, ruleset and search space: `run`, `sweep` and `check`."""
     flags.DEFINE_enum(
         "scale",
         "mini",
         records.SCALES,
         "mini: embedded data, for a laptop; full: the published problem.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "out",
-        "runs",
-        "Where records go, as <out>/<submission>/study_<i>/<workload>_jax/trial_<k>.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -35,18 +43,25 @@ def define_run_flags(values: flags.FlagValues) -> None:
         "the budget.",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "trials",
-        1,
-        "How many trials of each study.",
-        lower_bound=1,
-        flag_values=values,
-    )
     flags.DEFINE_string(
         "tuning_search_space",
         None,
         "The search space, instead of tuning_search_space.json beside the submission.",
         flag_values=values,
+    )
+
+
+def define_run_flags(values: flags.FlagValues) -> None:
+    """Defines what `run` and `sweep` share."""
+    define_choice_flags(values)
+    flags.DEFINE_string(
+        "out",
+        "runs",
+        "Where records go, as <out>/<submission>/study_<i>/<workload>_jax/trial_<k>.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "trials", 1, "How many trials of each study.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_integer(
         "seed",
@@ -79,10 +94,31 @@ def define_run_flags(values: flags.FlagValues) -> None:
     )
 
 
+def search_space(
+    values: flags.FlagValues, submission: "Submission"
+) -> "SearchSpace | None":
+    """Returns the search space that the flags ask for; None when self-tuning.
+
+    Raises:
+      UserError: it is missing or malformed.
+    """
+    if values.ruleset == "self":
+        return None
+    from algoperf import tuning
+
+    given = values.tuning_search_space
+    return tuning.load_search_space(
+        Path(given) if given else submission.default_search_space
+    )
+
+
 def define_json_flag(values: flags.FlagValues) -> None:
     """Defines `--json FILE`."""
     flags.DEFINE_string(
-        "json", None, "Write JSON to this file; - is standard output.", flag_values=values
+        "json",
+        None,
+        "Write JSON to this file; - is standard output.",
+        flag_values=values,
     )
 
 
@@ -114,3 +150,25 @@ def one_argument(positional: Sequence[str], what: str, usage: str) -> str:
     if len(positional) != 1:
         raise UserError(f"give one {what}: {usage}")
     return positional[0]
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table, numbers to the right; wraps lines only on a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        is_number = bool(rows) and isinstance(rows[0][number], int | float)
+        table.add_column(
+            column, justify="right" if is_number else "left", no_wrap=number == 0
+        )
+    for row in rows:
+        table.add_row(*(f"{x:,}" if isinstance(x, int | float) else x for x in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        wide = console.options.update(max_width=10_000)
+        console.width = Measurement.get(console, wide, table).maximum
+    console.print(table)

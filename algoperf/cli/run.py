@@ -84,7 +84,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     Raises:
       UserError: an unknown name, or a search space that is missing or malformed.
     """
-    from algoperf import registry, submission, trials, tuning
+    from algoperf import registry, submission, trials
 
     loaded = submission.load_submission(registry.find_submission(values.submission))
     base = trials.TrialConfig(
@@ -98,12 +98,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
         eval_period_steps=values.eval_period_steps,
         checkpoint_period_sec=values.checkpoint_period_sec,
     )
-    space = None
-    if values.ruleset == "external":
-        given = values.tuning_search_space
-        space = tuning.load_search_space(
-            Path(given) if given else loaded.default_search_space
-        )
+    space = common.search_space(values, loaded)
     numbers = range(1, values.trials + 1)
     if values.trial_index is not None:
         numbers = range(values.trial_index, values.trial_index + 1)

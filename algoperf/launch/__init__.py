@@ -1,0 +1,1 @@
+"""Where the trials of a sweep run: processes of this machine, one after another."""

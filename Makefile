@@ -1,0 +1,53 @@
+# make demo    install, train two submissions on two workloads, score them
+# make test    install, run the tests that take minutes
+# make lint    ruff and mypy
+# make clean   remove what the above have made
+#
+# Needs Python 3.11 or newer; uv is used where it is found, else pip. All goes to .venv.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+# Another interpreter: make demo PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	{ echo $$p; break; }; done)
+
+.PHONY: demo test lint clean
+
+demo: .venv/core
+	$(BIN)/algoperf sweep --submissions adamw,momentum \
+	  --workloads imagenet_resnet,finewebedu_lm --out runs/demo
+	$(BIN)/algoperf score runs/demo --report runs/demo.html --csv runs/demo-csv
+
+test: .venv/dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or \
+	give PYTHON=/path/to/python"; exit 1; }
+	@if command -v uv >/dev/null; then uv venv --quiet --python "$(PYTHON)" .venv; \
+	else "$(PYTHON)" -m venv .venv || { echo "cannot make .venv: on Debian or Ubuntu, \
+	apt install python3-venv"; exit 1; }; fi
+
+# install EXTRAS: into .venv, editable
+define install
+	@echo "installing algoperf$(1) into .venv ..."
+	@if command -v uv >/dev/null; \
+	then uv pip install --quiet --python $(BIN)/python -e '.$(1)'; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(1)'; fi
+	@touch $@
+endef
+
+.venv/core: pyproject.toml | .venv/bin/python
+	$(call install,)
+
+.venv/dev: pyproject.toml | .venv/bin/python
+	$(call install,[dev])

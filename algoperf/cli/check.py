@@ -1,0 +1,40 @@
+"""Try a submission for a few steps and name every violation of the contract."""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from algoperf.cli import common
+
+USAGE = (
+    "algoperf check NAME_OR_PATH [--workloads X,Y|all] [--scale mini|full]\n"
+    "         [--ruleset external|self] [--steps N]"
+)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `algoperf check`."""
+    common.define_workloads_flag(values)
+    common.define_choice_flags(values)
+    flags.DEFINE_integer(
+        "steps", 3, "How many steps.", lower_bound=2, flag_values=values
+    )
+
+
+def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
+    """Prints a line per workload, or its violations; returns 1 if there are any."""
+    name = common.one_argument(positional, "submission", USAGE)
+    from algoperf import contract, registry, submission, tuning
+
+    loaded = submission.load_submission(registry.find_submission(name))
+    space = common.search_space(values, loaded)
+    workloads = registry.select_workloads(values.workloads, values.scale)
+    total = 0
+    for workload in workloads:
+        point = None if space is None else tuning.trial_point(space, 0, 1)
+        violations = contract.violations(loaded, workload, point, values.steps)
+        total += len(violations)
+        print(f"{loaded.name} on {workload.name}: {len(violations) or 'no'} violations")
+        for violation in violations:
+            print(f"  - {violation}", flush=True)
+    return 1 if total else 0

@@ -1,0 +1,80 @@
+"""Score records, ours or the official benchmark's: table, CSV, JSON and page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from algoperf import records
+from algoperf.cli import common
+from algoperf.errors import UserError
+
+USAGE = (
+    "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
+    "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
+    "         [--json FILE]        (a DIR holds one folder per submission)"
+)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `algoperf score`."""
+    flags.DEFINE_string(
+        "benchmark",
+        "mini",
+        "Workloads, targets and protocol: a benchmark's name, or a JSON file.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "ruleset",
+        "external",
+        records.RULESETS,
+        "Which protocol of the benchmark counts.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "rules",
+        "documented",
+        ("documented", "official"),
+        "documented: as the rules say; official: with the departures of the official "
+        "code, to repeat published numbers.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "report", None, "Write a self-contained HTML page here.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "csv",
+        None,
+        "Write scores.csv and performance_profile.csv into this folder.",
+        flag_values=values,
+    )
+    common.define_json_flag(values)
+
+
+def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
+    """Reads, judges, shows."""
+    import scoring
+
+    if not positional:
+        raise UserError(f"no DIR to score: {USAGE.splitlines()[0]}")
+    rules = scoring.load_rules(values.benchmark)
+    runs = scoring.read_runs([Path(directory) for directory in positional])
+    result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
+    written = []
+    if values.csv is not None:
+        folder = Path(values.csv)
+        folder.mkdir(parents=True, exist_ok=True)
+        scoring.write_scores_csv(folder / "scores.csv", result)
+        scoring.write_profile_csv(folder / "performance_profile.csv", result)
+        written += [folder / "scores.csv", folder / "performance_profile.csv"]
+    if values.report is not None:
+        scoring.write_page(Path(values.report), runs, rules, result)
+        written.append(Path(values.report))
+
+    def print_text() -> None:
+        scoring.print_report(runs, result)
+        for path in written:
+            print(f"written: {path.resolve()}")
+
+    common.show(values.json, scoring.to_json(result), print_text)
+    return 0
