@@ -166,7 +166,7 @@ def _train_step(
             params, model_state, batch, rng
         )
         updates, state = transformation.update(gradient, state, params)
-        scalars = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
         return state, optax.apply_updates(params, updates), model_state, scalars
 
     return jax.jit(step, donate_argnums=(0, 1, 2))

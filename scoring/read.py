@@ -68,6 +68,7 @@ class Skipped:
 
     path: Path
     reason: str
+    is_broken: bool = False  # a trial of this layout that should be readable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ def _read_study(submission: str, folder: Path) -> Iterator[Trial | Skipped]:
             try:
                 record, columns = _read_trial(path)
             except RecordError as error:
-                yield Skipped(path=path, reason=str(error))
+                yield Skipped(path=path, reason=str(error), is_broken=True)
                 continue
             yield Trial(
                 submission=submission,

@@ -23,7 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Prints a line per workload, or its violations; returns 1 if there are any."""
-    name = common.one_argument(positional, "submission", USAGE)
+    name = common.one_argument(positional, "submission", "check")
     from algoperf import contract, registry, submission, tuning
 
     loaded = submission.load_submission(registry.find_submission(name))

@@ -1,9 +1,11 @@
 """What several commands share: flags, arguments, JSON output."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -139,16 +141,38 @@ def show(json_path: str | None, value: Any, print_text: Callable[[], None]) -> N
         print_text()
 
 
+class StopRequest:
+    """Set by the first SIGTERM or Ctrl-C within; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.is_asked = True
+        self.__exit__()
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
 def no_arguments(positional: Sequence[str]) -> None:
     """Raises UserError for arguments that are not flags."""
     if positional:
         raise UserError(f"unexpected argument {positional[0]!r}; flags start with --")
 
 
-def one_argument(positional: Sequence[str], what: str, usage: str) -> str:
+def one_argument(positional: Sequence[str], what: str, command: str) -> str:
     """Returns the one argument that is not a flag."""
     if len(positional) != 1:
-        raise UserError(f"give one {what}: {usage}")
+        raise UserError(f"give one {what}, see algoperf {command} --help")
     return positional[0]
 
 

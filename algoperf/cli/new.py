@@ -69,7 +69,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Writes NAME/submission.py and NAME/tuning_search_space.json."""
-    name = common.one_argument(positional, "NAME", USAGE)
+    name = common.one_argument(positional, "NAME", "new")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise UserError(f"{name!r} is no name: letters, digits and _, a letter first")
     folder = Path(values.out) / name

@@ -1,14 +1,13 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from absl import flags
 
 from algoperf.cli import common
+from algoperf.cli.common import StopRequest
 
 USAGE = (
     "algoperf run --submission NAME_OR_PATH --workload NAME [--scale mini|full]\n"
@@ -64,8 +63,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     from algoperf.records import Status
 
     configs = trial_configs(values)
-    stop = StopRequest()
-    with ProgressReport() as report:
+    with StopRequest() as stop, ProgressReport() as report:
         records = runner.run_study(
             configs,
             resume=values.resume,
@@ -103,20 +101,3 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     if values.trial_index is not None:
         numbers = range(values.trial_index, values.trial_index + 1)
     return trials.trial_configs(base, space, numbers)
-
-
-class StopRequest:
-    """Set by the first SIGTERM or Ctrl-C; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.is_asked = False
-        self._before = {
-            number: signal.signal(number, self._ask)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.is_asked = True
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

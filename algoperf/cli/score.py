@@ -1,5 +1,6 @@
 """Score records, ours or the official benchmark's: table, CSV, JSON and page."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,11 +53,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Reads, judges, shows."""
+    """Reads, judges, shows; returns 1 if a record could not be read."""
     import scoring
 
     if not positional:
-        raise UserError(f"no DIR to score: {USAGE.splitlines()[0]}")
+        raise UserError("no DIR to score, see algoperf score --help")
     rules = scoring.load_rules(values.benchmark)
     runs = scoring.read_runs([Path(directory) for directory in positional])
     result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
@@ -77,4 +78,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
             print(f"written: {path.resolve()}")
 
     common.show(values.json, scoring.to_json(result), print_text)
-    return 0
+    broken = [item for item in runs.skipped if item.is_broken]
+    for item in broken:
+        print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
+    return 1 if broken else 0

@@ -55,23 +55,20 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Runs what is not finished yet; returns 1 if a trial failed or diverged."""
     common.no_arguments(positional)
-    from algoperf.cli.run import StopRequest
     from algoperf.launch import local
 
     jobs = list(_jobs(values))
     print(f"{len(jobs)} trials, records under {values.out}", flush=True)
-    stop = StopRequest()
-    good = True
-    for number, (_, code) in enumerate(
-        local.run_jobs(jobs, lambda: stop.is_asked), start=1
-    ):
-        good = good and code == 0
-        print(f"[{number}/{len(jobs)} done]", flush=True)
+    codes = []
+    with common.StopRequest() as stop:
+        for _, code in local.run_jobs(jobs, lambda: stop.is_asked):
+            codes.append(code)
+            print(f"[{len(codes)}/{len(jobs)} done]", flush=True)
     statuses = Counter(_status(job.folder) for job in jobs)
     print(", ".join(f"{count} {status}" for status, count in statuses.items()))
     if stop.is_asked:
         print("stopped; the same command goes on with what is missing")
-    return 0 if good else 1
+    return 1 if any(codes) else 0
 
 
 def _jobs(values: flags.FlagValues) -> "Iterator[Job]":

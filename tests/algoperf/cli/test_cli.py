@@ -1,0 +1,165 @@
+"""The command line from outside: help, lists, mistakes."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from algoperf import cli
+
+# What must not be imported to answer help or a mistake in a flag.
+HEAVY = ("jax", "flax", "optax", "orbax", "numpy", "scipy", "rich", "plotly")
+
+
+RESNET = ("run", "--submission=adamw", "--workload=imagenet_resnet")
+
+
+def _python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["score", "-h"]])
+def test_help_imports_nothing_heavy(arguments):
+    done = _python(
+        "import sys\n"
+        "from algoperf import cli\n"
+        f"code = cli.main({arguments!r})\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "algoperf" in done.stdout
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert re.search(rf"^  {command} +\S", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_has_help(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"algoperf {command}" in out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, ""),
+        (["rnu"], 1, "did you mean run"),
+        (["run", "--submision=x"], 2, "submission"),
+        (["run"], 2, "--submission"),
+        (["run", "--submission=adamw", "--workload=x", "--trials=0"], 2, "trials"),
+        (["run", "--submission=adamw", "--workload=x", "--seed=-1"], 2, "seed"),
+        (["run", "x", "--submission=adamw", "--workload=x"], 1, "'x'"),
+        (["run", "--submission=adamv", "--workload=x"], 1, "did you mean adamw"),
+        (["run", "--submission=./no.py", "--workload=x"], 1, "no submission at"),
+        (
+            ["run", "--submission=adamw", "--workload=imagenet_resnt"],
+            1,
+            "did you mean imagenet_resnet",
+        ),
+        (
+            [*RESNET, "--tuning_search_space=none.json"],
+            1,
+            "no search space at none.json",
+        ),
+        (
+            [*RESNET, "--trial_index=99"],
+            1,
+            "lists 5 points",
+        ),
+        (["sweep", "--submissions=adamw,adamw"], 1, "one name"),
+        (["sweep", "--submissions=adamw", "--workloads=x"], 1, "unknown workload"),
+        (["sweep", "--submissions=adamw", "--trials=9"], 1, "lists 5 points"),
+        (["check"], 1, "give one submission"),
+        (["new"], 1, "give one NAME"),
+        (["new", "not-a-name"], 1, "is no name"),
+        (["score"], 1, "no DIR"),
+        (["score", "nowhere"], 1, "nowhere"),
+        (["score", "nowhere", "--benchmark=v9"], 1, "v0.5"),
+        (["workloads", "x"], 1, "unexpected argument"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(arguments, code, says, capsys, tmp_path):
+    if arguments[:1] in (["run"], ["sweep"]):
+        arguments = [*arguments, f"--out={tmp_path}/runs"]
+    assert cli.main(arguments) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert len(captured.err.strip().splitlines()) <= 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_workloads_as_json(capsys):
+    assert cli.main(["workloads", "--json=-"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    resnet = next(row for row in rows if row["name"] == "imagenet_resnet")
+    assert resnet["scale"] == "mini"
+    assert resnet["target"] == "accuracy >= 0.862"
+    assert resnet["num_parameters"] == 33090
+
+
+def test_workloads_as_table(capsys):
+    assert cli.main(["workloads"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"imagenet_resnet_silu +mini +accuracy >= 0\.862", out)
+
+
+def test_submissions(capsys, tmp_path):
+    file = tmp_path / "list.json"
+    assert cli.main(["submissions", f"--json={file}"]) == 0
+    rows = {row["name"]: row for row in json.loads(file.read_text())}
+    assert {"adamw", "nadamw", "momentum"} <= rows.keys()
+    assert rows["adamw"]["summary"].startswith("AdamW")
+    assert rows["adamw"]["search_space"]
+    assert "nadamw" in capsys.readouterr().out
+
+
+def test_json_that_cannot_be_written_is_one_line(capsys, tmp_path):
+    assert cli.main(["submissions", f"--json={tmp_path}/no/list.json"]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor", "--json=-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["jax"]
+    assert found["devices"]["device_count"] >= 1
+    assert found["host"]["memory_gib"] > 0
+    assert set(found["data"].values()) == {"found"}
+
+
+def test_new_writes_a_submission_once(capsys, tmp_path):
+    assert cli.main(["new", "mine", f"--out={tmp_path}"]) == 0
+    assert "algoperf check" in capsys.readouterr().out
+    text = (tmp_path / "mine" / "submission.py").read_text()
+    assert text.startswith('"""mine:')
+    assert cli.main(["new", "mine", f"--out={tmp_path}"]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "submission.py").read_text() == text
+
+
+@pytest.mark.slow
+def test_help_is_quick_enough_to_be_asked():
+    # The promise is 0.5 s; what makes it slow, an import of JAX, takes over a second.
+    def seconds():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "algoperf", "--help"], check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5

@@ -1,0 +1,103 @@
+"""`algoperf check`: every violation has a name, a good submission has none."""
+
+import pytest
+
+from algoperf import contract, registry
+from algoperf.submission import load_submission
+
+GOOD = """
+import functools
+import jax
+import numpy as np
+import optax
+from algoperf import spec
+from algoperf.submission import from_optax
+(get_batch_size, init_optimizer_state, update_params, prepare_for_eval,
+ data_selection) = from_optax(lambda workload, point: optax.sgd(0.1, momentum=0.9))
+"""
+
+BAD = {
+    "get_batch_size must raise ValueError": """
+def get_batch_size(name):
+    return {}[name] if name.startswith("a_") else 128
+""",
+    "must return a dict with 'inputs' and 'targets'": """
+select = data_selection
+def data_selection(*arguments):
+    batch = select(*arguments)
+    return {**batch, "target": batch.pop("targets")}
+""",
+    "changes the layout of the param_container": """
+update = update_params
+def update_params(**arguments):
+    state, params, model_state = update(**arguments)
+    params = jax.tree.map(lambda p: p.astype("bfloat16"), params)
+    return state, params, model_state
+""",
+    "changes the layout of the optimizer_state": """
+update = update_params
+def update_params(**arguments):
+    (state, step), params, model_state = update(**arguments)
+    return (dict(trace=state), step), params, model_state
+""",
+    "must return (optimizer_state, params, model_state)": """
+update = update_params
+def update_params(**arguments):
+    return update(**arguments)[:2]
+""",
+    "is a str, which no checkpoint can hold": """
+init = init_optimizer_state
+def init_optimizer_state(*arguments):
+    state, step = init(*arguments)
+    return state, step, "a word"
+def update_params(**arguments):
+    raise spec.TrainingCompleteError()
+""",
+    "did not change in 4 steps": """
+(get_batch_size, init_optimizer_state, update_params, prepare_for_eval,
+ data_selection) = from_optax(lambda workload, point: optax.sgd(0.0))
+""",
+    "are not finite after 4 steps": """
+(get_batch_size, init_optimizer_state, update_params, prepare_for_eval,
+ data_selection) = from_optax(lambda workload, point: optax.sgd(float("nan")))
+""",
+    "jit a function once": """
+update = update_params
+def update_params(**arguments):
+    state, params, model_state = update(**arguments)
+    params = jax.jit(lambda tree: jax.tree.map(lambda p: p * 1.0, tree))(params)
+    return state, params, model_state
+""",
+    "stopped and resumed ends with other parameters": """
+update = update_params
+calls = [0]
+def update_params(**arguments):
+    state, params, model_state = update(**arguments)
+    calls[0] += 1
+    params = jax.tree.map(lambda p: p * (1.0 + 0.01 * calls[0]), params)
+    return state, params, model_state
+""",
+    "RuntimeError: not today": """
+def prepare_for_eval(**arguments):
+    raise RuntimeError("not today")
+""",
+}
+
+
+def _violations(tmp_path, text):
+    file = tmp_path / "attempt.py"
+    file.write_text(text)
+    workload = registry.find_workload("imagenet_resnet", "mini")
+    return contract.violations(load_submission(file), workload, {"x": 1.0}, steps=4)
+
+
+@pytest.mark.slow
+def test_a_good_submission_has_none(tmp_path):
+    assert _violations(tmp_path, GOOD) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("says", BAD)
+def test_a_violation_is_named(tmp_path, says):
+    found = _violations(tmp_path, GOOD + BAD[says])
+    assert any(says in violation for violation in found), found
