@@ -40,7 +40,7 @@ class Mlp(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, inputs, train, dropout_rate):
+    def __call__(self, inputs, train, dropout_rate=0.0):
         """Maps (B, 28, 28, 1) to logits (B, 10)."""
         del train, dropout_rate
         hidden = inputs.reshape(inputs.shape[0], -1)

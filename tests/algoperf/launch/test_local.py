@@ -1,0 +1,59 @@
+"""Processes of a sweep: what becomes of a trial whose process was killed."""
+
+import sys
+
+import pytest
+
+from algoperf import records
+from algoperf.launch import local
+from algoperf.records import Status
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A job whose process is a shell command; the record says that it runs."""
+    command = tmp_path / "command"
+
+    def make(shell, status=Status.RUNNING):
+        command.write_text(f"#!/bin/sh\n{shell}\n")
+        command.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(command))
+        record = {"schema_version": records.SCHEMA_VERSION, "status": status}
+        records.write_json(tmp_path / records.RECORD_FILE, record)
+        return local.Job(arguments=("--seed=1",), folder=tmp_path)
+
+    return make
+
+
+def test_arguments_and_exit_status(job, tmp_path):
+    wanted = job(f'echo "$@" > {tmp_path}/arguments; exit 3')
+    assert list(local.run_jobs([wanted], lambda: False)) == [(wanted, 3)]
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments == ["-m", "algoperf", "run", "--seed=1", "--resume"]
+    assert records.read_record(tmp_path)["status"] is Status.RUNNING
+
+
+@pytest.mark.parametrize(("name", "hint"), [("KILL", True), ("SEGV", False)])
+def test_a_killed_process_is_a_failed_trial(job, tmp_path, name, hint):
+    ((_, code),) = local.run_jobs([job(f"kill -{name} $$")], lambda: False)
+    assert code < 0
+    record = records.read_record(tmp_path)
+    assert record["status"] is Status.FAILED
+    assert f"SIG{name}" in record["message"]
+    assert ("memory" in record["message"]) is hint
+
+
+def test_a_result_is_not_taken_back(job, tmp_path):
+    list(local.run_jobs([job("kill -KILL $$", Status.REACHED)], lambda: False))
+    assert records.read_record(tmp_path)["status"] is Status.REACHED
+
+
+def test_stopping_ends_the_running_job_and_begins_no_other(job, tmp_path):
+    ready = tmp_path / "ready"
+    wanted = job(
+        f"trap 'echo saved > {tmp_path}/saved; exit 0' TERM\n"
+        f"touch {ready}\nwhile :; do sleep 0.05; done"
+    )
+    done = list(local.run_jobs([wanted, wanted], ready.exists))
+    assert done == [(wanted, 0)]
+    assert (tmp_path / "saved").exists()
