@@ -1,11 +1,12 @@
 """Batches of arrays held in memory, and their way to the device."""
 
+import collections
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
-import grain.experimental
 import jax
 import numpy as np
 
@@ -14,7 +15,10 @@ Augment = Callable[[Batch, np.random.Generator], Batch]
 
 # Endless in practice: grain wants a length, and positions must stay exact in int64.
 ENDLESS = 2**48
-PREFETCH_BATCHES = 2
+PREFETCH_BATCHES = 2  # at least so many wait on the device
+# More are made in one go while they are small.
+MAX_BURST_BATCHES = 32
+BURST_BYTES = 32 * 2**20
 
 
 @functools.lru_cache(maxsize=4)
@@ -117,32 +121,71 @@ def eval_batches(
 class InputQueue(Iterator[dict[str, jax.Array]]):
     """What `data_selection` draws from: batches prefetched to the device.
 
-    Batches are made and sent by threads of their own, off the critical path.
+    Batches are made and sent by a thread of their own, off the critical path, and
+    small ones many at a time: where the device is the CPU, a thread that wakes for
+    every batch takes a core from the training step that often.
+
     `position` counts the batches that were taken: a queue started there goes on
     exactly where this one stands.
     """
 
     def __init__(self, dataset: grain.MapDataset, sharding: Any, position: int = 0):
         self.position = position
-        batches = dataset[position:].to_iter_dataset(
-            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        self._sharding = sharding
+        self._ready: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._fill, args=(dataset[position:],), name="input", daemon=True
         )
-        self._batches = iter(
-            grain.experimental.device_put(
-                batches,
-                sharding,
-                cpu_buffer_size=PREFETCH_BATCHES,
-                device_buffer_size=PREFETCH_BATCHES,
-            )
-        )
+        self._thread.start()
 
     def __next__(self) -> dict[str, jax.Array]:
-        batch = next(self._batches)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ready or self._error is not None or self._closed
+            )
+            if not self._ready:
+                raise self._error or RuntimeError("the input queue is closed")
+            batch = self._ready.popleft()
+            if len(self._ready) == PREFETCH_BATCHES:
+                self._changed.notify_all()
         self.position += 1
         return batch
 
+    def _fill(self, dataset: grain.MapDataset) -> None:
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        try:
+            for batch in dataset.to_iter_dataset(options):
+                size = sum(array.nbytes for array in batch.values())
+                burst = min(MAX_BURST_BATCHES, BURST_BYTES // max(size, 1))
+                self._append(jax.device_put(batch, self._sharding))
+                if len(self._ready) >= PREFETCH_BATCHES + burst:
+                    self._wait_for_room()
+                if self._closed:
+                    return
+        except BaseException as error:  # raised again where the batch is asked for
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _append(self, batch: dict[str, jax.Array]) -> None:
+        with self._changed:
+            self._ready.append(batch)
+            if len(self._ready) == 1:
+                self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or len(self._ready) <= PREFETCH_BATCHES
+            )
+
     def close(self) -> None:
-        """Stops the prefetching threads."""
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+        """Stops the prefetching thread; batches not taken are dropped."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join()
