@@ -6,6 +6,7 @@ A state is any pytree. Its arrays and numbers are saved with Orbax, in
 """
 
 import logging as python_logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from algoperf.errors import UserError
 from algoperf.records import CHECKPOINT_PREFIX
 
 KEEP = 2  # the newest, and the one to fall back on
+# What must be free, in bytes: the arrays, what Orbax writes about them, a margin.
+SPACE_FACTOR = 1.2
+SPACE_EXTRA = 2**20
 
 
 class Checkpoints:
@@ -46,6 +50,7 @@ class Checkpoints:
         leaves = _saved_leaves(state)
         kinds = {path: _kind(leaf) for path, leaf in leaves.items()}
         arrays = {str(i): _to_array(leaf) for i, leaf in enumerate(leaves.values())}
+        self._check_space(sum(array.nbytes for array in arrays.values()))
         try:
             if step in self._manager.all_steps():
                 self._manager.delete(step)
@@ -56,11 +61,22 @@ class Checkpoints:
                     facts=ocp.args.JsonSave({"facts": facts, "kinds": kinds}),
                 ),
             )
-        except OSError as error:
+        except Exception as error:  # Orbax passes on what its storage layers raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise UserError(
-                f"cannot save a checkpoint in {self._manager.directory}: {error}; free "
-                "some space, then go on with --resume"
+                f"cannot save a checkpoint in {self._manager.directory} ({reason}); "
+                "mend that, then go on with --resume"
             ) from error
+
+    def _check_space(self, needed: int) -> None:
+        """Raises before a write that would fail half-way."""
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < SPACE_FACTOR * needed + SPACE_EXTRA:
+            raise UserError(
+                f"no space for a checkpoint of {needed / 2**20:.1f} MiB in "
+                f"{self._manager.directory}, {free / 2**20:.1f} MiB are free; make "
+                "room, then go on with --resume"
+            )
 
     def restore(self, fresh: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns the newest readable (state, facts); None where there is none.
@@ -130,8 +146,8 @@ class Checkpoints:
 
 
 def _is_ours(record: python_logging.LogRecord) -> bool:
-    """Keeps Orbax's own chatter out of a run's log, unless something is wrong."""
-    return record.levelno >= python_logging.ERROR or "orbax" not in record.pathname
+    """Keeps Orbax's own chatter out of a run's log; what it raises is passed on."""
+    return "orbax" not in record.pathname
 
 
 def _saved_leaves(state: Any) -> dict[str, Any]:

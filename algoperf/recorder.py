@@ -100,7 +100,7 @@ class Recorder:
                 f"{folder} holds a run already ({earlier['status']}); go on with "
                 "--resume, or choose another --out"
             )
-        wanted = json.loads(json.dumps(record))
+        wanted = json.loads(json.dumps(records.finite(record)))
         for name in IDENTITY:
             if earlier.get(name) != wanted[name]:
                 raise UserError(

@@ -169,9 +169,9 @@ class _Trial:
         )
         self.in_flight = StepsInFlight()
         self.evaluator = Evaluator(config.workload)
-        self.checkpoints = Checkpoints(recorder.folder)
         self._step_key = seeds.key(3)
         fresh = self._fresh_state(seeds)
+        self.checkpoints = Checkpoints(recorder.folder)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
         state, facts = restored or (fresh, {})
         self.state = dataclasses.replace(state, step=facts.get("step", 0))
@@ -187,6 +187,10 @@ class _Trial:
         self.last_eval_sec = facts.get("last_eval_sec", 0.0)
         self.last_checkpoint = now()
         self.compiled = CompileTime({})
+        self.outcome: tuple[Status, str] | None = None
+        if facts.get("outcome"):  # killed between the last checkpoint and the end
+            status, message = facts["outcome"]
+            self.outcome = Status(status), message
 
     def _fresh_state(self, seeds: Seeds) -> TrainState:
         params, model_state = self.workload.init_model_fn(seeds.key(0))
@@ -205,7 +209,7 @@ class _Trial:
         """Trains until something ends the trial; returns its status and why."""
         with compile_time(self.clock, self._compile_totals) as self.compiled:
             self.clock.switch(Phase.EVALUATION)
-            outcome = None
+            outcome = self.outcome
             if not self.recorder.rows:
                 outcome = self._evaluate()  # of the initial model, free
             self.clock.switch(Phase.SUBMISSION)
@@ -226,7 +230,7 @@ class _Trial:
                         why = "the submission is done" if complete else "max_steps"
                         outcome = Status.COMPLETED, f"target not reached: {why}"
                     self.clock.switch(Phase.LOGGING)
-                    self._checkpoint_if_due(is_last=outcome is not None)
+                    self._checkpoint_if_due(outcome)
                     self.clock.switch(Phase.SUBMISSION)
             self._finish_steps()
             self.clock.switch(None)
@@ -339,13 +343,14 @@ class _Trial:
         self._checkpoint()
         return Status.PREEMPTED, "asked to stop; go on with --resume"
 
-    def _checkpoint_if_due(self, is_last: bool) -> None:
+    def _checkpoint_if_due(self, outcome: tuple[Status, str] | None) -> None:
         waited = self.clock.now() - self.last_checkpoint
-        if is_last or waited >= self.config.checkpoint_period_sec:
-            self._checkpoint()
+        if outcome is not None or waited >= self.config.checkpoint_period_sec:
+            self._checkpoint(outcome)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, outcome: tuple[Status, str] | None = None) -> None:
         facts = {
+            "outcome": outcome,
             "step": self.state.step,
             "data_position": self.queue.position,
             "clock": self.clock.totals(),

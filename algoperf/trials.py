@@ -106,6 +106,12 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
             wish = submission.functions.get_batch_size(name)
         except ValueError:
             continue
+        except Exception as error:
+            raise UserError(
+                f"get_batch_size of {submission.name} raised "
+                f"{type(error).__name__}: {error}; for a name that it does not know it "
+                "must raise ValueError"
+            ) from error
         break
     if wish is None:
         wish = workload.default_batch_size

@@ -10,6 +10,7 @@ the study's seed and on k only, so trials may be spread over machines.
 
 import collections
 import json
+import keyword
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,10 +53,11 @@ def load_search_space(path: Path) -> SearchSpace:
         if not isinstance(names, dict) or not names:
             raise UserError(f"search space {path}: {where} must be a non-empty object")
         for name in names:
-            if not name.isidentifier() or name.startswith("_"):
+            is_name = name.isidentifier() and not keyword.iskeyword(name)
+            if not is_name or name.startswith("_"):
                 raise UserError(
                     f"search space {path}: {name!r} is no name for a hyperparameter "
-                    "(letters, digits and _, not first a digit or _)"
+                    "(letters, digits and _, not first a digit or _; no Python keyword)"
                 )
     return space
 
@@ -111,8 +113,10 @@ def _value(part: Mapping[str, Any], u: float) -> Any:
         return points[min(int(u * len(points)), len(points) - 1)]
     low, high = part["min"], part["max"]
     if part.get("scaling", "linear") == "log":
-        return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
-    return low + u * (high - low)
+        value = math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    else:
+        value = low + u * (high - low)
+    return min(max(value, low), high)  # rounding may leave the range
 
 
 def as_namedtuple(point: Mapping[str, Any] | None) -> Any:

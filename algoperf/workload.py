@@ -5,6 +5,7 @@ its metric and its data, and lists base, variants and scales as instances in a t
 `WORKLOADS`; `derive` makes one from another.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -28,7 +29,7 @@ W = TypeVar("W", bound="Workload")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Workload:
+class Workload(abc.ABC):
     """A fixed problem: facts as fields, behaviour as methods (see `spec.Workload`).
 
     A family overrides `dataset`, `loss_fn`, `metric_sums` and `metrics`. Instances
@@ -75,13 +76,14 @@ class Workload:
 
     # What a family defines.
 
+    @abc.abstractmethod
     def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
         """Returns the batches of 'train' (endless), or of one of EVAL_SPLITS.
 
         Evaluation splits are finite, every batch of one size, 'weights' 0 on padding.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss_fn(
         self,
         label_batch: spec.Tensor,
@@ -90,15 +92,14 @@ class Workload:
         label_smoothing: float = 0.0,
     ) -> dict[str, spec.Tensor]:
         """See `spec.Workload.loss_fn`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def metric_sums(self, logits: jax.Array, batch: spec.Batch) -> dict[str, jax.Array]:
         """Returns scalars that add up over batches; padding has weight 0."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns the metrics, 'loss' among them, from the sums over a split."""
-        raise NotImplementedError
 
     # What they share.
 

@@ -1,0 +1,163 @@
+"""What a user got wrong is one clear line, and nothing on disk has changed."""
+
+import dataclasses
+import json
+
+import pytest
+from synthetic import SYNTHETIC, folder_of, kill_at, rows_of
+
+from algoperf import records
+from algoperf.checkpoint import Checkpoints
+from algoperf.errors import UserError
+from algoperf.records import Status
+from algoperf.runner import run_trial
+from algoperf.submission import load_submission
+from algoperf.workload import derive
+
+
+def _look(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _assert_refused(config, says, **options):
+    before = _look(config.out)
+    with pytest.raises(UserError, match=says):
+        run_trial(config, **options)
+    assert _look(config.out) == before
+
+
+
+
+@pytest.fixture
+def killed(make_config):
+    """A trial that was killed after its first checkpoint."""
+    config = make_config()
+    kill_at(config, 5)
+    return config
+
+
+def test_the_folder_of_a_finished_run(make_config):
+    config = make_config(max_steps=4)
+    run_trial(config)
+    _assert_refused(config, r"holds a run already \(completed\); go on with --resume")
+
+
+def test_the_folder_of_another_run(killed, tmp_path):
+    _assert_refused(killed, r"holds a run already \(running\); go on with --resume")
+    longer = dataclasses.replace(killed, max_steps=13)
+    _assert_refused(longer, "holds a run already")
+    changes = {
+        "max_steps": {"max_steps": 13},
+        "seeds": {"seed": 1},
+        "hyperparameters": {"hyperparameters": {"learning_rate": 0.02}},
+        "ruleset": {"ruleset": "self"},
+        "eval_period_steps": {"eval_period_steps": 2},
+        "batch_size": {"workload": derive(SYNTHETIC, default_batch_size=16)},
+    }
+    for name, change in changes.items():
+        other = dataclasses.replace(killed, **change)
+        says = f"holds another run: its {name} is .*choose another --out"
+        _assert_refused(other, says, resume=True)
+    path = tmp_path / "other" / "adam.py"
+    path.parent.mkdir()
+    path.write_text(killed.submission.path.read_text() + "# changed\n")
+    other = dataclasses.replace(killed, submission=load_submission(path))
+    _assert_refused(other, "holds another run: its submission is", resume=True)
+    assert run_trial(killed, resume=True)["status"] is Status.COMPLETED
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_holds_something_else(make_config, resume):
+    config = make_config()
+    folder_of(config).mkdir(parents=True)
+    (folder_of(config) / "thesis.tex").write_text("precious")
+    _assert_refused(config, "not empty and holds no record", resume=resume)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "running"}'])
+def test_a_broken_record(killed, text):
+    (folder_of(killed) / records.RECORD_FILE).write_text(text)
+    _assert_refused(killed, "record.json cannot be read", resume=True)
+
+
+def test_a_record_of_a_newer_version(killed):
+    path = folder_of(killed) / records.RECORD_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
+    _assert_refused(killed, "has schema version 2, this code reads 1", resume=True)
+
+
+def test_a_missing_hyperparameter(make_config):
+    config = make_config(hyperparameters={"lr": 0.1, "beta2": 0.9})
+    says = "adam reads the hyperparameter 'learning_rate', .* it has: lr, beta2"
+    _assert_refused(config, says)
+    assert not config.out.exists()
+
+
+def test_a_batch_size_that_does_not_fit(make_config, monkeypatch):
+    config = make_config(workload=derive(SYNTHETIC, default_batch_size=30))
+    monkeypatch.setattr("jax.device_count", lambda: 4)
+    _assert_refused(config, "batch size of adam is 30, .* the 4 devices")
+    assert not config.out.exists()
+
+
+def test_an_output_folder_that_cannot_be_made(make_config, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    config = make_config(out=tmp_path / "file" / "runs")
+    with pytest.raises(UserError, match="cannot make .*choose another --out"):
+        run_trial(config)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_checkpoints_of_another_structure(killed):
+    """Same file, other state: it reads something from outside."""
+    state = killed.submission.functions.init_optimizer_state
+
+    def more(*arguments):
+        return state(*arguments), 0.5
+
+    functions = killed.submission.functions._replace(init_optimizer_state=more)
+    submission = dataclasses.replace(killed.submission, functions=functions)
+    other = dataclasses.replace(killed, submission=submission)
+    _assert_refused(other, "saved state and a fresh one differ in", resume=True)
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+def test_a_full_disk_while_recording(make_config, monkeypatch, function):
+    config = make_config()
+    kept = []
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def watch(progress):
+        if progress.step == 6:
+            kept.append(_look(config.out))
+            monkeypatch.setattr(f"algoperf.records.os.{function}", full)
+
+    with pytest.raises(UserError, match="cannot write .*No space left on device"):
+        run_trial(config, watch=watch)
+    monkeypatch.undo()
+    assert _look(config.out) == kept[0]
+    record = run_trial(config, resume=True)
+    assert record["status"] is Status.COMPLETED
+    assert [row["global_step"] for row in rows_of(config)] == [0, 4, 8, 12]
+
+
+def test_a_full_disk_while_saving_can_be_resumed(make_config, tmp_path, monkeypatch):
+    config = make_config()
+
+    def full(*_):
+        raise UserError("cannot save a checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        with pytest.raises(UserError, match="cannot save a checkpoint"):
+            run_trial(config)
+    record = records.read_record(folder_of(config))
+    assert record["status"] is Status.PREEMPTED
+    assert record["message"] == "cannot save a checkpoint"
+    assert run_trial(config, resume=True)["status"] is Status.COMPLETED

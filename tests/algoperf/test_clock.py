@@ -1,0 +1,129 @@
+"""The stopwatch, step windows and compile time, with a fake `now`."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from synthetic import FakeTime
+
+from algoperf.clock import (
+    Clock,
+    Phase,
+    StepsInFlight,
+    StepTimes,
+    Window,
+    compile_time,
+)
+
+
+def test_phases_add_up_to_the_time_between_start_and_stop():
+    time = FakeTime()
+    clock = Clock(time)
+    time.sleep(100)  # before the first switch: nobody's
+    for phase, seconds in (
+        (Phase.EVALUATION, 1),
+        (Phase.SUBMISSION, 2),
+        (Phase.LOGGING, 4),
+        (Phase.SUBMISSION, 8),
+        (Phase.SUBMISSION, 16),
+    ):
+        clock.switch(phase)
+        time.sleep(seconds)
+    clock.switch(None)
+    time.sleep(100)
+    assert clock.totals() == {"submission": 26, "evaluation": 1, "logging": 4}
+
+
+def test_a_running_phase_is_read_to_the_moment():
+    time = FakeTime()
+    clock = Clock(time)
+    clock.switch(Phase.SUBMISSION)
+    time.sleep(3)
+    assert clock.seconds(Phase.SUBMISSION) == 3
+    assert clock.seconds(Phase.LOGGING) == 0
+    time.sleep(1)
+    assert clock.totals() == {"submission": 4, "evaluation": 0, "logging": 0}
+
+
+def test_totals_are_restored():
+    time = FakeTime()
+    clock = Clock(time, {"submission": 10.0, "evaluation": 5.0})
+    clock.switch(Phase.SUBMISSION)
+    time.sleep(1)
+    clock.switch(None)
+    assert clock.totals() == {"submission": 11, "evaluation": 5, "logging": 0}
+
+
+def test_a_window_reaches_from_the_first_step_end_to_the_last():
+    times = StepTimes()
+    times.step_finished(10.0, step=1, compilations=3)
+    times.step_finished(11.0, step=2, compilations=3)
+    times.close_window(16.0, step=4, compilations=3)
+    assert times.windows == [Window(steps=3, seconds=6.0, compiled=False)]
+    times.close_window(99.0, step=9, compilations=3)  # none is open
+    times.step_finished(100.0, step=9, compilations=3)
+    times.close_window(101.0, step=9, compilations=3)  # no step in it
+    assert len(times.windows) == 1
+
+
+def test_a_window_with_compilation_is_left_out():
+    times = StepTimes([Window(10, 10.0, compiled=False)])
+    times.step_finished(0.0, step=0, compilations=1)
+    times.close_window(70.0, step=7, compilations=2)
+    assert times.windows[1].compiled
+    assert times.summary()["seconds"] == 1.0
+    assert times.summary()["windows"] == 1
+
+
+def test_contended_windows_are_left_out_and_counted():
+    means = (1.0, 1.02, 1.04, 1.06, 1.5, 7.0)
+    summary = StepTimes([Window(10, 10 * mean, False) for mean in means]).summary()
+    assert summary["seconds"] == pytest.approx(1.03)
+    assert summary["contended_windows"] == 2
+    assert summary["windows"] == 6
+    assert summary["slowest_window"] == pytest.approx(7.0)
+
+
+def test_no_window_is_no_step_time():
+    assert StepTimes().summary()["seconds"] is None
+
+
+def test_steps_in_flight_are_limited():
+    in_flight = StepsInFlight(limit=2)
+    outputs = {"w": jnp.ones((3, 3)), "b": jnp.ones(2), "n": 1, "empty": jnp.ones(0)}
+    assert [in_flight.add(outputs) for _ in range(4)] == [0, 0, 1, 1]
+    in_flight.drain()
+    assert in_flight.add(outputs) == 0
+
+
+def test_donated_outputs_can_still_be_waited_for():
+    in_flight = StepsInFlight(limit=1)
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros((4, 4))
+    for _ in range(5):
+        x = step(x)
+        in_flight.add(x)
+    in_flight.drain()
+    assert x[0, 0] == 5
+
+
+def _compile_something(number: float) -> None:
+    jax.jit(lambda x: x * number)(1.0)
+
+
+def test_compile_time_counts_under_the_current_phase():
+    clock = Clock(FakeTime())
+    with compile_time(clock, {"logging": 2.0}) as counted:
+        _compile_something(1.5)  # the clock stands still: not counted
+        assert counted.events == 0
+        clock.switch(Phase.SUBMISSION)
+        _compile_something(2.5)
+        submission, events = counted.seconds["submission"], counted.events
+        clock.switch(Phase.EVALUATION)
+        _compile_something(3.5)
+    _compile_something(4.5)  # nobody listens
+    assert submission > 0
+    assert events > 0
+    assert counted.seconds["submission"] == submission
+    assert counted.seconds["evaluation"] > 0
+    assert counted.events == 2 * events
+    assert counted.seconds["logging"] == 2.0

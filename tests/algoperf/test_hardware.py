@@ -1,0 +1,48 @@
+"""What the machine says of itself can be written down."""
+
+import json
+import subprocess
+import sys
+
+from algoperf import hardware
+
+
+def test_all_descriptions_are_json():
+    host, devices = hardware.describe_host(), hardware.describe_devices()
+    versions = hardware.describe_versions()
+    json.dumps([host, devices, versions])
+    assert host["cores"] >= 1
+    assert host["memory_gib"] > 0
+    assert host["cpu"]
+    assert devices["device_count"] >= 1
+    assert devices["process_count"] == 1
+    assert versions["jax"]
+    assert versions["algoperf"]
+
+
+def test_a_package_that_is_not_there_has_no_version(monkeypatch):
+    monkeypatch.setattr(hardware, "PACKAGES", ("no-such-package",))
+    assert hardware.describe_versions() == {"no-such-package": None}
+
+
+def test_the_revision_is_that_of_this_repository(monkeypatch, tmp_path):
+    revision = hardware.git_revision()
+    assert revision is None or len(revision.removesuffix("-dirty")) == 40
+    monkeypatch.setattr(hardware, "__file__", str(tmp_path / "a" / "hardware.py"))
+    assert hardware.git_revision() is None
+
+
+def test_no_git_is_no_revision(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(hardware.subprocess, "run", missing)
+    assert hardware.git_revision() is None
+
+
+def test_describing_the_host_does_not_need_jax():
+    code = (
+        "import sys; from algoperf import hardware; hardware.describe_host(); "
+        "hardware.describe_versions(); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

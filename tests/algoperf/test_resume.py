@@ -1,0 +1,251 @@
+"""A run that was stopped or killed and resumed ends as one that never was."""
+
+import dataclasses
+import itertools
+import logging as python_logging
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from synthetic import (
+    BATCH_NORM,
+    assert_same_results,
+    folder_of,
+    kill_at,
+    replaced,
+    rows_of,
+    run_until,
+    saved,
+)
+
+from algoperf import records
+from algoperf.records import Status
+from algoperf.recorder import Recorder
+from algoperf.registry import find_submission, find_workload
+from algoperf.runner import run_trial
+from algoperf.submission import load_submission
+from algoperf.trials import TrialConfig
+from algoperf.tuning import load_search_space, trial_point
+from algoperf.workload import derive
+
+DRIVER = Path(__file__).with_name("drive.py")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A trial with batch norm and dropout that ran without a stop."""
+    config = TrialConfig(
+        submission=load_submission(Path(__file__).parent / "submissions/adam.py"),
+        workload=BATCH_NORM,
+        hyperparameters={"learning_rate": 0.01, "dropout_rate": 0.2},
+        out=tmp_path_factory.mktemp("whole"),
+        max_steps=12,
+        checkpoint_period_sec=0.0,
+    )
+    assert run_trial(config)["status"] is Status.COMPLETED
+    return config
+
+
+@pytest.fixture(scope="module")
+def killed(whole, tmp_path_factory):
+    """The same trial, killed two steps after a checkpoint."""
+    config = dataclasses.replace(whole, out=tmp_path_factory.mktemp("killed"))
+    kill_at(config, 10)
+    return config
+
+
+@pytest.fixture
+def parts(whole, tmp_path):
+    """The same trial, in a folder of its own, not run yet."""
+    return dataclasses.replace(whole, out=tmp_path / "parts")
+
+
+@pytest.mark.parametrize("step", [0, 4, 7])
+def test_stopped_and_resumed(whole, parts, step):
+    assert run_until(parts, step)["status"] is Status.PREEMPTED
+    assert run_trial(parts, resume=True)["status"] is Status.COMPLETED
+    assert_same_results(whole, parts)
+
+
+def test_stopped_again_and_again(whole, parts):
+    for step in (3, 8):
+        assert run_until(parts, step, resume=True)["status"] is Status.PREEMPTED
+    record = run_trial(parts, resume=True)
+    assert record["preemption_count"] == 2
+    assert_same_results(whole, parts)
+    counts = [row[records.PREEMPTION_COUNT] for row in rows_of(parts)]
+    assert counts == [0, 1, 1, 2]
+    for part in range(3):
+        assert (folder_of(parts) / f"meta_data_{part}.json").exists()
+        assert (folder_of(parts) / f"flags_{part}.json").exists()
+
+
+@pytest.mark.parametrize("step", [2, 11])
+def test_killed_after_a_step_and_resumed(whole, parts, step):
+    kill_at(parts, step)
+    assert records.read_record(folder_of(parts))["status"] is Status.RUNNING
+    assert run_trial(parts, resume=True)["status"] is Status.COMPLETED
+    assert_same_results(whole, parts)
+
+
+def test_killed_between_evaluation_and_checkpoint(whole, parts):
+    kill_at(parts, 8, after_evaluation=True)
+    assert rows_of(parts)[-1][records.GLOBAL_STEP] == 8
+    assert saved(parts)[1]["step"] == 4
+    run_trial(parts, resume=True)
+    assert_same_results(whole, parts)
+
+
+@pytest.mark.parametrize("ends", ["max_steps", "target", "diverged"])
+def test_killed_between_the_last_checkpoint_and_the_end(
+    make_config, tmp_path, monkeypatch, ends
+):
+    facts = {}
+    if ends == "target":
+        facts["workload"] = derive(BATCH_NORM, validation_target_value=0.01)
+    if ends == "diverged":
+        facts["hyperparameters"] = {"learning_rate": 1e38}
+    config = make_config(**facts)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "finish", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(config)
+    rows = rows_of(config)
+    record = run_trial(config, resume=True)
+    again = run_trial(dataclasses.replace(config, out=tmp_path / "whole"))
+    assert record["status"] is again["status"]
+    assert record["message"] == again["message"]
+    assert record["global_step"] == again["global_step"]
+    steps = [row[records.GLOBAL_STEP] for row in rows_of(config)]
+    assert steps == [row[records.GLOBAL_STEP] for row in rows]
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_clock_goes_on_where_the_checkpoint_was(parts):
+    ticks = itertools.count()
+    run_until(parts, 6, now=lambda: float(next(ticks)))
+    before = saved(parts)[1]["clock"]
+    later = itertools.count(10**6)  # another process, another origin
+    record = run_trial(parts, resume=True, now=lambda: float(next(later)))
+    for phase, seconds in record["clock"].items():
+        assert before[phase] <= seconds < before[phase] + 1000
+    totals = [row[records.TOTAL_TIME] for row in rows_of(parts)]
+    assert totals == sorted(totals)
+    assert record["step_time"]["windows"] >= 0
+
+
+def test_optimizer_state_of_all_kinds_is_restored(make_config, tmp_path):
+    """Counters in Python and NumPy decide the training, if they are not lost."""
+    text = (
+        "import jax, numpy as np\n"
+        "init, update = init_optimizer_state, update_params\n"
+        "def init_optimizer_state(*arguments):\n"
+        "    return init(*arguments), {'calls': 0, 'mean': np.zeros(2)}\n"
+        "def update_params(**arguments):\n"
+        "    state, own = arguments.pop('optimizer_state')\n"
+        "    state, params, rest = update(**arguments, optimizer_state=state)\n"
+        "    own = {'calls': own['calls'] + 1, 'mean': own['mean'] * 0.5 + 1}\n"
+        "    factor = 1 - 0.01 * own['calls'] * own['mean'][0].astype(np.float32)\n"
+        "    params = jax.tree.map(lambda p: p * np.float32(factor), params)\n"
+        "    return (state, own), params, rest\n"
+    )
+    config = make_config(text)
+    run_until(config, 5)
+    run_trial(config, resume=True)
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    run_trial(whole)
+    assert_same_results(config, whole)
+    assert saved(config)[0].optimizer_state[1]["calls"] == 12
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.usefixtures("_collected")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("arrays/d/*", _cut),
+        ("arrays/d/*", Path.unlink),
+        ("arrays/_METADATA", _empty),
+        ("facts/metadata", _cut),
+    ],
+)
+def test_the_checkpoint_before_a_broken_one_is_used(
+    whole, killed, parts, file, damage, caplog
+):
+    shutil.copytree(killed.out, parts.out)
+    (broken,) = (folder_of(parts) / "checkpoint_8").glob(file)
+    damage(broken)
+    with caplog.at_level(python_logging.WARNING):
+        record = run_trial(parts, resume=True)
+    assert record["status"] is Status.COMPLETED, record["message"]
+    assert "checkpoint 8 cannot be read" in caplog.text
+    assert_same_results(whole, parts)
+
+
+def test_resuming_a_finished_trial_touches_nothing(whole):
+    def look():
+        files = [p for p in folder_of(whole).rglob("*") if p.is_file()]
+        return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+    def never(*_, **__):
+        raise AssertionError("was called")
+
+    before = look()
+    silent = replaced(whole, init_optimizer_state=never, update_params=never)
+    record = run_trial(silent, resume=True)
+    assert record["status"] is Status.COMPLETED
+    assert look() == before
+
+
+def _drive(out, *more):
+    command = [sys.executable, DRIVER, find_submission("adamw"), "imagenet_resnet"]
+    steps = ["--max_steps=60", "--eval_period_steps=10"]
+    return subprocess.Popen([*map(str, command), str(out), *steps, *more])
+
+
+@pytest.mark.slow
+def test_sigkill_at_a_random_moment_of_a_real_run(tmp_path):
+    submission = load_submission(find_submission("adamw"))
+    workload = find_workload("imagenet_resnet", "mini")
+    space = load_search_space(submission.default_search_space)
+    usual = {
+        "submission": submission,
+        "workload": workload,
+        "hyperparameters": trial_point(space, 0, 1),
+    }
+    one = TrialConfig(out=tmp_path / "whole", **usual)
+    two = TrialConfig(out=tmp_path / "parts", **usual)
+    assert _drive(one.out).wait() == 0
+    process = _drive(two.out)
+    moment = random.uniform(10, 45)
+    while not (saw := _last_step(two)) or saw < moment - 10:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(random.uniform(0, 0.4))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert records.read_record(folder_of(two))["status"] is Status.RUNNING
+    assert _drive(two.out, "--resume").wait() == 0
+    assert_same_results(one, two)
+
+
+def _last_step(config):
+    if not (folder_of(config) / records.EVAL_FILE).exists():
+        return 0
+    return rows_of(config)[-1][records.GLOBAL_STEP]

@@ -1,0 +1,187 @@
+"""Submissions: made from optax, and loaded from files good and bad."""
+
+import hashlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+from synthetic import BATCH_NORM, SYNTHETIC, examples
+
+from algoperf import sharding, spec
+from algoperf.errors import UserError
+from algoperf.submission import (
+    BIASES_AND_NORMS,
+    from_optax,
+    load_submission,
+    mask_without,
+    warmup_cosine,
+)
+from algoperf.tuning import as_namedtuple
+
+KEY = jax.random.PRNGKey(0)
+
+
+def _train(functions, point, steps=3, workload=SYNTHETIC):
+    """Returns the params after some steps on the first batch."""
+    params, model_state = workload.init_model_fn(KEY)
+    state = functions.init_optimizer_state(workload, params, model_state, point, KEY)
+    batch = {name: array[:32] for name, array in examples("train").items()}
+    for step in range(steps):
+        state, params, model_state = functions.update_params(
+            workload=workload,
+            current_param_container=params,
+            current_params_types=workload.model_params_types,
+            model_state=model_state,
+            hyperparameters=point,
+            batch=sharding.shard_along_batch_dim(batch),
+            loss_type=workload.loss_type,
+            optimizer_state=state,
+            eval_results=[],
+            global_step=step,
+            rng=jax.random.fold_in(KEY, step),
+        )
+    return params
+
+
+def _build(workload, hyperparameters):
+    return optax.adam(hyperparameters.learning_rate)
+
+
+def test_the_steps_are_those_of_optax():
+    params, state = SYNTHETIC.init_model_fn(KEY)
+    optimizer = optax.adam(0.1)
+    optimizer_state = optimizer.init(params)
+    batch = {name: array[:32] for name, array in examples("train").items()}
+
+    def mean_loss(params):
+        mode = spec.ForwardPassMode.TRAIN
+        logits, _ = SYNTHETIC.model_fn(params, batch, state, mode, KEY, True)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["targets"]
+        ).mean()
+
+    for _ in range(3):
+        updates, optimizer_state = optimizer.update(
+            jax.grad(mean_loss)(params), optimizer_state, params
+        )
+        params = optax.apply_updates(params, updates)
+    found = _train(from_optax(_build), as_namedtuple({"learning_rate": 0.1}))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6),
+        found,
+        params,
+    )
+
+
+@pytest.mark.parametrize("name", ["dropout_rate", "label_smoothing"])
+def test_hyperparameters_of_the_loss_are_honoured(name):
+    functions = from_optax(_build)
+    point = {"learning_rate": 0.1}
+    plain = _train(functions, as_namedtuple(point))
+    none = _train(functions, as_namedtuple({**point, name: 0.0}))
+    some = _train(functions, as_namedtuple({**point, name: 0.3}))
+    kernels = [p["head"]["kernel"] for p in (plain, none, some)]
+    np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(kernels[0], kernels[2])
+
+
+def test_self_tuning_uses_the_given_setting_or_is_refused():
+    params, state = SYNTHETIC.init_model_fn(KEY)
+    refusing, willing = from_optax(_build), from_optax(_build, self_tuned={"x": 1})
+    with pytest.raises(UserError, match="--ruleset external, or give from_optax"):
+        refusing.init_optimizer_state(SYNTHETIC, params, state, None, KEY)
+    with pytest.raises(AttributeError, match="learning_rate"):
+        willing.init_optimizer_state(SYNTHETIC, params, state, None, KEY)
+    functions = from_optax(_build, self_tuned={"learning_rate": 0.1})
+    assert np.isfinite(_train(functions, None)["head"]["kernel"]).all()
+
+
+def test_batch_sizes_are_by_name():
+    functions = from_optax(_build, batch_sizes={"a": 64})
+    assert functions.get_batch_size("a") == 64
+    with pytest.raises(ValueError, match="no batch size"):
+        functions.get_batch_size("b")
+
+
+def test_the_mask_leaves_biases_and_norms_out():
+    mask = mask_without(BATCH_NORM)
+    assert mask["hidden"] == {"kernel": True, "bias": False}
+    assert mask["BatchNorm_0"] == {"scale": False, "bias": False}
+    assert spec.ParameterType.WEIGHT not in BIASES_AND_NORMS
+    weights = mask_without(BATCH_NORM, [spec.ParameterType.WEIGHT])
+    assert weights["head"] == {"kernel": False, "bias": True}
+
+
+def test_warmup_cosine_rises_to_the_peak_and_falls_to_zero():
+    schedule = warmup_cosine(100, 0.5, warmup_factor=0.1)
+    assert schedule(0) == 0
+    assert schedule(10) == pytest.approx(0.5)
+    assert schedule(55) == pytest.approx(0.25, rel=0.01)
+    assert schedule(100) == pytest.approx(0, abs=1e-6)
+    assert max(map(schedule, range(101))) == pytest.approx(0.5)
+    assert warmup_cosine(1, 0.5)(1) == pytest.approx(0.5)
+
+
+def test_a_submission_knows_where_it_comes_from(tmp_path, write_submission):
+    submission = write_submission("# a comment\n", name="my-own")
+    assert submission.name == "my-own"
+    assert submission.path == tmp_path / "my-own.py"
+    source = submission.path.read_bytes()
+    assert submission.sha256 == hashlib.sha256(source).hexdigest()
+    assert not submission.wants_train_state
+    space = tmp_path / "tuning_search_space.json"
+    assert submission.default_search_space == space
+
+
+def test_a_folder_gives_its_name_and_modules_beside_the_file(tmp_path):
+    folder = tmp_path / "sgd"
+    folder.mkdir()
+    (folder / "sgd_helper_module.py").write_text("RATE = 0.5\n")
+    (folder / "submission.py").write_text(
+        "import dataclasses\n"
+        "import optax\n"
+        "from sgd_helper_module import RATE\n"
+        "from algoperf.submission import from_optax\n"
+        "@dataclasses.dataclass\n"
+        "class Facts:\n"
+        "    rate: float = RATE\n"
+        "(get_batch_size, init_optimizer_state, update_params, _,\n"
+        " data_selection) = from_optax(lambda w, h: optax.sgd(Facts().rate))\n"
+    )
+    submission = load_submission(folder)
+    assert submission.name == "sgd"
+    state = {"optimizer_state": 1, "current_param_container": 2, "model_state": 3}
+    prepare = submission.functions.prepare_for_eval  # the file has none
+    assert prepare(**state, global_step=4, rng=None) == (1, 2, 3)
+
+
+def test_train_state_is_wanted_if_named(write_submission):
+    text = "\ndef update_params(workload, train_state=None):\n    pass\n"
+    assert write_submission(text).wants_train_state
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: .*no_such_module"),
+        ("def (", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("", "does not define get_batch_size, init_optimizer_state, update_params, "),
+        ("data_selection = update_params = get_batch_size = print", "does not define i"),
+    ],
+)
+def test_a_file_that_is_no_submission_is_refused(tmp_path, text, says):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        load_submission(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no submission at .*none.py: No such file"):
+        load_submission(tmp_path / "none.py")
+    (tmp_path / "text.txt").write_text("x = 1")
+    with pytest.raises(UserError, match="text.txt is not a Python file"):
+        load_submission(tmp_path / "text.txt")
