@@ -170,6 +170,7 @@ class _Trial:
         self.in_flight = StepsInFlight()
         self.evaluator = Evaluator(config.workload)
         self._step_key = seeds.key(3)
+        data = self.workload.dataset("train", batch_size, seed=seeds.data_seed)
         fresh = self._fresh_state(seeds)
         self.checkpoints = Checkpoints(recorder.folder)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
@@ -180,7 +181,7 @@ class _Trial:
         self.step_times = StepTimes([Window(*w) for w in facts.get("windows", [])])
         recorder.restore(facts)
         self.queue = InputQueue(
-            self.workload.dataset("train", batch_size, seed=seeds.data_seed),
+            data,
             sharding.get_batch_dim_sharding(),
             position=facts.get("data_position", 0),
         )
@@ -218,12 +219,13 @@ class _Trial:
                     outcome = self._preempt()
                     break
                 complete = self._train_step()
-                elapsed = self.clock.seconds(Phase.SUBMISSION)
                 at_end = complete or self.state.step == self.config.max_steps
-                if elapsed > self.config.budget_sec:
-                    outcome = Status.BUDGET, f"{self.config.budget_sec:g} s are spent"
-                elif at_end or self._evaluation_is_due(elapsed):
+                outcome = self._budget_spent()
+                if outcome is None and (at_end or self._evaluation_is_due()):
                     self._prepare_for_eval()
+                    outcome = self._budget_spent()
+                    if outcome is not None:
+                        break
                     self.clock.switch(Phase.EVALUATION)
                     outcome = self._evaluate()
                     if outcome is None and at_end:
@@ -310,11 +312,18 @@ class _Trial:
             self.clock.now(), self.state.step, self.compiled.events
         )
 
-    def _evaluation_is_due(self, elapsed: float) -> bool:
+    def _budget_spent(self) -> tuple[Status, str] | None:
+        budget = self.config.budget_sec
+        if self.clock.seconds(Phase.SUBMISSION) <= budget:
+            return None
+        return Status.BUDGET, f"{budget:g} s are spent"
+
+    def _evaluation_is_due(self) -> bool:
         workload = self.workload
         period = self.config.eval_period_steps or workload.eval_period_steps
         if period is not None:
             return self.state.step % period == 0
+        elapsed = self.clock.seconds(Phase.SUBMISSION)
         return elapsed - self.last_eval_sec >= workload.eval_period_time_sec
 
     def _evaluate(self) -> tuple[Status, str] | None:

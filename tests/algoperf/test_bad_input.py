@@ -30,8 +30,6 @@ def _assert_refused(config, says, **options):
     assert _look(config.out) == before
 
 
-
-
 @pytest.fixture
 def killed(make_config):
     """A trial that was killed after its first checkpoint."""
@@ -107,7 +105,7 @@ def test_a_batch_size_that_does_not_fit(make_config, monkeypatch):
 def test_an_output_folder_that_cannot_be_made(make_config, tmp_path):
     (tmp_path / "file").write_text("precious")
     config = make_config(out=tmp_path / "file" / "runs")
-    with pytest.raises(UserError, match="cannot make .*choose another --out"):
+    with pytest.raises(UserError, match=r"cannot make .*choose another --out"):
         run_trial(config)
     assert (tmp_path / "file").read_text() == "precious"
 
@@ -138,7 +136,7 @@ def test_a_full_disk_while_recording(make_config, monkeypatch, function):
             kept.append(_look(config.out))
             monkeypatch.setattr(f"algoperf.records.os.{function}", full)
 
-    with pytest.raises(UserError, match="cannot write .*No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         run_trial(config, watch=watch)
     monkeypatch.undo()
     assert _look(config.out) == kept[0]

@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-from synthetic import SYNTHETIC, FakeTime, folder_of, replaced, rows_of
+from synthetic import SYNTHETIC, FakeTime, Synthetic, folder_of, replaced, rows_of
 
 from algoperf import records, spec
 from algoperf.records import Status
@@ -169,6 +169,45 @@ def test_a_spent_budget_ends_the_trial_between_evaluations(
     assert (seen[0] is None) == (ruleset == "self")
     assert record["hyperparameters"] == point
     assert_not_reached(config, Status.BUDGET)
+
+
+def test_a_budget_spent_while_preparing_ends_the_trial_unevaluated(
+    make_config, assert_not_reached
+):
+    clock = FakeTime()
+    config = make_config(workload=derive(SYNTHETIC, max_allowed_runtime_sec=100.0))
+    prepare = config.submission.functions.prepare_for_eval
+
+    def slow(**arguments):
+        clock.sleep(60.0)
+        return prepare(**arguments)
+
+    record = run_trial(replaced(config, prepare_for_eval=slow), now=clock)
+    assert record["status"] is Status.BUDGET
+    assert record["clock"]["submission"] == 120
+    assert [row["global_step"] for row in rows_of(config)] == [0, 4]
+    assert_not_reached(config, Status.BUDGET)
+
+
+def test_data_that_cannot_be_read_fail_the_trial(
+    make_config, assert_not_reached, monkeypatch
+):
+    dataset = Synthetic.dataset
+
+    def broken(workload, split, batch_size, seed):
+        found = dataset(workload, split, batch_size, seed)
+        return found.map(unreadable) if split == "train" else found
+
+    def unreadable(batch):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Synthetic, "dataset", broken)
+    config = make_config()
+    record = run_trial(config)
+    assert record["status"] is Status.FAILED
+    assert record["message"].startswith("OSError: the disk is gone")
+    assert "unreadable" in record["traceback"]
+    assert_not_reached(config, Status.FAILED)
 
 
 def test_a_submission_that_is_done_gets_one_last_evaluation(

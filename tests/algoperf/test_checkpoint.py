@@ -47,7 +47,9 @@ def checkpoints(tmp_path):
 def _assert_equal(state, other):
     assert jax.tree.structure(state) == jax.tree.structure(other)
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
-        if isinstance(one, jax.Array) and jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        if isinstance(one, jax.Array) and jnp.issubdtype(
+            one.dtype, jax.dtypes.prng_key
+        ):
             one, two = jax.random.key_data(one), jax.random.key_data(two)
         if isinstance(one, jax.Array | np.ndarray | np.generic):
             assert one.dtype == two.dtype
@@ -100,7 +102,7 @@ def test_a_full_disk_harms_no_earlier_checkpoint(checkpoints, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(UserError, match="No space left on device.*--resume"):
+        with pytest.raises(UserError, match=r"No space left on device.*--resume"):
             checkpoints.save(2, _state(2), {"step": 2})
     assert checkpoints.restore(_state(0))[1] == {"step": 1}
 
@@ -143,5 +145,5 @@ def test_nothing_readable_is_an_error(checkpoints, tmp_path):
     for step in (1, 2):
         checkpoints.save(step, _state(step), {"step": step})
         _empty(tmp_path / f"checkpoint_{step}" / "facts" / "metadata")
-    with pytest.raises(UserError, match="none of the checkpoints .* can be read"):
+    with pytest.raises(UserError, match=r"none of the checkpoints .* can be read"):
         checkpoints.restore(_state(0))

@@ -92,7 +92,7 @@ def test_a_full_disk_harms_nothing(tmp_path, monkeypatch, function):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(records.os, function, full)
-    with pytest.raises(UserError, match="No space left on device.*unharmed"):
+    with pytest.raises(UserError, match=r"No space left on device.*unharmed"):
         records.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -29,7 +29,7 @@ def test_an_unknown_workload_names_the_nearest(name, near):
 
 
 def test_a_scale_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="has no scale 'huge'; it has: .*mini"):
+    with pytest.raises(UserError, match=r"has no scale 'huge'; it has: .*mini"):
         registry.find_workload("imagenet_resnet", "huge")
     with pytest.raises(UserError, match="no workload at scale huge"):
         registry.select_workloads(["all"], "huge")
@@ -52,7 +52,7 @@ def test_a_submission_is_found_by_name_file_and_folder(tmp_path):
 
 
 def test_an_unknown_submission_names_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="unknown submission 'adam'.*adamw"):
+    with pytest.raises(UserError, match=r"unknown submission 'adam'.*adamw"):
         registry.find_submission("adam")
     for path in (tmp_path, tmp_path / "none.py", tmp_path / "none"):
         with pytest.raises(UserError, match="no submission at"):

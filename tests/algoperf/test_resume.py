@@ -24,8 +24,8 @@ from synthetic import (
 )
 
 from algoperf import records
-from algoperf.records import Status
 from algoperf.recorder import Recorder
+from algoperf.records import Status
 from algoperf.registry import find_submission, find_workload
 from algoperf.runner import run_trial
 from algoperf.submission import load_submission

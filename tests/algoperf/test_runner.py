@@ -158,12 +158,18 @@ def test_evaluations_are_due_by_submission_time_too(make_config):
     assert all(20 <= gap < 45 for gap in gaps)
 
 
-def test_the_same_config_gives_the_same_numbers_and_others_do_not(make_config, tmp_path):
+def test_the_same_config_gives_the_same_numbers_and_others_do_not(
+    make_config, tmp_path
+):
     base = make_config(workload=BATCH_NORM)
     same = dataclasses.replace(base, out=tmp_path / "same")
     others = [
         dataclasses.replace(base, **change)
-        for change in ({"trial": 2}, {"study": 1}, {"seed": 1, "out": tmp_path / "seed"})
+        for change in (
+            {"trial": 2},
+            {"study": 1},
+            {"seed": 1, "out": tmp_path / "seed"},
+        )
     ]
     for config in (base, same, *others):
         run_trial(config)
@@ -224,7 +230,9 @@ def test_four_devices_train_as_one_does(tmp_path, drive):
         drive(HERE / "submissions/adam.py", "synthetic_mini", out, devices=devices)
         tables.append(records.read_measurements(*out.rglob(records.EVAL_FILE)))
     for one, four in zip(*tables, strict=True):
-        assert four["validation/loss"] == pytest.approx(one["validation/loss"], rel=1e-4)
+        assert four["validation/loss"] == pytest.approx(
+            one["validation/loss"], rel=1e-4
+        )
 
 
 def test_importing_the_runner_starts_no_device():

@@ -168,7 +168,10 @@ def test_train_state_is_wanted_if_named(write_submission):
         ("def (", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
         ("", "does not define get_batch_size, init_optimizer_state, update_params, "),
-        ("data_selection = update_params = get_batch_size = print", "does not define i"),
+        (
+            "data_selection = update_params = get_batch_size = print",
+            "does not define i",
+        ),
     ],
 )
 def test_a_file_that_is_no_submission_is_refused(tmp_path, text, says):
@@ -180,8 +183,8 @@ def test_a_file_that_is_no_submission_is_refused(tmp_path, text, says):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no submission at .*none.py: No such file"):
+    with pytest.raises(UserError, match=r"no submission at .*none.py: No such file"):
         load_submission(tmp_path / "none.py")
     (tmp_path / "text.txt").write_text("x = 1")
-    with pytest.raises(UserError, match="text.txt is not a Python file"):
+    with pytest.raises(UserError, match=r"text.txt is not a Python file"):
         load_submission(tmp_path / "text.txt")

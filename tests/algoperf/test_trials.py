@@ -68,7 +68,7 @@ def test_a_batch_size_that_is_none_is_refused(write_submission, text, says):
 def test_a_batch_size_must_divide_over_the_devices(write_submission, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     submission = _submission(write_submission, "return 30")
-    with pytest.raises(UserError, match="of adam is 30, .*divisible by the 8.*: 32"):
+    with pytest.raises(UserError, match=r"of adam is 30, .*divisible by the 8.*: 32"):
         global_batch_size(submission, SYNTHETIC)
 
 

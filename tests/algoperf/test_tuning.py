@@ -85,12 +85,16 @@ def test_points_fill_the_square_better_than_random_ones(seed):
 def test_studies_and_seeds_get_other_points():
     base = _base()
     others = [base, _base(study=1), _base(seed=1)]
-    found = {trial_configs(b, RANGES, [1])[0].hyperparameters["momentum"] for b in others}
+    found = {
+        trial_configs(b, RANGES, [1])[0].hyperparameters["momentum"] for b in others
+    }
     assert len(found) == 3
 
 
 def test_seeds_differ_between_studies_trials_and_purposes():
-    derived = [Seeds.derive(s, i, k) for s in (0, 1) for i in range(3) for k in range(5)]
+    derived = [
+        Seeds.derive(s, i, k) for s in (0, 1) for i in range(3) for k in range(5)
+    ]
     assert len({seeds.trial_seed for seeds in derived}) == len(derived)
     assert len({seeds.data_seed for seeds in derived}) == len(derived)
     keys = {tuple(derived[0].key(purpose).tolist()) for purpose in range(4)}
@@ -115,7 +119,7 @@ def test_a_point_is_read_by_attribute():
 
 
 def test_more_trials_than_points_is_refused():
-    with pytest.raises(UserError, match="trial 9 asked for, but .* lists 8"):
+    with pytest.raises(UserError, match=r"trial 9 asked for, but .* lists 8"):
         trial_configs(_base(), POINTS, range(1, 10))
     with pytest.raises(UserError, match="from 1"):
         trial_point(POINTS, 0, 0)

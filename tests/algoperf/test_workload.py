@@ -125,7 +125,9 @@ def test_evaluation_is_the_mean_over_the_examples(eval_batch_size):
             logits, batch["targets"]
         )
         correct = np.argmax(logits, axis=-1) == batch["targets"]
-        assert results[f"{prefix}/loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+        assert results[f"{prefix}/loss"] == pytest.approx(
+            float(losses.mean()), rel=1e-5
+        )
         assert results[f"{prefix}/accuracy"] == pytest.approx(correct.mean())
     assert results["validation/num_examples"] == SPLITS["validation"]
     assert results["test/num_examples"] == SPLITS["test"]

@@ -31,13 +31,13 @@ def test_arrays_are_read_as_they_were_written(path):
 def test_a_changed_file_is_refused(path):
     packed = path.with_suffix(".npz.xz")
     packed.write_bytes(packed.read_bytes() + b"x")
-    with pytest.raises(UserError, match="has changed .*reinstall"):
+    with pytest.raises(UserError, match=r"has changed .*reinstall"):
         load_embedded(path)
 
 
 def test_a_missing_file_is_refused(path):
     path.with_suffix(".npz.xz").unlink()
-    with pytest.raises(UserError, match="cannot be read .*reinstall"):
+    with pytest.raises(UserError, match=r"cannot be read .*reinstall"):
         load_embedded(path)
 
 
@@ -47,5 +47,5 @@ def test_a_broken_description_is_refused(path, text):
         path.with_suffix(".json").unlink()
     else:
         path.with_suffix(".json").write_text(text)
-    with pytest.raises(UserError, match="set.json cannot be read"):
+    with pytest.raises(UserError, match=r"set.json cannot be read"):
         load_embedded(path)
