@@ -2,9 +2,9 @@
 
 Every moment of the training loop belongs to one phase, so the phases add up to the
 loop's wall time. JAX returns before the device is done: the clock may leave the
-submission's phase only after `jax.block_until_ready` on what the submission returned,
-and `StepsInFlight` keeps the device at most a few steps behind the host, so that the
-time read between evaluations is true to a few steps as well.
+submission's phase only after `wait_for_devices`, and `StepsInFlight` keeps the device at
+most a few steps behind the host, so that the time read between evaluations is true to a
+few steps as well.
 """
 
 import collections
@@ -63,6 +63,11 @@ class Clock:
     def totals(self) -> dict[str, float]:
         """Returns all phases' times so far, in seconds."""
         return {phase.value: self.seconds(phase) for phase in Phase}
+
+
+def wait_for_devices() -> None:
+    """Waits for all that was dispatched, kept in a trial's state or anywhere else."""
+    jax.block_until_ready(jax.live_arrays())
 
 
 @jax.jit

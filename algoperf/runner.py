@@ -29,6 +29,7 @@ from algoperf.clock import (
     StepTimes,
     Window,
     compile_time,
+    wait_for_devices,
 )
 from algoperf.data.pipeline import InputQueue
 from algoperf.errors import UserError
@@ -302,12 +303,12 @@ class _Trial:
             **self._common_arguments(), rng=self._eval_key
         )
         self.state = self._next_state("prepare_for_eval", outputs, self.state.step)
-        jax.block_until_ready(_arrays(self.state))
+        wait_for_devices()
 
     def _finish_steps(self) -> None:
         """Waits until the device has done everything; ends the window of steps."""
         self.in_flight.drain()
-        jax.block_until_ready(_arrays(self.state))
+        wait_for_devices()
         self.step_times.close_window(
             self.clock.now(), self.state.step, self.compiled.events
         )
@@ -413,10 +414,6 @@ class _Trial:
 def _step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     data, update, evaluation = jax.random.split(jax.random.fold_in(key, step), 3)
     return data, update, evaluation
-
-
-def _arrays(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
 
 def _missing_hyperparameter(config: TrialConfig, error: Exception) -> str | None:

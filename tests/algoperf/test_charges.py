@@ -152,6 +152,28 @@ def test_time_on_the_device_is_charged_though_the_host_does_not_wait(
     assert charged == pytest.approx(busy, rel=0.05)
 
 
+def test_work_that_the_state_does_not_hold_is_charged(make_config):
+    device, hidden = SleepyDevice(), []
+    config = make_config(max_steps=8)
+    update = config.submission.functions.update_params
+
+    def slow(**arguments):
+        outputs = update(**arguments)
+        hidden.append(device({"copy": outputs[1]["head"]["bias"] + 0}))
+        return outputs
+
+    totals = []
+
+    def watch(progress):
+        if progress.is_new_evaluation:
+            totals.append(device.busy)
+
+    record = runner.run_trial(replaced(config, update_params=slow), watch=watch)
+    assert record["status"] is records.Status.COMPLETED, record["message"]
+    times = [row[records.SUBMISSION_TIME] for row in rows_of(config)]
+    assert times[-1] - times[1] == pytest.approx(totals[-1] - totals[1], rel=0.05)
+
+
 def test_phases_add_up_to_the_wall_time_of_the_loop(make_config, monkeypatch):
     walls = []
     run = runner._Trial.run
