@@ -2,9 +2,9 @@
 
 Every moment of the training loop belongs to one phase, so the phases add up to the
 loop's wall time. JAX returns before the device is done: the clock may leave the
-submission's phase only after `wait_for_devices`, and `StepsInFlight` keeps the device at
-most a few steps behind the host, so that the time read between evaluations is true to a
-few steps as well.
+submission's phase only after `wait_for_devices`, and `StepsInFlight` keeps the device
+at most a few steps behind the host, so that the time read between evaluations is true
+to a few steps as well.
 """
 
 import collections
@@ -163,25 +163,41 @@ def _lower_quartile(values: list[float]) -> float:
     return sorted(values)[(len(values) - 1) // 4]
 
 
-@dataclasses.dataclass
 class CompileTime:
-    """Time that JAX spent tracing, lowering and compiling, by phase, in seconds."""
+    """Time that JAX spent tracing, lowering and compiling, by phase, in seconds.
 
-    seconds: dict[str, float]
-    events: int = 0
+    JAX reports each of these when it ends, with its duration; what went on within
+    another, the tracing of an inner function say, is counted once.
+    """
+
+    def __init__(self, totals: Mapping[str, float] | None = None):
+        self.seconds = {p.value: (totals or {}).get(p.value, 0.0) for p in Phase}
+        self.events = 0
+        self._counted: list[tuple[float, float]] = []  # (start, end), one after another
+
+    def add(self, phase: Phase, end: float, duration: float) -> None:
+        """Counts what ended just now."""
+        start = end - duration
+        while self._counted and self._counted[-1][0] >= start:
+            inner_start, inner_end = self._counted.pop()
+            duration -= inner_end - inner_start
+        self._counted.append((start, end))
+        self.seconds[phase.value] += duration
+        self.events += 1
 
 
 @contextlib.contextmanager
 def compile_time(
-    clock: Clock, totals: Mapping[str, float] | None = None
+    clock: Clock,
+    totals: Mapping[str, float] | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[CompileTime]:
     """Counts compilation while the context lasts, under the clock's current phase."""
-    counted = CompileTime({p.value: (totals or {}).get(p.value, 0.0) for p in Phase})
+    counted = CompileTime(totals)
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if clock.phase is not None and event.startswith("/jax/core/compile/"):
-            counted.seconds[clock.phase.value] += duration_secs
-            counted.events += 1
+            counted.add(clock.phase, now(), duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

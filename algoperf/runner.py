@@ -188,7 +188,7 @@ class _Trial:
         )
         self.last_eval_sec = facts.get("last_eval_sec", 0.0)
         self.last_checkpoint = now()
-        self.compiled = CompileTime({})
+        self.compiled = CompileTime()
         self.outcome: tuple[Status, str] | None = None
         if facts.get("outcome"):  # killed between the last checkpoint and the end
             status, message = facts["outcome"]

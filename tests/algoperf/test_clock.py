@@ -7,6 +7,7 @@ from synthetic import FakeTime
 
 from algoperf.clock import (
     Clock,
+    CompileTime,
     Phase,
     StepsInFlight,
     StepTimes,
@@ -127,3 +128,13 @@ def test_compile_time_counts_under_the_current_phase():
     assert counted.seconds["evaluation"] > 0
     assert counted.events == 2 * events
     assert counted.seconds["logging"] == 2.0
+
+
+def test_what_compiles_within_another_is_counted_once():
+    counted = CompileTime({"submission": 1.0})
+    counted.add(Phase.SUBMISSION, end=3.0, duration=1.0)  # an inner function
+    counted.add(Phase.SUBMISSION, end=5.0, duration=1.5)  # another
+    counted.add(Phase.SUBMISSION, end=6.0, duration=4.0)  # the outer one, 2 to 6
+    counted.add(Phase.SUBMISSION, end=9.0, duration=2.0)  # and one after it
+    assert counted.seconds["submission"] == 1.0 + 4.0 + 2.0
+    assert counted.events == 4
