@@ -185,6 +185,8 @@ class _Trial:
             data,
             sharding.get_batch_dim_sharding(),
             position=facts.get("data_position", 0),
+            workers=self.workload.data.workers,
+            skipped=facts.get("skipped_examples", 0),
         )
         self.last_eval_sec = facts.get("last_eval_sec", 0.0)
         self.last_checkpoint = now()
@@ -363,6 +365,7 @@ class _Trial:
             "outcome": outcome,
             "step": self.state.step,
             "data_position": self.queue.position,
+            "skipped_examples": self.queue.skipped,
             "clock": self.clock.totals(),
             "compile": self.compiled.seconds,
             "windows": [dataclasses.astuple(w) for w in self.step_times.windows],
@@ -402,6 +405,10 @@ class _Trial:
             "compile": dict(self.compiled.seconds),
             "step_time": self.step_times.summary(),
             "data_position": self.queue.position,
+            "skipped_examples": {
+                "train": self.queue.skipped,
+                "evaluation": self.evaluator.skipped,
+            },
         }
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -19,11 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from algoperf import sharding, spec
+from algoperf.data.examples import DataOptions
+from algoperf.data.pipeline import InputQueue
+from algoperf.data.source import DataSource
 from algoperf.records import Direction, reaches
 
 EVAL_SPLITS = {"eval_train": "train", "validation": "validation", "test": "test"}
 # Evaluation batches of all splits together are kept on the device up to this size.
 EVAL_CACHE_BYTES = 512 * 2**20
+EVAL_STEPS_IN_FLIGHT = 2
 
 W = TypeVar("W", bound="Workload")
 
@@ -32,16 +36,24 @@ W = TypeVar("W", bound="Workload")
 class Workload(abc.ABC):
     """A fixed problem: facts as fields, behaviour as methods (see `spec.Workload`).
 
-    A family overrides `dataset`, `loss_fn`, `metric_sums` and `metrics`. Instances
-    are frozen and compare by identity, so they may be static arguments of `jax.jit`.
-    The model is a Flax module called as `model(inputs, train=bool, dropout_rate=...)`,
-    with `use_running_average=bool` too if it keeps batch statistics.
+    A family overrides `loss_fn`, `measure` and `metrics`, and `example_batch`,
+    `model_inputs` and `evaluation_step` where its batches are more than one array of
+    inputs or its metric needs more than the logits. Instances are frozen and compare by
+    identity, so they may be static arguments of `jax.jit`. The model is a Flax module
+    called as `model(*model_inputs, train=bool, dropout_rate=...)`, with
+    `use_running_average=bool` too if it keeps batch statistics.
+
+    `pipeline(split, batch_size, seed, options)` gives the batches of 'train' (endless)
+    or of one of EVAL_SPLITS (finite, every batch of one size, 'weights' 0 on padding).
     """
 
     base_workload: str
     variant: str  # the base's own name for the base
     scale: str  # 'full' or 'mini'
     model: nn.Module
+    pipeline: Callable[[str, int, int, DataOptions], grain.MapDataset]
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    data_source: DataSource | None = None  # None: the data ship with the package
     input_shape: tuple[int, ...]  # of one example
     input_dtype: Any
     loss_type: spec.LossType
@@ -58,6 +70,10 @@ class Workload(abc.ABC):
     eval_batch_size: int
     step_hint: int
     max_allowed_runtime_sec: float
+    # As published: budgets (s) by version of the benchmark, and what a step of the
+    # reference submission took (s) by hardware.
+    published_budgets_sec: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    published_step_sec: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # An evaluation is due after so many seconds of submission time, or, where
     # `eval_period_steps` is given, after so many steps: then the same command gives
     # the same evaluations however fast the machine is.
@@ -77,13 +93,6 @@ class Workload(abc.ABC):
     # What a family defines.
 
     @abc.abstractmethod
-    def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
-        """Returns the batches of 'train' (endless), or of one of EVAL_SPLITS.
-
-        Evaluation splits are finite, every batch of one size, 'weights' 0 on padding.
-        """
-
-    @abc.abstractmethod
     def loss_fn(
         self,
         label_batch: spec.Tensor,
@@ -94,18 +103,56 @@ class Workload(abc.ABC):
         """See `spec.Workload.loss_fn`."""
 
     @abc.abstractmethod
-    def metric_sums(self, logits: jax.Array, batch: spec.Batch) -> dict[str, jax.Array]:
-        """Returns scalars that add up over batches; padding has weight 0."""
+    def measure(self, logits: spec.Tensor, batch: spec.Batch) -> dict[str, jax.Array]:
+        """Returns what the metrics of a batch are made of; padding has weight 0.
+
+        Scalars add up over the batches of a split; arrays are laid end to end.
+        """
 
     @abc.abstractmethod
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the metrics, 'loss' among them, from the sums over a split."""
+    def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the metrics of a split, 'loss' among them, on the host.
+
+        Args:
+          measured: sums (floats) and joined arrays (NumPy) of what `measure` returned.
+        """
+
+    # What a family may redefine.
+
+    def example_batch(self) -> spec.Batch:
+        """Returns a batch of zeros that the model can be initialised with."""
+        return {"inputs": jnp.zeros((1, *self.input_shape), self.input_dtype)}
+
+    def model_inputs(self, batch: spec.Batch) -> tuple[Any, ...]:
+        """Returns what of a batch the model is called with."""
+        return (batch["inputs"],)
+
+    def evaluation_step(
+        self,
+        params: spec.ParameterContainer,
+        model_state: spec.ModelAuxiliaryState,
+        batch: spec.Batch,
+    ) -> dict[str, jax.Array]:
+        """Returns what `measure` does, from the parameters; runs under `jax.jit`."""
+        logits, _ = self.model_fn(
+            params,
+            batch,
+            model_state,
+            spec.ForwardPassMode.EVAL,
+            rng=None,
+            update_batch_norm=False,
+        )
+        return self.measure(logits, batch)
 
     # What they share.
 
+    def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
+        """Returns the batches of 'train' (endless), or of one of EVAL_SPLITS."""
+        return self.pipeline(split, batch_size, seed, self.data)
+
     def _init(self, rng: spec.RandomState) -> Any:
-        inputs = jnp.zeros((1, *self.input_shape), self.input_dtype)
-        return self.model.init({"params": rng}, inputs, train=False)
+        inputs = self.model_inputs(self.example_batch())
+        return self.model.init({"params": rng}, *inputs, train=False)
 
     @functools.cached_property
     def _variable_shapes(self) -> Any:
@@ -166,7 +213,7 @@ class Workload(abc.ABC):
         mutable = list(model_state) if model_state else False
         out = self.model.apply(
             {"params": params, **(model_state or {})},
-            augmented_and_preprocessed_input_batch["inputs"],
+            *self.model_inputs(augmented_and_preprocessed_input_batch),
             rngs={"dropout": rng} if train else None,
             mutable=mutable,
             **options,
@@ -204,84 +251,69 @@ class Evaluator:
     """Evaluates a model on all splits; keeps compiled code and small data at hand."""
 
     def __init__(self, workload: Workload):
+        self.skipped = 0  # corrupt examples, in all splits together
         self._workload = workload
-        self._sums = jax.jit(self._batch_sums)
-        self._cache: dict[str, list[Any]] = {}
+        self._step = jax.jit(workload.evaluation_step)
+        self._cache: dict[str, list[spec.Batch]] = {}
         self._cached_bytes = 0
+        self._skipped_in: dict[str, int] = {}
 
-    def _batch_sums(self, params, model_state, batch) -> dict[str, jax.Array]:
-        logits, _ = self._workload.model_fn(
-            params,
-            batch,
-            model_state,
-            spec.ForwardPassMode.EVAL,
-            rng=None,
-            update_batch_norm=False,
-        )
-        return self._workload.metric_sums(logits, batch)
-
-    def _batches(self, split: str) -> Iterable[Any]:
+    def _batches(self, split: str) -> Iterator[spec.Batch]:
+        """Yields the batches of a split; keeps them if they are small."""
         if split in self._cache:
-            return self._cache[split]
-        dataset = self._workload.dataset(split, self._workload.eval_batch_size, seed=0)
-        size = len(dataset) * sum(array.nbytes for array in dataset[0].values())
-        batches = (
-            sharding.shard_along_batch_dim(dataset[i]) for i in range(len(dataset))
+            yield from self._cache[split]
+            return
+        workload = self._workload
+        dataset = workload.dataset(split, workload.eval_batch_size, seed=0)
+        queue = InputQueue(
+            dataset, sharding.get_batch_dim_sharding(), workers=workload.data.workers
         )
-        if self._cached_bytes + size > EVAL_CACHE_BYTES:
-            return batches
-        self._cached_bytes += size
-        self._cache[split] = list(batches)
-        return self._cache[split]
+        kept: list[spec.Batch] | None = []
+        try:
+            for batch in queue:
+                if kept is not None:
+                    kept.append(batch)
+                    size = sum(a.nbytes for a in jax.tree.leaves(batch)) * len(dataset)
+                    if self._cached_bytes + size > EVAL_CACHE_BYTES:
+                        kept = None
+                yield batch
+        finally:
+            queue.close()
+        self._skipped_in[split] = queue.skipped
+        self.skipped = sum(self._skipped_in.values())
+        if kept is not None:
+            self._cached_bytes += size
+            self._cache[split] = kept
 
     def __call__(self, params: Any, model_state: Any) -> dict[str, float]:
         """Returns 'train/loss', 'validation/accuracy', ... on the host, as floats."""
         results: dict[str, float] = {}
         for split, prefix in EVAL_SPLITS.items():
-            per_batch = jax.device_get(
-                [self._sums(params, model_state, b) for b in self._batches(split)]
-            )
-            # Added in float64 on the host: exact for counts, order-independent.
-            sums = {
-                name: math.fsum(float(part[name]) for part in per_batch)
-                for name in per_batch[0]
-            }
-            for name, value in self._workload.metrics(sums).items():
+            parts: list[dict[str, Any]] = []
+            for batch in self._batches(split):
+                parts.append(self._step(params, model_state, batch))
+                if len(parts) > EVAL_STEPS_IN_FLIGHT:
+                    parts[-1 - EVAL_STEPS_IN_FLIGHT] = jax.device_get(
+                        parts[-1 - EVAL_STEPS_IN_FLIGHT]
+                    )
+            measured = join(jax.device_get(parts))
+            for name, value in self._workload.metrics(measured).items():
                 results[f"{prefix}/{name}"] = float(value)
         results["validation/num_examples"] = self._workload.num_validation_examples
         results["test/num_examples"] = self._workload.num_test_examples
         return results
 
 
-def softmax_cross_entropy(
-    labels: jax.Array,
-    logits: jax.Array,
-    mask: jax.Array | None,
-    label_smoothing: float | jax.Array,
-) -> dict[str, jax.Array]:
-    """Cross-entropy of integer labels, in nats, as `spec.Workload.loss_fn` returns it.
+def join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Adds up the scalars of what `Workload.measure` returned, joins the arrays.
 
-    Args:
-      labels: (...,) integer classes.
-      logits: (..., classes).
-      mask: (...,) weights, 0 on padding; None counts everything.
-      label_smoothing: share of the probability spread over all classes (Szegedy et
-        al. 2016, section 7); may be traced.
+    Sums are taken in float64: exact for counts, and the same in any order.
     """
-    logits = logits.astype(jnp.float32)
-    logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    # The log-probabilities themselves are never formed: on CPU the gradient of a
-    # small language model's step is twice as fast so.
-    normaliser = jnp.log(jnp.exp(logits).sum(axis=-1))
-    true = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    smooth = logits.mean(axis=-1)
-    losses = normaliser - (1 - label_smoothing) * true - label_smoothing * smooth
-    valid = jnp.ones(labels.shape, jnp.float32) if mask is None else mask
-    losses = losses * valid
     return {
-        "summed": losses.sum(),
-        "n_valid_examples": valid.sum(),
-        "per_example": losses.reshape(labels.shape[0], -1).sum(-1),
+        name: math.fsum(float(part[name]) for part in parts)
+        if np.ndim(first) == 0
+        else np.concatenate([part[name] for part in parts])
+        for name, first in parts[0].items()
     }
 
 

@@ -130,7 +130,7 @@ def test_scoring_knows_only_records(module):
 @pytest.mark.parametrize("module", _modules("workloads"))
 def test_workloads_know_the_contract_and_their_own_family(module):
     family = ".".join(module.split(".")[:2])
-    names = ("spec", "workload", "data", "records", "errors")
+    names = ("spec", "workload", "losses", "data", "records", "errors")
     allowed = [f"algoperf.{name}" for name in names]
     for found in ours(module):
         assert _is_in(found, *allowed, "workloads.common", family), found

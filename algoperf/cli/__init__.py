@@ -21,6 +21,7 @@ COMMANDS = (
     "sweep",
     "score",
     "workloads",
+    "data",
     "submissions",
     "check",
     "new",

@@ -16,6 +16,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf check`."""
     common.define_workloads_flag(values)
     common.define_choice_flags(values)
+    common.define_data_flags(values)
     flags.DEFINE_integer(
         "steps", 3, "How many steps.", lower_bound=2, flag_values=values
     )
@@ -28,7 +29,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     loaded = submission.load_submission(registry.find_submission(name))
     space = common.search_space(values, loaded)
-    workloads = registry.select_workloads(values.workloads, values.scale)
+    workloads = [
+        common.with_data(workload, values)
+        for workload in registry.select_workloads(values.workloads, values.scale)
+    ]
     total = 0
     for workload in workloads:
         point = None if space is None else tuning.trial_point(space, 0, 1)

@@ -1,6 +1,8 @@
 """What several commands share: flags, arguments, JSON output."""
 
+import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from algoperf.errors import UserError
 if TYPE_CHECKING:
     from algoperf.submission import Submission
     from algoperf.tuning import SearchSpace
+    from algoperf.workload import Workload
 
 
 def define_workloads_flag(values: flags.FlagValues) -> None:
@@ -53,9 +56,51 @@ def define_choice_flags(values: flags.FlagValues) -> None:
     )
 
 
+def define_data_flags(values: flags.FlagValues) -> None:
+    """Defines where data lies and how it is read."""
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where `algoperf data prepare` puts data sets; by default $ALGOPERF_DATA_DIR, "
+        "else ./data. The mini scale needs none.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "data_workers",
+        None,
+        "Processes that make batches; 0 uses a thread of the run. By default 0 at "
+        "scale mini, one per core at scale full.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "skip_corrupt",
+        False,
+        "Pass over examples that cannot be read, and count them in the record, instead "
+        "of ending with an error.",
+        flag_values=values,
+    )
+
+
+def with_data(workload: "Workload", values: flags.FlagValues) -> "Workload":
+    """Returns the workload with its data read as the flags of define_data_flags say."""
+    from algoperf.data.examples import DataOptions
+
+    workers = values.data_workers
+    if workers is None:
+        workers = 0 if workload.scale == "mini" else os.cpu_count() or 1
+    options = DataOptions(
+        folder=Path(values.data_dir) if values.data_dir else None,
+        workers=workers,
+        skip_corrupt=values.skip_corrupt,
+    )
+    return dataclasses.replace(workload, data=options)
+
+
 def define_run_flags(values: flags.FlagValues) -> None:
     """Defines what `run` and `sweep` share."""
     define_choice_flags(values)
+    define_data_flags(values)
     flags.DEFINE_string(
         "out",
         "runs",

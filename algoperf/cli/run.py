@@ -87,7 +87,9 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     loaded = submission.load_submission(registry.find_submission(values.submission))
     base = trials.TrialConfig(
         submission=loaded,
-        workload=registry.find_workload(values.workload, values.scale),
+        workload=common.with_data(
+            registry.find_workload(values.workload, values.scale), values
+        ),
         out=Path(values.out),
         ruleset=values.ruleset,
         study=values.study,

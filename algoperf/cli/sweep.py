@@ -29,6 +29,9 @@ _PASSED_ON = (
     "eval_period_steps",
     "checkpoint_period_sec",
     "trials",
+    "data_dir",
+    "data_workers",
+    "skip_corrupt",
 )
 
 

@@ -1,4 +1,4 @@
-"""Batches of arrays held in memory, and their way to the device."""
+"""Batches of arrays held in memory, and the way of all batches to the device."""
 
 import collections
 import functools
@@ -9,8 +9,9 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # trees of arrays that share their first axis
 Augment = Callable[[Batch, np.random.Generator], Batch]
 
 # Endless in practice: grain wants a length, and positions must stay exact in int64.
@@ -21,9 +22,27 @@ MAX_BURST_BATCHES = 32
 BURST_BYTES = 32 * 2**20
 
 
+# A batch may say under this key how many corrupt examples it passed over: an integer.
+SKIPPED = "skipped"
+
+
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def shuffled(seed: int, first: int, count: int, num_examples: int) -> np.ndarray:
+    """Returns `count` example indices of an endless shuffled stream, from `first` on.
+
+    Each epoch of `num_examples` holds every index once, in an order of its own.
+    """
+    epochs, offsets = np.divmod(np.arange(first, first + count), num_examples)
+    return np.concatenate(
+        [
+            _permutation(seed, int(epoch), num_examples)[offsets[epochs == epoch]]
+            for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
+    )
 
 
 class _TrainBatches:
@@ -45,17 +64,7 @@ class _TrainBatches:
 
     def __getitem__(self, position: int) -> Batch:
         first = position * self._batch_size
-        epochs, offsets = np.divmod(
-            np.arange(first, first + self._batch_size), self._num_examples
-        )
-        indices = np.concatenate(
-            [
-                _permutation(self._seed, int(epoch), self._num_examples)[
-                    offsets[epochs == epoch]
-                ]
-                for epoch in range(epochs[0], epochs[-1] + 1)
-            ]
-        )
+        indices = shuffled(self._seed, first, self._batch_size, self._num_examples)
         batch = {name: array[indices] for name, array in self._arrays.items()}
         if self._augment is None:
             return batch
@@ -118,21 +127,50 @@ def eval_batches(
     return grain.MapDataset.source(_EvalBatches(arrays, batch_size, prepare))
 
 
-class InputQueue(Iterator[dict[str, jax.Array]]):
+def batches(dataset: grain.MapDataset, workers: int = 0) -> Iterator[Batch]:
+    """Iterates over the batches, made by worker processes if `workers` > 0, in order.
+
+    Batches do not depend on the number of workers.
+    """
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    iterated = dataset.to_iter_dataset(options)
+    if workers == 0:
+        return iter(iterated)
+    if not flags.FLAGS.is_parsed():  # grain reads a flag of its own from them
+        flags.FLAGS.mark_as_parsed()
+    return iter(
+        iterated.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    )
+
+
+class InputQueue(Iterator[dict[str, Any]]):
     """What `data_selection` draws from: batches prefetched to the device.
 
     Batches are made and sent by a thread of their own, off the critical path, and
     small ones many at a time: where the device is the CPU, a thread that wakes for
-    every batch takes a core from the training step that often.
+    every batch takes a core from the training step that often. With `workers`, they
+    are made by so many processes, and the thread only sends them.
 
     `position` counts the batches that were taken: a queue started there goes on
-    exactly where this one stands.
+    exactly where this one stands. `skipped` counts the corrupt examples that the taken
+    batches passed over. The queue of a finite dataset ends.
     """
 
-    def __init__(self, dataset: grain.MapDataset, sharding: Any, position: int = 0):
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        sharding: Any,
+        position: int = 0,
+        workers: int = 0,
+        skipped: int = 0,
+    ):
         self.position = position
+        self.skipped = skipped
         self._sharding = sharding
-        self._ready: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._workers = workers
+        self._ready: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
@@ -141,38 +179,44 @@ class InputQueue(Iterator[dict[str, jax.Array]]):
         )
         self._thread.start()
 
-    def __next__(self) -> dict[str, jax.Array]:
+    def __next__(self) -> dict[str, Any]:
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ready or self._error is not None or self._closed
             )
             if not self._ready:
                 raise self._error or RuntimeError("the input queue is closed")
-            batch = self._ready.popleft()
+            batch, skipped = self._ready.popleft()
             if len(self._ready) == PREFETCH_BATCHES:
                 self._changed.notify_all()
         self.position += 1
+        self.skipped += skipped
         return batch
 
     def _fill(self, dataset: grain.MapDataset) -> None:
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        made = batches(dataset, self._workers)
         try:
-            for batch in dataset.to_iter_dataset(options):
-                size = sum(array.nbytes for array in batch.values())
+            for batch in made:
+                skipped = int(batch.pop(SKIPPED, 0))
+                size = sum(array.nbytes for array in jax.tree.leaves(batch))
                 burst = min(MAX_BURST_BATCHES, BURST_BYTES // max(size, 1))
-                self._append(jax.device_put(batch, self._sharding))
+                self._append(jax.device_put(batch, self._sharding), skipped)
                 if len(self._ready) >= PREFETCH_BATCHES + burst:
                     self._wait_for_room()
                 if self._closed:
                     return
+            raise StopIteration
         except BaseException as error:  # raised again where the batch is asked for
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+        finally:
+            if hasattr(made, "close"):  # grain's, of worker processes
+                made.close()
 
-    def _append(self, batch: dict[str, jax.Array]) -> None:
+    def _append(self, batch: dict[str, Any], skipped: int) -> None:
         with self._changed:
-            self._ready.append(batch)
+            self._ready.append((batch, skipped))
             if len(self._ready) == 1:
                 self._changed.notify_all()
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from algoperf import records, runner, spec
 from algoperf.checkpoint import Checkpoints
+from algoperf.data.examples import DataOptions
 from algoperf.data.pipeline import eval_batches, train_batches
+from algoperf.losses import softmax_cross_entropy
 from algoperf.records import Direction
 from algoperf.trials import Seeds, TrialConfig
 from algoperf.tuning import as_namedtuple
-from algoperf.workload import Workload, derive, softmax_cross_entropy
+from algoperf.workload import Workload, derive
 
 NUM_CLASSES = 3
 SPLITS = {"train": 320, "eval_train": 48, "validation": 50, "test": 40}
@@ -48,16 +50,20 @@ def examples(split: str) -> Mapping[str, np.ndarray]:
     return {"inputs": inputs.astype(np.float32), "targets": targets.astype(np.int32)}
 
 
+def pipeline(
+    split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
+    """Returns batches of points in memory."""
+    if split == "train":
+        return train_batches(examples(split), batch_size, seed)
+    return eval_batches(examples(split), batch_size)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Synthetic(Workload):
     """Classify points in memory."""
 
     after_evaluation: Callable[[], None] = lambda: None
-
-    def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
-        if split == "train":
-            return train_batches(examples(split), batch_size, seed)
-        return eval_batches(examples(split), batch_size)
 
     def loss_fn(
         self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0
@@ -66,7 +72,7 @@ class Synthetic(Workload):
             label_batch, logits_batch, mask_batch, label_smoothing
         )
 
-    def metric_sums(self, logits, batch) -> dict[str, jax.Array]:
+    def measure(self, logits, batch) -> dict[str, jax.Array]:
         loss = self.loss_fn(batch["targets"], logits, batch["weights"])
         correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["weights"]
         return {
@@ -75,11 +81,11 @@ class Synthetic(Workload):
             "examples": loss["n_valid_examples"],
         }
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
         self.after_evaluation()
         return {
-            "loss": sums["loss"] / sums["examples"],
-            "accuracy": sums["correct"] / sums["examples"],
+            "loss": measured["loss"] / measured["examples"],
+            "accuracy": measured["correct"] / measured["examples"],
         }
 
 
@@ -88,6 +94,7 @@ SYNTHETIC = Synthetic(
     variant="synthetic",
     scale="mini",
     model=MLP(),
+    pipeline=pipeline,
     input_shape=(4,),
     input_dtype=jnp.float32,
     loss_type=spec.LossType.SOFTMAX_CROSS_ENTROPY,

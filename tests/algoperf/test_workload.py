@@ -11,7 +11,7 @@ from synthetic import BATCH_NORM, SPLITS, SYNTHETIC, examples
 
 from algoperf import spec
 from algoperf import workload as workload_module
-from algoperf.workload import Evaluator, derive, parameter_types, softmax_cross_entropy
+from algoperf.workload import Evaluator, derive, parameter_types
 
 KEY = jax.random.PRNGKey(0)
 TRAIN, EVAL = spec.ForwardPassMode.TRAIN, spec.ForwardPassMode.EVAL
@@ -141,21 +141,8 @@ def test_the_second_evaluation_compiles_nothing_with_a_cache_or_without(monkeypa
         params, state = SYNTHETIC.init_model_fn(KEY)
         first = evaluator(params, state)
         assert evaluator(params, state) == first
-        assert evaluator._sums._cache_size() == 1
+        assert evaluator._step._cache_size() == 1
         assert bool(evaluator._cache) == bool(limit)
-
-
-def test_cross_entropy_is_that_of_optax_with_smoothing_and_mask():
-    logits = jax.random.normal(KEY, (6, 5, 4)) * 30
-    labels = jax.random.randint(KEY, (6, 5), 0, 4)
-    mask = jnp.ones((6, 5)).at[2:, 3:].set(0)
-    smooth = optax.smooth_labels(jax.nn.one_hot(labels, 4), 0.1)
-    expected = optax.softmax_cross_entropy(logits, smooth) * mask
-    loss = softmax_cross_entropy(labels, logits, mask, 0.1)
-    np.testing.assert_allclose(loss["summed"], expected.sum(), rtol=1e-5)
-    np.testing.assert_allclose(loss["per_example"], expected.sum(-1), rtol=1e-4)
-    assert loss["n_valid_examples"] == mask.sum()
-    assert softmax_cross_entropy(labels, logits, None, 0.0)["n_valid_examples"] == 30
 
 
 def test_a_variant_is_a_copy_with_other_facts():

@@ -141,7 +141,7 @@ def test_padding_does_not_change_metrics(workload, initial):
     assert workload.num_validation_examples % exact == 0
     assert workload.num_validation_examples % padded
     sums = jax.jit(
-        lambda batch: workload.metric_sums(
+        lambda batch: workload.measure(
             workload.model_fn(
                 params, batch, state, spec.ForwardPassMode.EVAL, None, False
             )[0],

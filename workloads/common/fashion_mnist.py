@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from algoperf.data.embedded import load_embedded
+from algoperf.data.examples import DataOptions
 from algoperf.data.pipeline import Batch, eval_batches, train_batches
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist"
@@ -76,8 +77,11 @@ def augment(batch: Batch, rng: np.random.Generator) -> Batch:
     return normalise({**batch, "inputs": images})
 
 
-def dataset(split: str, batch_size: int, seed: int) -> grain.MapDataset:
+def dataset(
+    split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
     """Returns the batches of 'train' (endless, augmented) or of an evaluation split."""
+    del options  # all is in memory
     if split == "train":
         return train_batches(examples("train"), batch_size, seed, augment)
     return eval_batches(examples(split), batch_size, normalise)

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from algoperf.data.embedded import load_embedded
+from algoperf.data.examples import DataOptions
 from algoperf.data.pipeline import Batch, eval_batches, train_batches
 
 EMBEDDED = Path(__file__).parent / "embedded" / "king_james"
@@ -74,8 +75,11 @@ def examples(split: str) -> dict[str, np.ndarray]:
     return {"tokens": packed[:: len(packed) // NUM_EVAL_TRAIN][:NUM_EVAL_TRAIN]}
 
 
-def king_james(split: str, batch_size: int, seed: int) -> grain.MapDataset:
+def king_james(
+    split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
     """Returns the batches of 'train' (endless) or of an evaluation split."""
+    del options  # all is in memory
     if split == "train":
         return train_batches(
             examples("train"), batch_size, seed, lambda batch, _: shift(batch)

@@ -22,29 +22,24 @@ took to its end.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from algoperf import spec
+from algoperf.losses import softmax_cross_entropy
 from algoperf.records import Direction
-from algoperf.workload import Workload, softmax_cross_entropy
+from algoperf.workload import Workload
 from workloads.finewebedu_lm import data
 from workloads.finewebedu_lm.model import Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FinewebeduLM(Workload):
-    """Predict the next token; `pipeline` maps (split, batch size, seed) to batches."""
-
-    pipeline: Callable[[str, int, int], grain.MapDataset]
-
-    def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
-        """See `Workload.dataset`."""
-        return self.pipeline(split, batch_size, seed)
+    """Predict the next token."""
 
     def loss_fn(
         self,
@@ -58,14 +53,14 @@ class FinewebeduLM(Workload):
             label_batch, logits_batch, mask_batch, label_smoothing
         )
 
-    def metric_sums(self, logits: jax.Array, batch: spec.Batch) -> dict[str, jax.Array]:
+    def measure(self, logits: spec.Tensor, batch: spec.Batch) -> dict[str, jax.Array]:
         """Returns the sum of losses, and the tokens."""
         loss = self.loss_fn(batch["targets"], logits, batch["weights"])
         return {"loss": loss["summed"], "tokens": loss["n_valid_examples"]}
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
         """Returns 'loss' per token and perplexity 'ppl' = exp(loss)."""
-        loss = sums["loss"] / sums["tokens"]
+        loss = measured["loss"] / measured["tokens"]
         with np.errstate(over="ignore"):
             return {"loss": loss, "ppl": float(np.exp(loss))}
 

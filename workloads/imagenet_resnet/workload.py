@@ -22,29 +22,24 @@ is 1.6 times what the slowest AdamW run took to its end.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 
 from algoperf import spec
+from algoperf.losses import softmax_cross_entropy
 from algoperf.records import Direction
-from algoperf.workload import Workload, derive, softmax_cross_entropy
+from algoperf.workload import Workload, derive
 from workloads.common import fashion_mnist
 from workloads.imagenet_resnet.model import ResNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImagenetResnet(Workload):
-    """Classify images; `pipeline` maps (split, batch size, seed) to batches."""
-
-    pipeline: Callable[[str, int, int], grain.MapDataset]
-
-    def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
-        """See `Workload.dataset`."""
-        return self.pipeline(split, batch_size, seed)
+    """Classify images."""
 
     def loss_fn(
         self,
@@ -58,7 +53,7 @@ class ImagenetResnet(Workload):
             label_batch, logits_batch, mask_batch, label_smoothing
         )
 
-    def metric_sums(self, logits: jax.Array, batch: spec.Batch) -> dict[str, jax.Array]:
+    def measure(self, logits: spec.Tensor, batch: spec.Batch) -> dict[str, jax.Array]:
         """Returns the sums of losses and of correct answers, and the examples."""
         loss = self.loss_fn(batch["targets"], logits, batch["weights"])
         correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["weights"]
@@ -68,11 +63,11 @@ class ImagenetResnet(Workload):
             "examples": loss["n_valid_examples"],
         }
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
         """Returns 'loss' and 'accuracy', a share."""
         return {
-            "loss": sums["loss"] / sums["examples"],
-            "accuracy": sums["correct"] / sums["examples"],
+            "loss": measured["loss"] / measured["examples"],
+            "accuracy": measured["correct"] / measured["examples"],
         }
 
 

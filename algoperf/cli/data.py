@@ -1,0 +1,135 @@
+"""Prepare and check the data of the full-size workloads."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from algoperf.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from algoperf.data.source import DataSource
+
+USAGE = (
+    "algoperf data prepare NAME --raw DIR [--data_dir DIR]\n"
+    "         algoperf data check NAME [--data_dir DIR] [--nochecksums]\n"
+    "NAME is a workload or its data set. Without --raw, prepare says what to download."
+)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `algoperf data`."""
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where data sets go; by default $ALGOPERF_DATA_DIR, else ./data.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "raw", None, "The folder of what was downloaded by hand.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "checksums",
+        True,
+        "Whether check reads every file whole, or looks at sizes alone.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "any_size",
+        False,
+        "Take a data set with other numbers of examples than the published ones, a "
+        "part of it say: good for trying out, not for results.",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
+    """Prepares or checks one data set."""
+    actions = {"prepare": _prepare, "check": _check}
+    if len(positional) != 2 or positional[0] not in actions:
+        raise UserError(f"give an action and a name:\n{USAGE}")
+    from algoperf.data.source import data_folder
+
+    source = _find(positional[1])
+    data_dir = data_folder(Path(values.data_dir) if values.data_dir else None)
+    return actions[positional[0]](source, data_dir, values)
+
+
+def _find(name: str) -> "DataSource":
+    """Returns the data set of this name, or that of the workload of this name."""
+    from algoperf import registry
+
+    found = {}
+    for workload in registry.all_workloads():
+        if workload.data_source is not None:
+            found[workload.variant] = workload.data_source
+            found[workload.data_source.name] = workload.data_source
+    if name not in found:
+        raise unknown_name("data set", name, found)
+    return found[name]
+
+
+def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> int:
+    from algoperf.data.source import MANIFEST, write_manifest
+
+    folder = data_dir / source.name
+    if (folder / MANIFEST).exists():
+        print(f"{folder} is prepared; algoperf data check {source.name} looks at it")
+        return 0
+    if values.raw is None:
+        print(source.instructions.strip())
+        print(
+            f"\nThen: algoperf data prepare {source.name} --raw FOLDER "
+            f"--data_dir {data_dir}"
+        )
+        return 1
+    raw = Path(values.raw)
+    if not raw.is_dir():
+        raise UserError(f"there is no folder {raw}")
+    if folder.exists():  # what an earlier, broken attempt has left
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    source.prepare(raw, folder, lambda line: print(line, flush=True))
+    counts = source.count(folder)
+    if not values.any_size:
+        _compare(source, counts)
+    print("computing checksums ...", flush=True)
+    write_manifest(folder, counts)
+    print(f"{source.name} is ready in {folder}: {_listed(counts)}")
+    return 0
+
+
+def _check(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> int:
+    from algoperf.data.source import problems
+
+    folder = source.folder(data_dir)
+    found = 0
+    for problem in problems(folder, values.checksums):
+        print(problem, flush=True)
+        found += 1
+    if found:
+        raise UserError(
+            f"{folder} is damaged in {found} places; delete it and run algoperf data "
+            f"prepare {source.name} again"
+        )
+    counts = source.count(folder)
+    if not values.any_size:
+        _compare(source, counts)
+    print(f"{source.name} is whole: {_listed(counts)}")
+    return 0
+
+
+def _compare(source: "DataSource", counts: Mapping[str, int]) -> None:
+    for split, expected in source.num_examples.items():
+        if counts.get(split) != expected:
+            raise UserError(
+                f"{source.name} has {counts.get(split, 0):,} examples in {split}, "
+                f"expected {expected:,}; something was not downloaded whole, or give "
+                "--any_size to go on"
+            )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())

@@ -1,0 +1,106 @@
+"""Where a data set comes from, and whether what lies on the disk is whole.
+
+A data set lies in one folder of the data directory. Its manifest, written last, lists
+every file with size and SHA-256: without it, the set counts as not prepared.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from algoperf.errors import UserError
+
+MANIFEST = "manifest.json"
+DATA_DIR_VARIABLE = "ALGOPERF_DATA_DIR"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """A published data set.
+
+    Attributes:
+      name: its folder in the data directory; workloads may share one.
+      instructions: what to download by hand, from where, and what `--raw` must hold.
+      prepare: converts, from the folder of downloads to the empty folder of the set,
+        calling its third argument with a line now and then; raises UserError if
+        something is missing or broken. Files must be whole when it returns.
+      count: returns the number of examples per split of a prepared folder.
+      num_examples: how many there must be, per split.
+    """
+
+    name: str
+    instructions: str
+    prepare: Callable[[Path, Path, Callable[[str], None]], None]
+    count: Callable[[Path], Mapping[str, int]]
+    num_examples: Mapping[str, int]
+
+    def folder(self, data_dir: Path | None) -> Path:
+        """Returns the prepared folder.
+
+        Raises:
+          UserError: there is none, or it was not prepared to its end.
+        """
+        folder = data_folder(data_dir) / self.name
+        if not (folder / MANIFEST).is_file():
+            state = "incomplete" if folder.is_dir() else "missing"
+            raise UserError(
+                f"the data set {self.name} is {state} in {folder.parent}: "
+                f"run `algoperf data prepare {self.name} --data_dir {folder.parent}`, "
+                "which says what to download"
+            )
+        return folder
+
+
+def data_folder(given: Path | None) -> Path:
+    """Returns the data directory: as given, else $ALGOPERF_DATA_DIR, else ./data."""
+    return given or Path(os.environ.get(DATA_DIR_VARIABLE, "data"))
+
+
+def write_manifest(folder: Path, counts: Mapping[str, int]) -> None:
+    """Lists all files of a finished data set, with the number of examples per split."""
+    files = {
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for name, path in _files(folder)
+    }
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(
+        json.dumps({"num_examples": dict(counts), "files": files}, indent=1)
+    )
+    temporary.rename(folder / MANIFEST)
+
+
+def problems(folder: Path, checksums: bool = True) -> Iterator[str]:
+    """Yields what differs from the manifest, a line each; sizes before checksums."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        yield f"{folder / MANIFEST} cannot be read ({error})"
+        return
+    present = dict(_files(folder))
+    for name, facts in listed.items():
+        path = present.pop(name, None)
+        if path is None:
+            yield f"{folder / name} is missing"
+        elif path.stat().st_size != facts["bytes"]:
+            yield (
+                f"{path} has {path.stat().st_size:,} bytes, expected {facts['bytes']:,}"
+            )
+        elif checksums and sha256(path) != facts["sha256"]:
+            yield f"{path} has changed: its SHA-256 is not the one of the manifest"
+    for path in present.values():
+        yield f"{path} does not belong there"
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (MANIFEST, f"{MANIFEST}.tmp"):
+            yield str(path.relative_to(folder)), path
