@@ -110,7 +110,7 @@ class Workload(Protocol):
     loss_type: LossType
     target_metric_name: str  # 'accuracy', 'ppl', ...
     validation_target_value: float
-    test_target_value: float
+    test_target_value: float | None  # None where there is no test split
     num_train_examples: int
     num_eval_train_examples: int
     num_validation_examples: int

@@ -49,7 +49,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Prepares or checks one data set."""
     actions = {"prepare": _prepare, "check": _check}
     if len(positional) != 2 or positional[0] not in actions:
-        raise UserError(f"give an action and a name:\n{USAGE}")
+        raise UserError("give prepare or check and one name, see algoperf data --help")
     from algoperf.data.source import data_folder
 
     source = _find(positional[1])

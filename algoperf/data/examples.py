@@ -5,16 +5,21 @@ record is broken it raises `DataError`. What a transformation draws at random fo
 from the seed and from the example's place in the stream alone.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 
-from algoperf.data.pipeline import ENDLESS, SKIPPED, Augment, Batch, shuffled
+from algoperf.data.pipeline import (
+    ENDLESS,
+    SKIPPED,
+    Augment,
+    Batch,
+    DataOptions,
+    shuffled,
+)
 from algoperf.errors import UserError
 
 Example = Mapping[str, Any]  # trees of arrays, without a batch axis
@@ -37,38 +42,6 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """How a run reads its data.
-
-    Attributes:
-      folder: where `algoperf data prepare` has put the data sets.
-      workers: processes that make batches; 0 makes them in a thread of the run.
-      skip_corrupt: pass over broken examples and count them, instead of ending.
-      host: the index of this host among `num_hosts`, which share each batch.
-      num_hosts: how many hosts.
-    """
-
-    folder: Path | None = None
-    workers: int = 0
-    skip_corrupt: bool = False
-    host: int = 0
-    num_hosts: int = 1
-
-    def rows(self, batch_size: int) -> slice:
-        """Returns which rows of a global batch this host makes.
-
-        Raises:
-          UserError: the batch does not divide over the hosts.
-        """
-        if batch_size % self.num_hosts:
-            raise UserError(
-                f"batch size {batch_size} is not divisible by {self.num_hosts} hosts"
-            )
-        size = batch_size // self.num_hosts
-        return slice(self.host * size, (self.host + 1) * size)
 
 
 class _TrainExamples:

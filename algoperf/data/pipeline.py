@@ -1,15 +1,19 @@
 """Batches of arrays held in memory, and the way of all batches to the device."""
 
 import collections
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
+
+from algoperf.errors import UserError
 
 Batch = dict[str, Any]  # trees of arrays that share their first axis
 Augment = Callable[[Batch, np.random.Generator], Batch]
@@ -24,6 +28,41 @@ BURST_BYTES = 32 * 2**20
 
 # A batch may say under this key how many corrupt examples it passed over: an integer.
 SKIPPED = "skipped"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """How a run reads its data.
+
+    Attributes:
+      folder: where `algoperf data prepare` has put the data sets.
+      workers: processes that make batches; 0 makes them in a thread of the run.
+      skip_corrupt: pass over broken examples and count them, instead of ending.
+      host: the index of this host among `num_hosts`, which share each batch.
+      num_hosts: how many hosts.
+    """
+
+    folder: Path | None = None
+    workers: int = 0
+    skip_corrupt: bool = False
+    host: int = 0
+    num_hosts: int = 1
+
+    def rows(self, batch_size: int) -> slice:
+        """Returns which rows of a global batch this host makes.
+
+        Raises:
+          UserError: the batch does not divide over the hosts.
+        """
+        if batch_size % self.num_hosts:
+            raise UserError(
+                f"batch size {batch_size} is not divisible by {self.num_hosts} hosts"
+            )
+        size = batch_size // self.num_hosts
+        return slice(self.host * size, (self.host + 1) * size)
+
+
+ALL_HERE = DataOptions()
 
 
 @functools.lru_cache(maxsize=4)
@@ -52,39 +91,45 @@ class _TrainBatches:
     two epochs, so that nothing is dropped.
     """
 
-    def __init__(self, arrays, batch_size: int, seed: int, augment: Augment | None):
+    def __init__(self, arrays, batch_size, seed, augment, options):
         self._arrays = dict(arrays)
         self._num_examples = len(next(iter(self._arrays.values())))
         self._batch_size = batch_size
         self._seed = seed
         self._augment = augment
+        self._rows = options.rows(batch_size)
+        self._host = options.host
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, position: int) -> Batch:
-        first = position * self._batch_size
-        indices = shuffled(self._seed, first, self._batch_size, self._num_examples)
+        first = position * self._batch_size + self._rows.start
+        count = self._rows.stop - self._rows.start
+        indices = shuffled(self._seed, first, count, self._num_examples)
         batch = {name: array[indices] for name, array in self._arrays.items()}
         if self._augment is None:
             return batch
-        return self._augment(batch, np.random.default_rng([self._seed, 1, position]))
+        stream = [self._seed, 1, position, *([self._host] if self._host else [])]
+        return self._augment(batch, np.random.default_rng(stream))
 
 
 class _EvalBatches:
     """`self[i]`: the i-th batch in order, all of one size, the last padded."""
 
-    def __init__(self, arrays, batch_size: int, prepare: Callable[[Batch], Batch]):
+    def __init__(self, arrays, batch_size, prepare, options):
         self._arrays = dict(arrays)
         self._num_examples = len(next(iter(self._arrays.values())))
         self._batch_size = batch_size
         self._prepare = prepare
+        self._rows = options.rows(batch_size)
 
     def __len__(self) -> int:
         return -(-self._num_examples // self._batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        wanted = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
+        size = self._batch_size
+        wanted = np.arange(index * size, (index + 1) * size)[self._rows]
         real = wanted < self._num_examples
         batch = self._prepare(
             {
@@ -92,7 +137,7 @@ class _EvalBatches:
                 for name, array in self._arrays.items()
             }
         )
-        weights = batch.get("weights", np.ones(self._batch_size, np.float32))
+        weights = batch.get("weights", np.ones(len(wanted), np.float32))
         mask = real.reshape(-1, *[1] * (weights.ndim - 1))
         return {**batch, "weights": (weights * mask).astype(np.float32)}
 
@@ -102,6 +147,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     augment: Augment | None = None,
+    options: DataOptions = ALL_HERE,
 ) -> grain.MapDataset:
     """Returns the endless training stream over arrays of shape (examples, ...).
 
@@ -110,21 +156,25 @@ def train_batches(
       batch_size: examples in a batch.
       seed: fixes order and augmentation, with the position alone.
       augment: maps a batch and a random generator to a batch.
+      options: which rows of the batch are made here.
     """
-    return grain.MapDataset.source(_TrainBatches(arrays, batch_size, seed, augment))
+    return grain.MapDataset.source(
+        _TrainBatches(arrays, batch_size, seed, augment, options)
+    )
 
 
 def eval_batches(
     arrays: Mapping[str, np.ndarray],
     batch_size: int,
     prepare: Callable[[Batch], Batch] = dict,
+    options: DataOptions = ALL_HERE,
 ) -> grain.MapDataset:
     """Returns all examples once, in order; 'weights' (batch, ...) is 0 on padding.
 
     `prepare` maps a batch to a batch (normalisation, say); where it gives 'weights'
     of its own, padding is multiplied in.
     """
-    return grain.MapDataset.source(_EvalBatches(arrays, batch_size, prepare))
+    return grain.MapDataset.source(_EvalBatches(arrays, batch_size, prepare, options))
 
 
 def batches(dataset: grain.MapDataset, workers: int = 0) -> Iterator[Batch]:

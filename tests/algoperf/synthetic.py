@@ -55,8 +55,8 @@ def pipeline(
 ) -> grain.MapDataset:
     """Returns batches of points in memory."""
     if split == "train":
-        return train_batches(examples(split), batch_size, seed)
-    return eval_batches(examples(split), batch_size)
+        return train_batches(examples(split), batch_size, seed, options=options)
+    return eval_batches(examples(split), batch_size, options=options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

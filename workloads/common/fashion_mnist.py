@@ -81,7 +81,6 @@ def dataset(
     split: str, batch_size: int, seed: int, options: DataOptions
 ) -> grain.MapDataset:
     """Returns the batches of 'train' (endless, augmented) or of an evaluation split."""
-    del options  # all is in memory
     if split == "train":
-        return train_batches(examples("train"), batch_size, seed, augment)
-    return eval_batches(examples(split), batch_size, normalise)
+        return train_batches(examples("train"), batch_size, seed, augment, options)
+    return eval_batches(examples(split), batch_size, normalise, options)

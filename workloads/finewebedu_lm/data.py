@@ -1,6 +1,7 @@
 """Token streams of the language model, packed to sequences of fixed length.
 
-At mini scale the text is the King James Bible, tokenised beforehand (see
+At full scale the text is FineWeb-Edu (Penedo et al. 2024, arXiv:2406.17557), see
+`prepare`. At mini scale it is the King James Bible, tokenised beforehand (see
 `make_king_james`): chapters are the documents, one end-of-text token between them.
 """
 
@@ -14,6 +15,8 @@ import numpy as np
 from algoperf.data.embedded import load_embedded
 from algoperf.data.examples import DataOptions
 from algoperf.data.pipeline import Batch, eval_batches, train_batches
+from algoperf.data.source import DataSource
+from workloads.finewebedu_lm import prepare
 
 EMBEDDED = Path(__file__).parent / "embedded" / "king_james"
 VOCAB_SIZE = 1024
@@ -79,9 +82,49 @@ def king_james(
     split: str, batch_size: int, seed: int, options: DataOptions
 ) -> grain.MapDataset:
     """Returns the batches of 'train' (endless) or of an evaluation split."""
-    del options  # all is in memory
     if split == "train":
         return train_batches(
-            examples("train"), batch_size, seed, lambda batch, _: shift(batch)
+            examples("train"),
+            batch_size,
+            seed,
+            lambda batch, _: shift(batch),
+            options,
         )
-    return eval_batches(examples(split), batch_size, shift_and_weigh)
+    return eval_batches(examples(split), batch_size, shift_and_weigh, options)
+
+
+DATA_SOURCE = DataSource(
+    name="finewebedu_lm",
+    instructions=prepare.INSTRUCTIONS,
+    prepare=prepare.prepare,
+    count=prepare.count,
+    num_examples={
+        "train": prepare.NUM_TRAIN,
+        "validation": prepare.NUM_VALIDATION,
+    },
+)
+# Of the published workload, which has no test split.
+FULL_NUM_EVAL_TRAIN = 10_000
+
+
+def fineweb_edu(
+    split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
+    """Returns the batches of 'train' (endless), 'eval_train' or 'validation'.
+
+    'inputs' and 'targets' are (B, 1024) int32; rows are read from disk when needed.
+    """
+    folder = DATA_SOURCE.folder(options.folder)
+    if split == "train":
+        return train_batches(
+            {"tokens": prepare.rows(folder, "train")},
+            batch_size,
+            seed,
+            lambda batch, _: shift(batch),
+            options,
+        )
+    rows = prepare.rows(folder, "train" if split == "eval_train" else split)
+    if split == "eval_train":  # spread over the training set
+        wanted = min(FULL_NUM_EVAL_TRAIN, len(rows))
+        rows = rows[:: len(rows) // wanted][:wanted]
+    return eval_batches({"tokens": rows}, batch_size, shift_and_weigh, options)

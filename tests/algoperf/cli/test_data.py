@@ -1,0 +1,90 @@
+"""`algoperf data`: what to download, preparing, checking."""
+
+import numpy as np
+import pytest
+
+from algoperf import cli, registry
+from algoperf.data.source import MANIFEST, DataSource
+
+
+def _prepare(raw, folder, say):
+    say("copying")
+    (folder / "train.bin").write_bytes((raw / "train.bin").read_bytes())
+
+
+SOURCE = DataSource(
+    name="numbers",
+    instructions="Get train.bin from a friend.",
+    prepare=_prepare,
+    count=lambda folder: {"train": np.fromfile(folder / "train.bin", np.uint8).size},
+    num_examples={"train": 5},
+)
+
+
+class _Workload:
+    variant = "counting"
+    data_source = SOURCE
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(registry, "all_workloads", lambda: [_Workload])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "train.bin").write_bytes(b"12345")
+
+    def run(*arguments):
+        code = cli.main(["data", *arguments, "--data_dir=sets"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_without_raw_it_says_what_to_download(run):
+    code, out, _ = run("prepare", "counting")
+    assert code == 1
+    assert out.startswith("Get train.bin from a friend.")
+    assert "algoperf data prepare numbers --raw FOLDER" in out
+
+
+def test_prepare_then_check(run, tmp_path):
+    code, out, _ = run("prepare", "counting", "--raw=raw")
+    assert code == 0
+    assert "copying" in out
+    assert "5 train" in out
+    assert run("prepare", "numbers", "--raw=raw")[0] == 0  # nothing to do
+    assert run("check", "numbers")[0] == 0
+    (tmp_path / "sets" / "numbers" / "train.bin").write_bytes(b"12x45")
+    code, out, err = run("check", "numbers")
+    assert code == 1
+    assert "SHA-256" in out
+    assert "damaged in 1 places" in err
+    assert run("check", "numbers", "--nochecksums")[0] == 0
+
+
+def test_another_number_of_examples_is_refused_unless_asked_for(run, tmp_path):
+    (tmp_path / "raw" / "train.bin").write_bytes(b"123")
+    code, _, err = run("prepare", "numbers", "--raw=raw")
+    assert code == 1
+    assert "has 3 examples in train, expected 5" in err
+    assert not (tmp_path / "sets" / "numbers" / MANIFEST).exists()
+    assert run("prepare", "numbers", "--raw=raw", "--any_size")[0] == 0
+    assert run("check", "numbers")[0] == 1
+    assert run("check", "numbers", "--any_size")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give prepare or check and one name"),
+        (["fetch", "numbers"], "give prepare or check and one name"),
+        (["prepare", "numbres"], "did you mean numbers"),
+        (["prepare", "numbers", "--raw=nowhere"], "there is no folder nowhere"),
+        (["check", "numbers"], "algoperf data prepare numbers"),
+    ],
+)
+def test_mistakes_are_named(run, arguments, says):
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert says in err
+    assert err.startswith("algoperf: ")
