@@ -56,8 +56,8 @@ def define_choice_flags(values: flags.FlagValues) -> None:
     )
 
 
-def define_data_flags(values: flags.FlagValues) -> None:
-    """Defines where data lies and how it is read."""
+def define_data_dir_flag(values: flags.FlagValues) -> None:
+    """Defines `--data_dir`."""
     flags.DEFINE_string(
         "data_dir",
         None,
@@ -65,6 +65,11 @@ def define_data_flags(values: flags.FlagValues) -> None:
         "else ./data. The mini scale needs none.",
         flag_values=values,
     )
+
+
+def define_data_flags(values: flags.FlagValues) -> None:
+    """Defines where data lies and how it is read."""
+    define_data_dir_flag(values)
     flags.DEFINE_integer(
         "data_workers",
         None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from algoperf.cli import common
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -21,12 +22,7 @@ USAGE = (
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf data`."""
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Where data sets go; by default $ALGOPERF_DATA_DIR, else ./data.",
-        flag_values=values,
-    )
+    common.define_data_dir_flag(values)
     flags.DEFINE_string(
         "raw", None, "The folder of what was downloaded by hand.", flag_values=values
     )

@@ -1,42 +1,53 @@
 """Show versions, devices, memory and which workloads find their data."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from algoperf.cli import common
 
-USAGE = "algoperf doctor [--json FILE]"
+USAGE = "algoperf doctor [--data_dir DIR] [--json FILE]"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf doctor`."""
+    common.define_data_dir_flag(values)
     common.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Looks at this installation; returns 1 if the data of a workload is broken."""
+    """Looks at this installation; returns 1 if data that is there is broken."""
     common.no_arguments(positional)
     from algoperf import hardware, registry
+    from algoperf.data.source import data_folder
 
-    data = {
-        workload.name: _data(workload)
-        for workload in registry.all_workloads()
-        if workload.variant == workload.base_workload
+    data_dir = data_folder(Path(values.data_dir) if values.data_dir else None)
+    bases = [w for w in registry.all_workloads() if w.variant == w.base_workload]
+    embedded = {w.name: _embedded(w) for w in bases if w.data_source is None}
+    sources = {
+        w.data_source.name: w.data_source for w in bases if w.data_source is not None
     }
+    prepared = {name: _prepared(sources[name], data_dir) for name in sorted(sources)}
     found = {
         "versions": hardware.describe_versions(),
         "host": hardware.describe_host(),
         "devices": hardware.describe_devices(),
         "git_revision": hardware.git_revision(),
-        "data": data,
+        "data": embedded,
+        f"data in {data_dir}": prepared,
     }
     common.show(values.json, found, lambda: _print(found))
-    return 0 if all(state == "found" for state in data.values()) else 1
+    states = {*embedded.values(), *prepared.values()}
+    return 0 if states <= {"found", _MISSING} else 1
 
 
-def _data(workload: Any) -> str:
+_MISSING = "not prepared (algoperf data prepare NAME)"
+
+
+def _embedded(workload: Any) -> str:
+    """Says whether the data that ship with the package can be read."""
     from algoperf.errors import UserError
     from algoperf.workload import EVAL_SPLITS
 
@@ -46,6 +57,21 @@ def _data(workload: Any) -> str:
     except UserError as error:
         return str(error)
     return "found"
+
+
+def _prepared(source: Any, data_dir: Path) -> str:
+    """Says whether a data set is there, and its files have their sizes."""
+    from algoperf.data.source import problems
+
+    if not (data_dir / source.name).is_dir():
+        return _MISSING
+    from algoperf.errors import UserError
+
+    try:
+        folder = source.folder(data_dir)
+    except UserError as error:
+        return str(error)
+    return next(problems(folder, checksums=False), "found")
 
 
 def _print(found: dict[str, Any]) -> None:

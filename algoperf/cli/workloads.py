@@ -1,37 +1,48 @@
 """List the workloads: scale, metric, target, budget, sizes."""
 
-from collections.abc import Sequence
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from algoperf.cli import common
-from algoperf.records import Direction
+from algoperf.records import SCALES, Direction
 
-USAGE = "algoperf workloads [--json FILE]"
+USAGE = "algoperf workloads [--scale mini|full|all] [--json FILE]"
 # Heading -> what it shows.
 _COLUMNS = {
     "name": "name",
     "scale": "scale",
     "target": "target",
-    "budget (s)": "budget_sec",
+    "budget (s)": "max_allowed_runtime_sec",
     "step hint": "step_hint",
-    "batch": "batch_size",
+    "batch": "default_batch_size",
     "parameters": "num_parameters",
 }
+# Fields of a workload that are no facts.
+_NO_FACTS = ("variant", "model", "pipeline", "data", "data_source", "metrics_logger")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf workloads`."""
+    flags.DEFINE_enum(
+        "scale", "all", ("all", *SCALES), "Which scale to list.", flag_values=values
+    )
     common.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Lists bases and variants at every scale."""
+    """Lists bases and variants."""
     common.no_arguments(positional)
     from algoperf import registry
 
-    rows = [_about(workload) for workload in registry.all_workloads()]
+    rows = [
+        _about(workload)
+        for workload in registry.all_workloads()
+        if values.scale in ("all", workload.scale)
+    ]
     common.show(
         values.json,
         rows,
@@ -43,22 +54,36 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
 
 def _about(workload: Any) -> dict[str, Any]:
+    """Returns all facts of a workload, as JSON can hold them."""
     sign = ">=" if workload.target_direction is Direction.MAXIMIZE else "<="
     target = workload.validation_target_value
+    facts = {
+        field.name: _plain(getattr(workload, field.name))
+        for field in dataclasses.fields(workload)
+        if field.name not in _NO_FACTS
+    }
+    source = workload.data_source
     return {
         "name": workload.variant,
-        "scale": workload.scale,
-        "base_workload": workload.base_workload,
         "target": f"{workload.target_metric_name} {sign} {target:g}",
-        "metric": workload.target_metric_name,
-        "direction": str(workload.target_direction),
-        "validation_target": target,
-        "test_target": workload.test_target_value,
-        "budget_sec": workload.max_allowed_runtime_sec,
-        "step_hint": workload.step_hint,
-        "batch_size": workload.default_batch_size,
         "num_parameters": workload.num_parameters,
-        "num_train_examples": workload.num_train_examples,
-        "num_validation_examples": workload.num_validation_examples,
-        "num_test_examples": workload.num_test_examples,
+        "data_source": None if source is None else source.name,
+        **facts,
+        "model": {
+            field.name: _plain(getattr(workload.model, field.name))
+            for field in dataclasses.fields(workload.model)
+            if field.name not in ("parent", "name")
+        },
     }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__name__", str(value))

@@ -13,8 +13,8 @@ from algoperf.workload import EVAL_SPLITS, Evaluator, derive
 from workloads.finewebedu_lm.workload import WORKLOADS as FINEWEBEDU_LM
 from workloads.imagenet_resnet.workload import WORKLOADS as IMAGENET_RESNET
 
-WORKLOADS = (*IMAGENET_RESNET, *FINEWEBEDU_LM)
-BASES = (IMAGENET_RESNET[0], FINEWEBEDU_LM[0])
+WORKLOADS = [w for w in (*IMAGENET_RESNET, *FINEWEBEDU_LM) if w.scale == "mini"]
+BASES = [w for w in WORKLOADS if w.variant == w.base_workload]
 CLASSES = {"imagenet_resnet": 10, "finewebedu_lm": 1024}
 TYPES = {
     "imagenet_resnet": {

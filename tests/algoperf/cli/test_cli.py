@@ -106,16 +106,20 @@ def test_a_mistake_is_one_line_and_a_status(arguments, code, says, capsys, tmp_p
 
 
 def test_workloads_as_json(capsys):
-    assert cli.main(["workloads", "--json=-"]) == 0
+    assert cli.main(["workloads", "--scale=mini", "--json=-"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    resnet = next(row for row in rows if row["name"] == "imagenet_resnet")
-    assert resnet["scale"] == "mini"
+    by_name = {(row["name"], row["scale"]): row for row in rows}
+    assert len(by_name) == len(rows)
+    resnet = by_name["imagenet_resnet", "mini"]
     assert resnet["target"] == "accuracy >= 0.862"
     assert resnet["num_parameters"] == 33090
+    assert resnet["loss_type"] == "softmax_cross_entropy"
+    assert resnet["model"]["activation"] == "relu"
+    assert resnet["data_source"] is None
 
 
 def test_workloads_as_table(capsys):
-    assert cli.main(["workloads"]) == 0
+    assert cli.main(["workloads", "--scale=mini"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"imagenet_resnet_silu +mini +accuracy >= 0\.862", out)
 
@@ -136,8 +140,10 @@ def test_json_that_cannot_be_written_is_one_line(capsys, tmp_path):
 
 
 def test_doctor(capsys):
-    assert cli.main(["doctor", "--json=-"]) == 0
+    assert cli.main(["doctor", "--json=-", "--data_dir=nowhere"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["data"]["imagenet_resnet_mini"] == "found"
+    assert "not prepared" in found["data in nowhere"]["finewebedu_lm"]
     assert found["versions"]["jax"]
     assert found["devices"]["device_count"] >= 1
     assert found["host"]["memory_gib"] > 0
