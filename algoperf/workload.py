@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -241,12 +242,40 @@ class Workload(abc.ABC):
 def derive(base: W, *, model: Mapping[str, Any] | None = None, **facts: Any) -> W:
     """Returns a copy with other facts and other fields of the model.
 
-    An unknown field is a TypeError. This is how a variant or a scale is one line:
-    `derive(BASE, variant="imagenet_resnet_silu", model={"activation": nn.silu}, ...)`.
+    An unknown field is a TypeError.
     """
     if model:
         facts["model"] = base.model.clone(**model)
     return dataclasses.replace(base, **facts)
+
+
+def variant(
+    base: W,
+    name: str,
+    targets: tuple[float, float],
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    **model: Any,
+) -> W:
+    """Returns a variant of a workload; one is one line of a family's table.
+
+    `variant(FULL, "imagenet_resnet_silu", (0.75445, 0.6323), activation=nn.silu)`.
+
+    Args:
+      base: what it is a variant of.
+      name: of the variant.
+      targets: of validation and test.
+      facts: other facts that differ.
+      **model: fields of the model that differ.
+    """
+    validation, test = targets
+    return derive(
+        base,
+        model=model,
+        variant=name,
+        validation_target_value=validation,
+        test_target_value=test,
+        **facts,
+    )
 
 
 class Evaluator:
@@ -367,9 +396,9 @@ def _parameter_type(path: list[str], leaf: Any) -> spec.ParameterType:
         return (
             types.CONV_WEIGHT if np.ndim(leaf) > 2 and not attention else types.WEIGHT
         )
-    if role == "scale":  # a learned scale outside a norm: a gain per layer or head
+    if role in ("scale", "probe"):  # a gain per layer or head, a learned query
         return types.WEIGHT
     raise ValueError(
         f"cannot tell the type of parameter {'/'.join(path)}; name its last key "
-        "kernel, bias, scale or embedding"
+        "kernel, bias, scale, probe or embedding"
     )

@@ -21,57 +21,18 @@ of all splits 0.35 s. The validation target is what all of the table reach after
 is 1.6 times what the slowest AdamW run took to its end.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from algoperf import spec
-from algoperf.losses import softmax_cross_entropy
 from algoperf.records import Direction
-from algoperf.workload import Workload, derive
-from workloads.common import fashion_mnist
+from algoperf.workload import Workload, variant
+from workloads.common import fashion_mnist, imagenet
+from workloads.common.image_classification import ImageClassification
 from workloads.imagenet_resnet.model import ResNet
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ImagenetResnet(Workload):
-    """Classify images."""
-
-    def loss_fn(
-        self,
-        label_batch: spec.Tensor,
-        logits_batch: spec.Tensor,
-        mask_batch: spec.Tensor | None = None,
-        label_smoothing: float = 0.0,
-    ) -> dict[str, spec.Tensor]:
-        """Cross-entropy of the classes (B,), in nats; see `spec.Workload.loss_fn`."""
-        return softmax_cross_entropy(
-            label_batch, logits_batch, mask_batch, label_smoothing
-        )
-
-    def measure(self, logits: spec.Tensor, batch: spec.Batch) -> dict[str, jax.Array]:
-        """Returns the sums of losses and of correct answers, and the examples."""
-        loss = self.loss_fn(batch["targets"], logits, batch["weights"])
-        correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["weights"]
-        return {
-            "loss": loss["summed"],
-            "correct": correct.sum(),
-            "examples": loss["n_valid_examples"],
-        }
-
-    def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
-        """Returns 'loss' and 'accuracy', a share."""
-        return {
-            "loss": measured["loss"] / measured["examples"],
-            "accuracy": measured["correct"] / measured["examples"],
-        }
-
-
-MINI = ImagenetResnet(
+MINI = ImageClassification(
     base_workload="imagenet_resnet",
     variant="imagenet_resnet",
     scale="mini",
@@ -104,9 +65,47 @@ MINI = ImagenetResnet(
     output_params=("head",),
 )
 
-# Targets of the variants provisional: the base's.
+# ResNet-50 of 25,557,032 parameters, 53,120 batch statistics.
+FULL = ImageClassification(
+    base_workload="imagenet_resnet",
+    variant="imagenet_resnet",
+    scale="full",
+    model=ResNet(),
+    pipeline=imagenet.resnet_pipeline,
+    data_source=imagenet.DATA_SOURCE,
+    input_shape=imagenet.IMAGE_SHAPE,
+    input_dtype=jnp.float32,
+    loss_type=spec.LossType.SOFTMAX_CROSS_ENTROPY,
+    target_metric_name="accuracy",
+    target_direction=Direction.MAXIMIZE,
+    validation_target_value=0.77431,
+    test_target_value=0.6560,
+    num_train_examples=imagenet.NUM_TRAIN,
+    num_eval_train_examples=imagenet.RESNET_NUM_EVAL_TRAIN,
+    num_validation_examples=imagenet.NUM_VALIDATION,
+    num_test_examples=imagenet.NUM_TEST,
+    default_batch_size=1024,
+    eval_batch_size=1024,
+    step_hint=195_999,
+    eval_period_time_sec=510.0,
+    max_allowed_runtime_sec=66_159.0,
+    published_budgets_sec={"0.5": 63_008.0, "0.6": 66_159.0},
+    published_step_sec={"8x A100": 0.259},
+    train_mean=imagenet.MEAN,
+    train_stddev=imagenet.STDDEV,
+    output_params=("head",),
+)
+B512 = {"default_batch_size": 512}  # as in the reference submission
+
 WORKLOADS: tuple[Workload, ...] = (
+    FULL,
+    variant(FULL, "imagenet_resnet_silu", (0.75445, 0.6323), B512, activation=nn.silu),
+    variant(FULL, "imagenet_resnet_gelu", (0.76765, 0.6519), B512, activation=nn.gelu),
+    variant(
+        FULL, "imagenet_resnet_large_bn_init", (0.76526, 0.6423), bn_init_scale=8.0
+    ),
     MINI,
-    derive(MINI, variant="imagenet_resnet_silu", model={"activation": nn.silu}),
-    derive(MINI, variant="imagenet_resnet_gelu", model={"activation": nn.gelu}),
+    # Targets provisional: the base's.
+    variant(MINI, "imagenet_resnet_silu", (0.862, 0.849), activation=nn.silu),
+    variant(MINI, "imagenet_resnet_gelu", (0.862, 0.849), activation=nn.gelu),
 )

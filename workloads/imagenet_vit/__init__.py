@@ -1,0 +1,1 @@
+"""Image classification with a vision transformer on ImageNet."""
