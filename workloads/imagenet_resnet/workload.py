@@ -31,7 +31,6 @@ from workloads.common import fashion_mnist, imagenet
 from workloads.common.image_classification import ImageClassification
 from workloads.imagenet_resnet.model import ResNet
 
-
 MINI = ImageClassification(
     base_workload="imagenet_resnet",
     variant="imagenet_resnet",
