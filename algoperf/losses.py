@@ -30,12 +30,12 @@ def softmax_cross_entropy(
         true = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     smooth = logits.mean(axis=-1)
     losses = normaliser - (1 - label_smoothing) * true - label_smoothing * smooth
-    valid = jnp.ones(labels.shape, jnp.float32) if mask is None else mask
+    valid = jnp.ones(losses.shape, jnp.float32) if mask is None else mask
     losses = losses * valid
     return {
         "summed": losses.sum(),
         "n_valid_examples": valid.sum(),
-        "per_example": losses.reshape(labels.shape[0], -1).sum(-1),
+        "per_example": losses.reshape(losses.shape[0], -1).sum(-1),
     }
 
 

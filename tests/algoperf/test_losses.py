@@ -32,6 +32,9 @@ def test_softmax_cross_entropy_of_probabilities():
     expected = optax.softmax_cross_entropy(logits, smooth) * mask
     np.testing.assert_allclose(loss["per_example"], expected, rtol=1e-5)
     assert loss["n_valid_examples"] == 4
+    unmasked = softmax_cross_entropy(labels, logits, None, 0.1)
+    assert unmasked["n_valid_examples"] == 6
+    assert unmasked["per_example"].shape == (6,)
 
 
 def test_sigmoid_cross_entropy_is_that_of_optax_and_leaves_missing_labels_out():

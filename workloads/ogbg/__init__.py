@@ -1,0 +1,1 @@
+"""Graph classification: which of 128 assays a molecule is active in (ogbg-molpcba)."""
