@@ -269,12 +269,11 @@ def variant(
     """
     validation, test = targets
     return derive(
-        base,
+        dataclasses.replace(base, **facts),
         model=model,
         variant=name,
         validation_target_value=validation,
         test_target_value=test,
-        **facts,
     )
 
 

@@ -60,8 +60,8 @@ def test_any_row_can_be_asked_for_first_and_by_workers():
     assert other.row(2).tolist() == rows[2]
     assert pickle.loads(pickle.dumps(one)).row(40).tolist() == rows[40]
     assert Packing(sizes, LIMITS, 4).row(0).tolist() != rows[0]
-    first = sum(rows[:8], [])
-    assert sorted(first) != first
+    first = np.concatenate(rows[:8])
+    assert not np.array_equal(np.sort(first), first)
 
 
 def test_without_a_seed_the_order_is_kept():

@@ -1,0 +1,1 @@
+"""Click prediction with DLRM on the Criteo 1 TB click logs."""
