@@ -1,0 +1,1 @@
+"""Knee images from a quarter of their MRI measurements, with a U-Net (fastMRI)."""

@@ -1,0 +1,291 @@
+"""Slices of fastMRI's single-coil knee volumes, undersampled four times.
+
+Zbontar et al. 2018, arXiv:1811.08839. A volume is an HDF5 file with its measurements in
+k-space and the images reconstructed from all of them. A slice keeps the central 8 % of
+the columns of k-space and others at random, a quarter in all; the input is the absolute
+value of their inverse Fourier transform, the target the image from all columns.
+
+In training the columns differ from epoch to epoch; the official code draws them once.
+In evaluation they are the same for all slices.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import scipy.fft
+
+from algoperf.data.examples import (
+    DataError,
+    DataOptions,
+    Example,
+    eval_examples,
+    train_examples,
+)
+from algoperf.data.source import DataSource
+from algoperf.errors import UserError
+
+IMAGE_SIZE = 320
+ACCELERATION = 4
+CENTRE_FRACTION = 0.08
+CLIP = 6.0  # standard deviations
+NUM_TRAIN = 34_742
+NUM_EVAL_TRAIN = 3_584
+NUM_VALIDATION = 3_554
+NUM_TEST = 3_581
+VALIDATION_FILES = 100  # of the published validation set; the others are the test set
+OPEN_FILES = 32
+INDEX = "index.json"
+FOLDERS = {"train": "knee_singlecoil_train", "val": "knee_singlecoil_val"}
+
+INSTRUCTIONS = """
+fastMRI, single-coil knee (needs a form at https://fastmri.med.nyu.edu), 113 GB:
+  knee_singlecoil_train.tar.xz and knee_singlecoil_val.tar.xz
+Unpack them, so that --raw holds the folders knee_singlecoil_train and
+knee_singlecoil_val with their .h5 files. They are linked, not copied, where --raw and
+the data directory are on one file system.
+"""
+
+
+class Slices:
+    """The slices of a split, read from their volumes when they are asked for."""
+
+    def __init__(self, folder: Path, split: str, count: int | None = None):
+        """Takes all slices, or so many at equal distances."""
+        try:
+            index = json.loads((folder / INDEX).read_text())[split]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{folder / INDEX} cannot be read ({error}); delete the folder and run "
+                "algoperf data prepare fastmri again"
+            ) from error
+        self._folder = folder
+        self._files = [file for file, _ in index]
+        self._ends = np.cumsum([slices for _, slices in index])
+        total = int(self._ends[-1])
+        self._count = total if count is None else min(count, total)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        number = index * int(self._ends[-1]) // self._count
+        file = int(np.searchsorted(self._ends, number, side="right"))
+        slice_number = number - (int(self._ends[file - 1]) if file else 0)
+        path = self._folder / self._files[file]
+        return read_slice(path, slice_number)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            "reading HDF5 needs h5py: pip install 'algoperf[full]'"
+        ) from error
+    return h5py.File(path, "r")
+
+
+def read_slice(path: Path, number: int) -> Example:
+    """Returns a slice: 'kspace' complex64, 'target' float32, 'volume_max', 'name'.
+
+    Raises:
+      DataError: the file is broken, or has no such slice.
+    """
+    name = f"{path}, slice {number}"
+    try:
+        volume = _open(path)
+        kspace = volume["kspace"][number]
+        target = volume["reconstruction_esc"][number]
+        volume_max = float(volume.attrs["max"])
+    except (OSError, KeyError, IndexError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{name}: cannot be read ({text})") from error
+    if target.shape != (IMAGE_SIZE, IMAGE_SIZE) or min(kspace.shape) < IMAGE_SIZE:
+        raise DataError(f"{name}: shapes {kspace.shape} and {target.shape}")
+    return {
+        "kspace": kspace.astype(np.complex64),
+        "target": target.astype(np.float32),
+        "volume_max": volume_max,
+        "name": name,
+    }
+
+
+def column_mask(num_columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws which columns of k-space are measured: (num_columns,) bool.
+
+    The central 8 % always are, each other one with the probability that makes it a
+    quarter on average (section 4.9 of the paper).
+    """
+    num_central = int(np.float32(num_columns) * np.float32(CENTRE_FRACTION))
+    first = (num_columns - num_central + 1) // 2
+    others = num_columns - num_central
+    probability = (num_columns / ACCELERATION - num_central) / others
+    mask = rng.random(num_columns) < probability
+    mask[first : first + num_central] = True
+    return mask
+
+
+def reconstruct(kspace: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the central 320 x 320 pixels of the image of the measured columns.
+
+    The absolute value of the orthonormal inverse Fourier transform, of k-space with
+    its zero frequency in the middle. Columns that are zero are left out of the first
+    transform, rows that will be cut off out of the second. Shifting k-space would only
+    change the phase.
+
+    Args:
+      kspace: (rows, columns) complex64.
+      mask: (columns,) bool.
+
+    Returns:
+      (320, 320) float32.
+    """
+    rows, columns = kspace.shape
+    measured = scipy.fft.ifft(kspace[:, mask], axis=0, norm="ortho")
+    half = np.zeros((IMAGE_SIZE, columns), np.complex64)
+    half[:, mask] = measured[_central(rows)]
+    image = scipy.fft.ifft(half, axis=1, norm="ortho")[:, _central(columns)]
+    return np.abs(image)
+
+
+def _central(size: int) -> np.ndarray:
+    """Indices, before the shift of the origin to the middle, of the central pixels."""
+    start = (size - IMAGE_SIZE) // 2
+    return (np.arange(start, start + IMAGE_SIZE) - size // 2) % size
+
+
+def undersample(record: Example, rng: np.random.Generator) -> Example:
+    """Maps a slice to an example.
+
+    'inputs' and 'targets' are (320, 320) float32 in standard deviations of the input,
+    cut at 6; 'mean' and 'std' lead back, 'volume_max' is the range of the volume.
+
+    Raises:
+      DataError: the slice is not finite, or of one value.
+    """
+    kspace = record["kspace"]
+    image = reconstruct(kspace, column_mask(kspace.shape[1], rng))
+    mean, std = image.mean(), image.std()
+    if not np.isfinite(std) or std == 0 or not np.isfinite(record["target"]).all():
+        raise DataError(f"{record['name']}: not finite, or of one value")
+
+    def normalise(pixels: np.ndarray) -> np.ndarray:
+        return np.clip((pixels - mean) / std, -CLIP, CLIP).astype(np.float32)
+
+    return {
+        "inputs": normalise(image),
+        "targets": normalise(record["target"]),
+        "mean": np.float32(mean),
+        "std": np.float32(std),
+        "volume_max": np.float32(record["volume_max"]),
+    }
+
+
+def undersample_alike(record: Example, rng: np.random.Generator) -> Example:
+    """As `undersample`, with the same columns for all slices of one width."""
+    del rng
+    return undersample(record, np.random.default_rng(0))
+
+
+def read(
+    split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
+    """Returns the batches of 'train' (endless) or of an evaluation split.
+
+    Fields as of `undersample`; evaluation has 'weights' (B,) too.
+    """
+    folder = DATA_SOURCE.folder(options.folder)
+    if split == "train":
+        slices = Slices(folder, "train")
+        return train_examples(slices, batch_size, seed, options, undersample)
+    slices = (
+        Slices(folder, "train", NUM_EVAL_TRAIN)
+        if split == "eval_train"
+        else Slices(folder, split)
+    )
+    return eval_examples(slices, batch_size, options, undersample_alike)
+
+
+def prepare(
+    raw: Path,
+    folder: Path,
+    say: Callable[[str], None],
+    validation_files: int = VALIDATION_FILES,
+) -> None:
+    """Links the volumes and writes how many slices each one has.
+
+    Raises:
+      UserError: a folder is missing, or a volume is broken.
+    """
+    index: dict[str, list[tuple[str, int]]] = {}
+    for name in FOLDERS.values():
+        files = sorted((raw / name).glob("*.h5"))
+        if not files:
+            raise UserError(
+                f"{raw / name} holds no .h5 files; algoperf data prepare fastmri says "
+                "what to download"
+            )
+        (folder / name).mkdir()
+        index[name] = []
+        for number, file in enumerate(files, start=1):
+            if number % 100 == 1:
+                say(f"{name}: volume {number} of {len(files)}")
+            index[name].append((f"{name}/{file.name}", _count_slices(file)))
+            _link(file, folder / name / file.name)
+    published = index[FOLDERS["val"]]
+    splits = {
+        "train": index[FOLDERS["train"]],
+        "validation": published[:validation_files],
+        "test": published[validation_files:],
+    }
+    (folder / INDEX).write_text(json.dumps(splits, indent=1))
+
+
+def _count_slices(file: Path) -> int:
+    """Returns the slices of a volume, after a look at the first and the last."""
+    try:
+        volume = _open(file)
+        slices = len(volume["kspace"])
+    except (OSError, KeyError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{file}: cannot be read ({text}); download it again"
+        ) from error
+    read_slice(file, 0)
+    read_slice(file, slices - 1)
+    _open.cache_clear()
+    volume.close()
+    return slices
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(file)
+    except OSError:  # another file system
+        shutil.copyfile(file, target)
+
+
+def count(folder: Path) -> dict[str, int]:
+    """Returns the number of slices of each split."""
+    splits = ("train", "validation", "test")
+    return {split: len(Slices(folder, split)) for split in splits}
+
+
+DATA_SOURCE = DataSource(
+    name="fastmri",
+    instructions=INSTRUCTIONS,
+    prepare=prepare,
+    count=count,
+    num_examples={
+        "train": NUM_TRAIN,
+        "validation": NUM_VALIDATION,
+        "test": NUM_TEST,
+    },
+)
