@@ -58,7 +58,7 @@ def convolve(x, kernel):
     out = np.zeros((height, width, kernel.shape[-1]))
     for i in range(3):
         for j in range(3):
-            out += padded[i : i + height, j : j + width] @ kernel[1 - i, 1 - j]
+            out += padded[i : i + height, j : j + width] @ kernel[i, j]
     return out
 
 
