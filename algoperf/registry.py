@@ -85,7 +85,10 @@ def find_workload(name: str, scale: str) -> "Workload":
     families = [family for family in family_names() if name.startswith(family)]
     near = [w for family in families for w in _family_workloads(family)]
     for workload in near:
-        if name == workload.name or (name, scale) == (workload.variant, workload.scale):
+        # A full-size workload's name is its variant's, so there the scale decides.
+        if name == workload.name != workload.variant:
+            return workload
+        if (name, scale) == (workload.variant, workload.scale):
             return workload
     scales = sorted({w.scale for w in near if w.variant == name})
     if scales:

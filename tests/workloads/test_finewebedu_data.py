@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from checks import evaluate, losses_on_one_batch
+from devices import assert_agree
 from tokenizers import ByteLevelBPETokenizer
 
 from algoperf.data.examples import DataError, DataOptions
@@ -162,6 +163,27 @@ def test_evaluation_needs_no_test_split(prepared):
     assert evaluate(small, params, state, padded) == pytest.approx(exact, rel=1e-4)
     assert small.has_reached_test_target({})
     assert exact["loss"] == pytest.approx(np.log(50_257), rel=0.02)
+
+
+def small_evaluation():
+    """For `devices`: a small model on two batches, padding among them."""
+    model = {"vocab_size": 50, "num_layers": 1, "width": 16, "num_heads": 2}
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            "inputs": rng.integers(0, 50, (16, 12)),
+            "targets": rng.integers(0, 50, (16, 12)),
+            "weights": np.repeat((np.arange(16) < valid)[:, None], 12, 1).astype("f4"),
+        }
+        for valid in (16, 11)
+    ]
+    small = derive(FULL, model={**model, "mlp_width": 24, "max_length": 12})
+    return small, batches
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_agree():
+    assert_agree("test_finewebedu_data")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The residual network: size, arithmetic, initial state, batch statistics."""
 
+import itertools
 import math
 
 import flax.linen as nn
@@ -7,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import losses_on_one_batch
+from devices import assert_agree
 
+from algoperf.workload import derive
 from workloads.imagenet_resnet.model import BottleneckBlock, ResNet
-from workloads.imagenet_resnet.workload import MINI, WORKLOADS
+from workloads.imagenet_resnet.workload import FULL, MINI, WORKLOADS
 
 
 def count(model: nn.Module, inputs) -> dict[str, int]:
@@ -102,20 +106,56 @@ def test_the_full_stem_divides_the_size_by_four():
 
 
 def test_variants_differ_from_the_base_in_their_outputs():
-    x = jax.random.normal(jax.random.PRNGKey(1), (2, 8, 8, 1))
-    logits = []
+    x = jax.random.normal(jax.random.PRNGKey(1), (2, 8, 8, 3))
+    logits = {}
     for workload in WORKLOADS:
-        model = workload.model.clone(stage_sizes=(1,), num_filters=2)
-        variables = model.init(jax.random.PRNGKey(0), x, train=False)
-        logits.append(model.apply(variables, x, train=False))
-    assert not np.allclose(logits[0], logits[1], atol=1e-4)
-    assert not np.allclose(logits[0], logits[2], atol=1e-4)
-    assert not np.allclose(logits[1], logits[2], atol=1e-4)
+        if workload.scale == "full":
+            model = workload.model.clone(stage_sizes=(1,), num_filters=2)
+            variables = model.init(jax.random.PRNGKey(0), x, train=False)
+            logits[workload.variant] = model.apply(variables, x, train=False)
+    assert len(logits) == 4
+    for one, other in itertools.combinations(logits, 2):
+        assert not np.allclose(logits[one], logits[other], atol=1e-4), (one, other)
 
 
 def test_names_of_the_variants():
-    assert [w.name for w in WORKLOADS] == [
+    assert [w.name for w in WORKLOADS if w.scale == "mini"] == [
         "imagenet_resnet_mini",
         "imagenet_resnet_silu_mini",
         "imagenet_resnet_gelu_mini",
     ]
+
+
+def small_evaluation():
+    """For `devices`: a small model on images of two batches, padding among them."""
+    model = {"stage_sizes": (1, 1), "num_filters": 4, "num_classes": 10}
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            "inputs": rng.standard_normal((16, 32, 32, 3)).astype(np.float32),
+            "targets": rng.integers(0, 10, 16),
+            "weights": (np.arange(16) < valid).astype(np.float32),
+        }
+        for valid in (16, 11)
+    ]
+    return derive(FULL, model=model), batches
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_agree():
+    assert_agree("test_imagenet_resnet")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "workload", [w for w in WORKLOADS if w.scale == "full"], ids=lambda w: w.variant
+)
+def test_the_full_model_learns_one_batch(workload):
+    rng = np.random.default_rng(0)
+    batch = {
+        "inputs": rng.standard_normal((4, 224, 224, 3)).astype(np.float32),
+        "targets": np.array([1, 999, 500, 7]),
+    }
+    losses = losses_on_one_batch(workload, batch)
+    assert losses[5] < losses[0] - 1

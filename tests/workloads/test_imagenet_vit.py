@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import count_types, evaluate, losses_on_one_batch
+from devices import assert_agree
 
 from algoperf import spec
 from algoperf.workload import derive
@@ -239,6 +240,25 @@ def _batch(size=2):
         "inputs": rng.standard_normal((size, 224, 224, 3)).astype(np.float32),
         "targets": mixed.astype(np.float32),
     }
+
+
+def small_evaluation():
+    """For `devices`: a small model on images of two batches, padding among them."""
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            "inputs": rng.standard_normal((16, 16, 16, 3)).astype(np.float32),
+            "targets": rng.integers(0, 10, 16),
+            "weights": (np.arange(16) < valid).astype(np.float32),
+        }
+        for valid in (16, 11)
+    ]
+    return derive(FULL, model=SMALL), batches
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_agree():
+    assert_agree("test_imagenet_vit")
 
 
 @pytest.mark.slow
