@@ -172,28 +172,18 @@ def test_permuting_a_batch_permutes_the_logits(fields):
 
 
 @pytest.mark.parametrize(("fields", "places"), [({}, 7), ({"attention_pool": True}, 8)])
-def test_dropout_reaches_every_place_and_only_in_training(fields, places, monkeypatch):
-    import flax.linen as nn
-
-    seen = []
-    original = nn.Dropout.__call__
-
-    def spy(self, inputs, *arguments, **keywords):
-        seen.append((self.rate, self.deterministic))
-        return original(self, inputs, *arguments, **keywords)
-
-    monkeypatch.setattr(nn.Dropout, "__call__", spy)
+def test_dropout_reaches_every_place_and_only_in_training(fields, places, dropouts):
     model = VisionTransformer(**SMALL, **fields)
     images = jnp.zeros((1, 8, 8, 3))
     params = model.init({"params": KEY}, images, train=False)
-    seen.clear()
+    dropouts.clear()
     rngs = {"dropout": KEY}
     model.apply(params, images, train=True, dropout_rate=0.25, rngs=rngs)
     # After the positions; in each layer after attention, in the MLP and after it.
-    assert seen == [(0.25, False)] * places
-    seen.clear()
+    assert dropouts == [(0.25, True)] * places
+    dropouts.clear()
     model.apply(params, images, train=False, dropout_rate=0.25)
-    assert seen == [(0.25, True)] * places
+    assert dropouts == [(0.25, False)] * places
 
 
 def test_types_of_the_parameters():

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from workloads.common.dropout import Dropout
+
 Inputs = Mapping[str, jax.Array]  # 'dense' (B, I) float32, 'ids' (B, C) int32
 
 
@@ -49,7 +51,7 @@ class DLRM(nn.Module):
         for i, width in enumerate(self.top_widths):
             x = nn.relu(_top_dense(x.shape[-1], width, f"top_{i}")(x))
             x = self._norm(f"top_norm_{i}", x)
-        x = nn.Dropout(dropout_rate, deterministic=not train)(x)
+        x = Dropout()(x, train, dropout_rate)
         return _top_dense(x.shape[-1], 1, "head")(x)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
@@ -78,7 +80,7 @@ class ResidualDLRM(nn.Module):
         for i, width in enumerate(self.top_widths[1:], start=1):
             y = nn.relu(_top_dense(x.shape[-1], width, f"top_{i}")(x))
             if i == len(self.top_widths) - 1:
-                y = nn.Dropout(dropout_rate, deterministic=not train)(y)
+                y = Dropout()(y, train, dropout_rate)
             x = x + y
         return _top_dense(x.shape[-1], 1, "head")(x)
 

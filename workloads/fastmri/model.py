@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from workloads.common.dropout import Dropout
+
 NORM_EPSILON = 1e-5
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 Activation = Callable[[jax.Array], jax.Array]
@@ -46,9 +48,8 @@ class ConvBlock(nn.Module):
                 x_BHWC = norm(x_BHWC)
             else:
                 x_BHWC = instance_norm(x_BHWC)
-            x_BHWC = nn.Dropout(
-                dropout_rate, broadcast_dims=(1, 2), deterministic=not train
-            )(self.activation(x_BHWC))
+            x_BHWC = self.activation(x_BHWC)
+            x_BHWC = Dropout(broadcast_dims=(1, 2))(x_BHWC, train, dropout_rate)
         return x_BHWC
 
 

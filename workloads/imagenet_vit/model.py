@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from workloads.common.dropout import Dropout
+
 KERNEL_INIT = nn.initializers.xavier_uniform()
 MLP_BIAS_INIT = nn.initializers.normal(1e-6)
 
@@ -80,7 +82,7 @@ class MLP(nn.Module):
         hidden_BLF = nn.gelu(_dense(self.mlp_width, "fc1")(x_BLD))
         if self.gated:
             hidden_BLF = hidden_BLF * _dense(self.mlp_width, "gate")(hidden_BLF)
-        hidden_BLF = dropout(hidden_BLF, train, dropout_rate)
+        hidden_BLF = Dropout()(hidden_BLF, train, dropout_rate)
         return _dense(x_BLD.shape[-1], "fc2")(hidden_BLF)
 
 
@@ -102,14 +104,14 @@ class Block(nn.Module):
             _layer_norm("mlp_norm"),
         )
         if self.post_layer_norm:
-            y_BLD = dropout(attention(x_BLD, x_BLD), train, dropout_rate)
+            y_BLD = Dropout()(attention(x_BLD, x_BLD), train, dropout_rate)
             x_BLD = attention_norm(x_BLD + y_BLD)
-            y_BLD = dropout(mlp(x_BLD, train, dropout_rate), train, dropout_rate)
+            y_BLD = Dropout()(mlp(x_BLD, train, dropout_rate), train, dropout_rate)
             return mlp_norm(x_BLD + y_BLD)
         y_BLD = attention_norm(x_BLD)
-        x_BLD = x_BLD + dropout(attention(y_BLD, y_BLD), train, dropout_rate)
+        x_BLD = x_BLD + Dropout()(attention(y_BLD, y_BLD), train, dropout_rate)
         y_BLD = mlp(mlp_norm(x_BLD), train, dropout_rate)
-        return x_BLD + dropout(y_BLD, train, dropout_rate)
+        return x_BLD + Dropout()(y_BLD, train, dropout_rate)
 
 
 class AttentionPool(nn.Module):
@@ -155,7 +157,7 @@ class VisionTransformer(nn.Module):
         batch, height, width, features = x_BHWD.shape
         x_BLD = x_BHWD.reshape(batch, height * width, features)
         x_BLD = x_BLD + positions_2d(height, width, features)
-        x_BLD = dropout(x_BLD, train, dropout_rate)
+        x_BLD = Dropout()(x_BLD, train, dropout_rate)
         for i in range(self.num_layers):
             x_BLD = Block(
                 self.num_heads,
@@ -176,11 +178,6 @@ class VisionTransformer(nn.Module):
             self.num_classes, kernel_init=nn.initializers.zeros, name="head"
         )
         return head(x_BD)
-
-
-def dropout(x: jax.Array, train: bool, rate: Any) -> jax.Array:
-    """Drops elements in training; `rate` may be traced."""
-    return nn.Dropout(rate, deterministic=not train)(x)
 
 
 def _dense(features: int, name: str) -> nn.Dense:

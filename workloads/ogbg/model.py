@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from workloads.common.dropout import Dropout
+
 
 class GraphsTuple(NamedTuple):
     """Molecules of all packs, padded; the field names are those of jraph.
@@ -43,7 +45,7 @@ class MLP(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, name=f"dense_{i}")(x)
             x = self.activation(nn.LayerNorm(name=f"norm_{i}")(x))
-            x = nn.Dropout(dropout_rate, deterministic=not train)(x)
+            x = Dropout()(x, train, dropout_rate)
         return x
 
 
