@@ -19,12 +19,14 @@ from tfds_files import write_tfds
 from algoperf import cli, spec
 from algoperf.data.examples import DataError, DataOptions
 from algoperf.data.pipeline import batches
+from algoperf.data.source import write_manifest
 from algoperf.errors import UserError
 from algoperf.workload import derive
+from workloads.common.positions import positions_1d
 from workloads.wmt import data
 from workloads.wmt.beam_search import beam_search, length_penalty
 from workloads.wmt.bleu import bleu
-from workloads.wmt.model import Transformer, positions_1d, shift_right
+from workloads.wmt.model import Transformer, shift_right
 from workloads.wmt.workload import FULL, WORKLOADS
 
 KEY = jax.random.PRNGKey(0)
@@ -77,8 +79,9 @@ class NumpyTransformer:
 
     def norm(self, x, p):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + (
-            p["bias"]
+        return (
+            x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"]
+            + (p["bias"])
         )
 
     def attend(self, x, memory, p, causal=False):
@@ -117,7 +120,9 @@ class NumpyTransformer:
         for i in range(2):
             p = self.p[f"encoder_{i}"]
             x = self.residual(
-                x, p["attention_branch"], lambda y, p=p: self.attend(y, y, p["attention"])
+                x,
+                p["attention_branch"],
+                lambda y, p=p: self.attend(y, y, p["attention"]),
             )
             x = self.residual(x, p["mlp_branch"], lambda y, p=p: self.mlp(y, p["mlp"]))
         if not self.post:
@@ -393,7 +398,7 @@ def test_a_narrow_beam_finds_what_a_plain_one_finds(seed, num_beams, alpha):
 def test_the_beam_beats_greedy_decoding():
     def next_logits(tokens, position, state):
         first = jnp.log(jnp.array([0.01, 0.5, 0.01, 0.48]))
-        after_1 = jnp.log(jnp.array([0.3, 0.3, 0.2, 0.2]))
+        after_1 = jnp.log(jnp.array([0.2, 0.2, 0.4, 0.2]))
         after_3 = jnp.log(jnp.array([0.01, 0.01, 0.97, 0.01]))
         later = jnp.where((tokens == 3)[:, None], after_3, after_1)
         return jnp.where(position == 0, first, later), state
@@ -421,7 +426,7 @@ def test_the_search_stops_as_soon_as_no_sequence_can_win():
 
 def test_where_nothing_ends_the_most_probable_sequence_is_returned():
     def next_logits(tokens, position, state):
-        return jnp.tile(jnp.array([0.0, 3.0, -1e9, 1.0]), (len(tokens), 1)), state
+        return jnp.tile(jnp.array([0.0, 3.0, -jnp.inf, 1.0]), (len(tokens), 1)), state
 
     assert search(next_logits, 3, 5, 0.6)[0].tolist() == [1] * 5
     assert length_penalty(1, 0.6) == 1
@@ -439,6 +444,7 @@ def test_translations_of_a_model_are_those_of_the_plain_search():
     def model_logits(row, prefix):
         return model.apply({"params": params}, row[None], prefix[None], train=False)[0]
 
+    compared = 0
     for row in range(3):
 
         def logits(prefix, row=row):
@@ -449,7 +455,9 @@ def test_translations_of_a_model_are_those_of_the_plain_search():
 
         want = best_by_plain_beam_search(logits, 4, 8, 0.6, end=data.END)
         if data.PAD not in want:
+            compared += 1
             assert tuple(np.asarray(found[row])[: len(want)]) == want
+    assert compared
 
 
 # BLEU.
@@ -463,8 +471,10 @@ def bleu_by_definition(translations, references):
         lengths[0] += len(words)
         lengths[1] += len(wanted)
         for n in range(4):
-            found = collections.Counter(zip(*[words[i:] for i in range(n + 1)]))
-            there = collections.Counter(zip(*[wanted[i:] for i in range(n + 1)]))
+            found, there = (
+                collections.Counter(tuple(w[i : i + n + 1]) for i in range(len(w) - n))
+                for w in (words, wanted)
+            )
             matches[n] += (found & there).total()
             totals[n] += found.total()
     penalty = min(1, math.exp(1 - lengths[1] / lengths[0]))
@@ -522,12 +532,234 @@ def write(folder, change=lambda number, pair: pair):
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wmt")
     write(folder / "raw")
-    (folder / "data/wmt").mkdir(parents=True)
-    prepare = functools.partial(data.prepare, vocab_size=60)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(data, "DATA_SOURCE", derive_source(prepare))
-    patch.setattr(FULL.data_source.__class__, "__eq__", object.__eq__)
-    prepare(folder / "raw", folder / "data/wmt", print)
-    data_source.write_manifest(folder / "data/wmt", data.count(folder / "data/wmt"))
-    patch.undo()
+    prepared = folder / "data/wmt"
+    prepared.mkdir(parents=True)
+    data.prepare(folder / "raw", prepared, print, vocab_size=40)
+    write_manifest(prepared, data.count(prepared))
     return folder / "data"
+
+
+def read(data_dir, split, size=8, seed=0, **options):
+    return data.pipeline(split, size, seed, DataOptions(folder=data_dir, **options))
+
+
+def text(vocabulary, ids):
+    return vocabulary.decode([int(i) for i in ids if i not in (data.PAD, data.END)])
+
+
+def pairs_of(batch, vocabulary):
+    """The pairs of texts of a packed batch."""
+    found = []
+    for row in range(len(batch["inputs"])):
+        for number in range(1, batch["inputs_segmentation"][row].max() + 1):
+            texts = []
+            for side in ("inputs", "targets"):
+                here = batch[f"{side}_segmentation"][row] == number
+                ids = batch[side][row][here]
+                places = batch[f"{side}_position"][row][here]
+                assert places.tolist() == list(range(len(ids)))
+                assert ids[-1] == data.END
+                texts.append(text(vocabulary, ids))
+            found.append(tuple(texts))
+    return found
+
+
+def test_an_epoch_holds_every_pair_that_fits_once(data_dir):
+    vocabulary = data.load_vocabulary(data_dir)
+    stream = read(data_dir, "train", size=1)
+    fitting = sum(pair_fits for pair_fits in (n != 3 for n in range(NUM["train"])))
+    orders = []
+    row = 0
+    for _ in range(2):
+        found = []
+        while len(found) < fitting:
+            found += pairs_of(stream[row], vocabulary)
+            row += 1
+        want = [tuple(pair(n).values()) for n in range(NUM["train"]) if n != 3]
+        assert sorted(found) == sorted(want)
+        orders.append(found)
+    assert orders[0] != orders[1]
+
+
+def test_batches_have_the_documented_shapes(data_dir):
+    batch = read(data_dir, "train")[0]
+    assert {name: (a.shape, str(a.dtype)) for name, a in batch.items()} == {
+        "inputs": ((8, 256), "int32"),
+        "inputs_position": ((8, 256), "int32"),
+        "inputs_segmentation": ((8, 256), "int32"),
+        "targets": ((8, 256), "int32"),
+        "targets_position": ((8, 256), "int32"),
+        "targets_segmentation": ((8, 256), "int32"),
+        "weights": ((8, 256), "float32"),
+    }
+    np.testing.assert_array_equal(batch["weights"], batch["targets"] > 0)
+    np.testing.assert_array_equal(batch["inputs"] > 0, batch["inputs_segmentation"] > 0)
+    assert (batch["inputs"] > 0).mean() > 0.5  # rows are well filled
+    evaluated = read(data_dir, "validation")[0]
+    assert {name: (a.shape, str(a.dtype)) for name, a in evaluated.items()} == {
+        "inputs": ((8, 256), "int32"),
+        "targets": ((8, 256), "int32"),
+        "weights": ((8, 256), "float32"),
+    }
+
+
+def test_the_stream_follows_from_the_seed_and_any_position_can_be_read(data_dir):
+    stream = read(data_dir, "train")
+    straight = [batch for batch, _ in zip(batches(stream), range(5), strict=False)]
+    for i in (4, 0, 3):
+        jax.tree.map(np.testing.assert_array_equal, stream[i], straight[i])
+    again, other = read(data_dir, "train"), read(data_dir, "train", seed=1)
+    np.testing.assert_array_equal(again[2]["inputs"], straight[2]["inputs"])
+    assert not np.array_equal(other[2]["inputs"], straight[2]["inputs"])
+
+
+def test_hosts_share_a_batch(data_dir):
+    whole = read(data_dir, "train")[1]
+    parts = [read(data_dir, "train", host=h, num_hosts=2)[1] for h in (0, 1)]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, np.concatenate([p[name] for p in parts]))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluation_holds_every_pair_once_in_order(data_dir, split):
+    vocabulary = data.load_vocabulary(data_dir)
+    stream = read(data_dir, split)
+    found = []
+    for i in range(len(stream)):
+        real = stream[i]["weights"].any(axis=1)
+        for name in ("inputs", "targets"):
+            assert stream[i][name].shape == (8, 256)
+        found += [
+            (text(vocabulary, source), text(vocabulary, target))
+            for source, target in zip(
+                stream[i]["inputs"][real], stream[i]["targets"][real], strict=True
+            )
+        ]
+    first = {"validation": 1000, "test": 2000}[split]
+    assert found == [tuple(pair(first + n).values()) for n in range(NUM[split])]
+
+
+def test_eval_train_is_pairs_of_the_training_set(data_dir):
+    stream = read(data_dir, "eval_train")
+    rows = sum(stream[i]["weights"].any(axis=1).sum() for i in range(len(stream)))
+    assert rows == NUM["train"] - 1  # without the pair that is too long
+
+
+def test_subwords_have_the_special_tokens_of_the_model(data_dir):
+    vocabulary = data.load_vocabulary(data_dir)
+    assert vocabulary.vocab_size() == 40
+    assert (vocabulary.pad_id(), vocabulary.bos_id()) == (data.PAD, data.START)
+    assert (vocabulary.eos_id(), vocabulary.unk_id()) == (data.END, data.UNKNOWN)
+    # A letter that the training pairs do not have is unknown, not padding.
+    assert data.UNKNOWN in vocabulary.encode("日")
+    assert data.PAD not in vocabulary.encode("日 Hund")
+
+
+def test_missing_data_and_broken_files_are_named(data_dir, tmp_path, capfd):
+    with pytest.raises(UserError, match="algoperf data prepare wmt"):
+        read(tmp_path, "train")
+    assert cli.main(["data", "prepare", "wmt", f"--raw={tmp_path}"]) != 0
+    assert "wmt14_translate/de-en/1.0.0" in capfd.readouterr().err
+    folder = data_dir / "wmt"
+    whole = (folder / "test.ids").read_bytes()
+    (folder / "test.ids").write_bytes(whole[:-2])
+    try:
+        with pytest.raises(DataError, match=r"test.ids has [\d,]+ ids, expected"):
+            read(data_dir, "test")
+        (folder / "test.ids").unlink()
+        with pytest.raises(DataError, match=r"test.ids cannot be read"):
+            read(data_dir, "test")
+    finally:
+        (folder / "test.ids").write_bytes(whole)
+
+
+def test_a_broken_record_is_named(tmp_path):
+    def broken(number, pair):
+        return {**pair, "en": b"\xff\xfe" if number == 2004 else pair["en"]}
+
+    write(tmp_path / "raw", broken)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"wmt14_translate.*test, record 4"):
+        data.prepare(tmp_path / "raw", tmp_path / "out", print, vocab_size=40)
+
+
+def test_too_little_text_for_the_vocabulary_is_one_line(tmp_path):
+    write(tmp_path / "raw")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="cannot learn a vocabulary of 32,000") as seen:
+        data.prepare(tmp_path / "raw", tmp_path / "out", print)
+    assert "\n" not in str(seen.value)
+
+
+# Evaluation.
+
+
+class Numbers:
+    """A vocabulary whose texts are the ids."""
+
+    def decode(self, rows):
+        return [" ".join(map(str, row)) for row in rows]
+
+
+def small_evaluation():
+    """For `devices`: a small model on two batches, padding among them."""
+    workload = derive(FULL, model=SMALL, vocabulary=lambda folder: Numbers())
+    rng = np.random.default_rng(7)
+    batches = []
+    for valid in (8, 5):
+        source, target = sentences(rng, 8, 8), sentences(rng, 8, 8)
+        weights = (target > 0) * (np.arange(8) < valid)[:, None]
+        batch = {"inputs": source, "targets": target}
+        batches.append({**batch, "weights": weights.astype(np.float32)})
+    return workload, batches
+
+
+def test_metrics_of_a_padded_batch_are_those_of_its_pairs():
+    workload, (_, padded) = small_evaluation()
+    params = random_params(workload.model)
+    exact = {name: array[:5] for name, array in padded.items()}
+    want = evaluate(workload, params, {}, [exact])
+    assert evaluate(workload, params, {}, [padded]) == pytest.approx(want, rel=1e-5)
+    parts = [{n: a[i : i + 1] for n, a in exact.items()} for i in range(5)]
+    assert evaluate(workload, params, {}, parts) == pytest.approx(want, rel=1e-5)
+
+
+def test_metrics_are_those_of_the_definitions():
+    workload, rows = small_evaluation()
+    params = random_params(workload.model)
+    got = evaluate(workload, params, {}, rows)
+    losses, correct, texts = [], [], ([], [])
+    for batch in rows:
+        logits = workload.model.apply(
+            {"params": params}, batch["inputs"], batch["targets"], train=False
+        )
+        found = workload.translate(params, batch["inputs"], jnp.ones(8, bool))
+        for row in np.flatnonzero(batch["weights"].any(axis=1)):
+            target = batch["targets"][row]
+            for place in np.flatnonzero(target):
+                values = log_softmax(np.asarray(logits[row, place], np.float64))
+                losses.append(-values[target[place]])
+                correct.append(values.argmax() == target[place])
+            for ids, out in zip((np.asarray(found[row]), target), texts, strict=True):
+                end = [*ids, data.END].index(data.END) if data.END in ids else len(ids)
+                out.append(" ".join(str(i) for i in ids[:end] if i))
+    assert got["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert got["accuracy"] == pytest.approx(np.mean(correct))
+    assert got["bleu"] == pytest.approx(bleu(*texts))
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_agree():
+    assert_agree("test_wmt")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.variant)
+def test_the_full_model_learns_one_batch(workload, data_dir):
+    batch = read(data_dir, "train", size=2)[0]
+    losses = losses_on_one_batch(workload, batch, learning_rate=1e-4)
+    # The output shares the embedding N(0, 1), and the decoder ends in a layer norm: the
+    # logits have about unit variance, so that the loss is about ln 32,000 + 1/2.
+    assert losses[0] == pytest.approx(math.log(32_000) + 0.5, abs=0.4)
+    assert losses[5] < losses[0] - 0.5

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from workloads.common.dropout import Dropout
+from workloads.common.positions import positions_1d
 
 PAD = 0  # also what the decoder starts with
 KERNEL_INIT = nn.initializers.xavier_uniform()
@@ -30,20 +31,6 @@ class KeysValues(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
-
-
-def positions_1d(length: int, features: int) -> np.ndarray:
-    """Sine, then cosine of a position at frequencies 10000^(-i / (features/2 - 1)).
-
-    Vaswani et al. 2017, section 3.5, with the two halves laid side by side.
-
-    Returns:
-      (length, features) float32.
-    """
-    half = features // 2
-    frequencies = 10_000.0 ** (-np.arange(half) / (half - 1))
-    angles = np.arange(length)[:, None] * frequencies
-    return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
 
 
 def shift_right(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:

@@ -1,0 +1,1 @@
+"""What the speech families share: LibriSpeech, features, layers, loss and metric."""
