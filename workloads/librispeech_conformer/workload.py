@@ -1,0 +1,60 @@
+"""LibriSpeech by a Conformer (MLCommons AlgoPerf workload librispeech_conformer)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from algoperf import spec
+from algoperf.records import Direction
+from algoperf.workload import Workload, variant
+from workloads.common.speech import librispeech
+from workloads.common.speech.recognition import SpeechRecognition
+from workloads.librispeech_conformer.model import Conformer
+
+FULL = SpeechRecognition(
+    base_workload="librispeech_conformer",
+    variant="librispeech_conformer",
+    scale="full",
+    model=Conformer(),
+    vocabulary=librispeech.load_vocabulary,
+    pipeline=librispeech.pipeline,
+    data_source=librispeech.DATA_SOURCE,
+    input_shape=(librispeech.MAX_SAMPLES,),
+    input_dtype=jnp.int16,
+    loss_type=spec.LossType.CTC_LOSS,
+    target_metric_name="wer",
+    target_direction=Direction.MINIMIZE,
+    validation_target_value=0.085884,
+    test_target_value=0.052981,
+    num_train_examples=librispeech.NUM_TRAIN,
+    num_eval_train_examples=librispeech.NUM_EVAL_TRAIN,
+    num_validation_examples=librispeech.NUM_VALIDATION,
+    num_test_examples=librispeech.NUM_TEST,
+    default_batch_size=256,
+    eval_batch_size=256,
+    step_hint=76_000,
+    eval_period_time_sec=1_440.0,
+    max_allowed_runtime_sec=58_015.0,
+    published_budgets_sec={"0.5": 61_068.0, "0.6": 58_015.0},
+    published_step_sec={"8x A100": 0.599},
+    default_dropout_rate=0.1,
+    output_params=("head",),
+)
+
+WORKLOADS: tuple[Workload, ...] = (
+    FULL,
+    variant(
+        FULL,
+        "librispeech_conformer_attention_temperature",
+        (0.109977, 0.068065),
+        attention_temperature=1.6,
+    ),
+    variant(
+        FULL,
+        "librispeech_conformer_layernorm",
+        (0.09731, 0.05996),
+        post_layer_norm=False,
+    ),
+    variant(
+        FULL, "librispeech_conformer_gelu", (0.094114, 0.056629), activation=nn.gelu
+    ),
+)

@@ -1,0 +1,66 @@
+"""LibriSpeech by LSTMs (MLCommons AlgoPerf workload librispeech_deepspeech)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from algoperf import spec
+from algoperf.records import Direction
+from algoperf.workload import Workload, variant
+from workloads.common.speech import librispeech
+from workloads.common.speech.recognition import SpeechRecognition
+from workloads.librispeech_deepspeech.model import Deepspeech
+
+FULL = SpeechRecognition(
+    base_workload="librispeech_deepspeech",
+    variant="librispeech_deepspeech",
+    scale="full",
+    model=Deepspeech(),
+    vocabulary=librispeech.load_vocabulary,
+    pipeline=librispeech.pipeline,
+    data_source=librispeech.DATA_SOURCE,
+    input_shape=(librispeech.MAX_SAMPLES,),
+    input_dtype=jnp.int16,
+    loss_type=spec.LossType.CTC_LOSS,
+    target_metric_name="wer",
+    target_direction=Direction.MINIMIZE,
+    validation_target_value=0.119936,
+    test_target_value=0.074143,
+    num_train_examples=librispeech.NUM_TRAIN,
+    num_eval_train_examples=librispeech.NUM_EVAL_TRAIN,
+    num_validation_examples=librispeech.NUM_VALIDATION,
+    num_test_examples=librispeech.NUM_TEST,
+    default_batch_size=256,
+    eval_batch_size=256,
+    step_hint=38_400,
+    eval_period_time_sec=1_440.0,
+    max_allowed_runtime_sec=44_405.0,
+    published_budgets_sec={"0.5": 55_506.0, "0.6": 44_405.0},
+    published_step_sec={"8x A100": 0.981},
+    default_dropout_rate=0.1,
+    output_params=("head",),
+)
+NORM_AND_SPEC_AUGMENT: dict[str, Any] = {
+    "layer_norm": True,
+    "decoder_layer_norm": False,
+    "frequency_masks": 4,
+    "time_masks": 15,
+}
+
+WORKLOADS: tuple[Workload, ...] = (
+    FULL,
+    variant(
+        FULL, "librispeech_deepspeech_tanh", (0.150883, 0.098613), activation=nn.tanh
+    ),
+    variant(
+        FULL, "librispeech_deepspeech_no_resnet", (0.131564, 0.079297), residual=False
+    ),
+    variant(
+        FULL,
+        "librispeech_deepspeech_norm_and_spec_aug",
+        (0.14342, 0.090976),
+        {"eval_batch_size": 128},
+        **NORM_AND_SPEC_AUGMENT,
+    ),
+)
