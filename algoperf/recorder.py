@@ -24,6 +24,7 @@ IDENTITY = (
     "batch_size",
     "max_steps",
     "eval_period_steps",
+    "target",
 )
 
 

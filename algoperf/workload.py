@@ -59,6 +59,8 @@ class Workload(abc.ABC):
     input_dtype: Any
     loss_type: spec.LossType
     target_metric_name: str
+    # The metric as the official code computes it, where ours differs.
+    official_metric_name: str | None = None
     target_direction: Direction
     validation_target_value: float
     test_target_value: float | None  # None where there is no test split

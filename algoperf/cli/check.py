@@ -30,7 +30,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     loaded = submission.load_submission(registry.find_submission(name))
     space = common.search_space(values, loaded)
     workloads = [
-        common.with_data(workload, values)
+        common.configured(workload, values)
         for workload in registry.select_workloads(values.workloads, values.scale)
     ]
     total = 0

@@ -68,7 +68,7 @@ def define_data_dir_flag(values: flags.FlagValues) -> None:
 
 
 def define_data_flags(values: flags.FlagValues) -> None:
-    """Defines where data lies and how it is read."""
+    """Defines where data lies, how it is read, and which metric counts."""
     define_data_dir_flag(values)
     flags.DEFINE_integer(
         "data_workers",
@@ -85,10 +85,17 @@ def define_data_flags(values: flags.FlagValues) -> None:
         "of ending with an error.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "official_metrics",
+        False,
+        "Where the official code computes a metric differently (the word error rate), "
+        "the target counts for its version, so that published results compare.",
+        flag_values=values,
+    )
 
 
-def with_data(workload: "Workload", values: flags.FlagValues) -> "Workload":
-    """Returns the workload with its data read as the flags of define_data_flags say."""
+def configured(workload: "Workload", values: flags.FlagValues) -> "Workload":
+    """Returns the workload with data and target metric as the flags say."""
     from algoperf.data.examples import DataOptions
 
     workers = values.data_workers
@@ -99,7 +106,10 @@ def with_data(workload: "Workload", values: flags.FlagValues) -> "Workload":
         workers=workers,
         skip_corrupt=values.skip_corrupt,
     )
-    return dataclasses.replace(workload, data=options)
+    metric = workload.target_metric_name
+    if values.official_metrics:
+        metric = workload.official_metric_name or metric
+    return dataclasses.replace(workload, data=options, target_metric_name=metric)
 
 
 def define_run_flags(values: flags.FlagValues) -> None:

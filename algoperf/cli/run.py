@@ -87,7 +87,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     loaded = submission.load_submission(registry.find_submission(values.submission))
     base = trials.TrialConfig(
         submission=loaded,
-        workload=common.with_data(
+        workload=common.configured(
             registry.find_workload(values.workload, values.scale), values
         ),
         out=Path(values.out),

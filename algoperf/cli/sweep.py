@@ -32,6 +32,7 @@ _PASSED_ON = (
     "data_dir",
     "data_workers",
     "skip_corrupt",
+    "official_metrics",
 )
 
 

@@ -55,6 +55,7 @@ def test_the_folder_of_another_run(killed, tmp_path):
         "ruleset": {"ruleset": "self"},
         "eval_period_steps": {"eval_period_steps": 2},
         "batch_size": {"workload": derive(SYNTHETIC, default_batch_size=16)},
+        "target": {"workload": derive(SYNTHETIC, target_metric_name="loss")},
     }
     for name, change in changes.items():
         other = dataclasses.replace(killed, **change)

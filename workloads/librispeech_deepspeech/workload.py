@@ -24,6 +24,7 @@ FULL = SpeechRecognition(
     input_dtype=jnp.int16,
     loss_type=spec.LossType.CTC_LOSS,
     target_metric_name="wer",
+    official_metric_name="official_wer",
     target_direction=Direction.MINIMIZE,
     validation_target_value=0.119936,
     test_target_value=0.074143,

@@ -1,5 +1,6 @@
 """The command line from outside: help, lists, mistakes."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+from absl import flags
 
 from algoperf import cli
 
@@ -116,6 +118,24 @@ def test_workloads_as_json(capsys):
     assert resnet["loss_type"] == "softmax_cross_entropy"
     assert resnet["model"]["activation"] == "relu"
     assert resnet["data_source"] is None
+
+
+@pytest.mark.parametrize(
+    ("workload", "given", "metric"),
+    [
+        ("librispeech_conformer", "--noofficial_metrics", "wer"),
+        ("librispeech_conformer", "--official_metrics", "official_wer"),
+        ("imagenet_resnet", "--official_metrics", "accuracy"),
+    ],
+)
+def test_the_target_may_count_for_the_official_metric(workload, given, metric):
+    command = importlib.import_module("algoperf.cli.run")
+    values = flags.FlagValues()
+    command.define_flags(values)
+    name = f"--workload={workload}"
+    values(["algoperf run", "--submission=adamw", name, "--scale=full", given])
+    (config,) = command.trial_configs(values)
+    assert config.workload.target_metric_name == metric
 
 
 def test_workloads_as_table(capsys):
