@@ -86,6 +86,22 @@ def compare(
     return {"name": name, "rates": rates, "ratio": ratio}
 
 
+def alone(
+    options: argparse.Namespace,
+    name: str,
+    batch_size: int,
+    ours: Callable[[], Iterator[Any]],
+) -> dict[str, Any]:
+    """Measures one pipeline that has no counterpart here; prints and returns rates."""
+    rates = [rate(ours(), batch_size, options.seconds) for _ in range(options.rounds)]
+    print(
+        f"{name:<24} {'ours':<8} {statistics.median(rates):>12,.1f} examples/s "
+        f"({min(rates):,.1f} to {max(rates):,.1f})",
+        flush=True,
+    )
+    return {"name": name, "rates": {"ours": rates}}
+
+
 def write(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Writes what `--json` asks for."""
     if options.json:
