@@ -8,20 +8,15 @@ train-clean-100. Audio is stored as integers of 16 bits, one utterance after ano
 import concurrent.futures
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from algoperf.data.examples import (
-    DataError,
-    DataOptions,
-    Example,
-    eval_examples,
-    train_examples,
-)
+from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.pipeline import ENDLESS, Batch, shuffled
 from algoperf.data.source import DataSource
 from algoperf.errors import UserError
 from workloads.common import sentencepiece
@@ -108,23 +103,87 @@ class Utterances:
     def __len__(self) -> int:
         return len(self._audio_starts) - 1
 
-    def __getitem__(self, index: int) -> Example:
-        audio = self._audio[slice(*self._audio_starts[index : index + 2])]
-        tokens = self._tokens[slice(*self._token_starts[index : index + 2])]
-        return {"audio": audio, "tokens": tokens}
+    def samples(self, index: int) -> np.ndarray:
+        """Returns the samples of an utterance, int16."""
+        return self._audio[slice(*self._audio_starts[index : index + 2])]
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Returns the tokens of a transcript, uint16."""
+        return self._tokens[slice(*self._token_starts[index : index + 2])]
+
+    def batch(self, indices: Iterable[int | None]) -> Batch:
+        """Returns 'inputs' and 'targets', values and paddings; None is all padding."""
+        wanted = list(indices)
+        inputs = _Padded(len(wanted), MAX_SAMPLES, np.int16, np.uint8)
+        targets = _Padded(len(wanted), MAX_TOKENS, np.int32, np.float32)
+        for row, index in enumerate(wanted):
+            inputs.fill(row, () if index is None else self.samples(index))
+            targets.fill(row, () if index is None else self.tokens(index))
+        return {
+            "inputs": (inputs.values, inputs.paddings),
+            "targets": (targets.values, targets.paddings),
+        }
 
 
-class _Chosen:
-    """Some of the utterances."""
+class _Padded:
+    """Rows of one length, each written once: batches are large."""
 
-    def __init__(self, utterances: Utterances, chosen: np.ndarray):
-        self._utterances, self._chosen = utterances, chosen
+    def __init__(self, rows: int, length: int, dtype: Any, padding_dtype: Any):
+        self.values = np.empty((rows, length), dtype)
+        self.paddings = np.empty((rows, length), padding_dtype)
+
+    def fill(self, row: int, values: Sequence[int] | np.ndarray) -> None:
+        size = len(values)
+        self.values[row, :size] = values
+        self.values[row, size:] = 0
+        self.paddings[row, :size] = 0
+        self.paddings[row, size:] = 1
+
+
+class TrainBatches:
+    """`self[position]`: batch number `position` of an endless shuffled stream."""
+
+    def __init__(
+        self, utterances: Utterances, batch_size: int, seed: int, options: DataOptions
+    ):
+        self._utterances = utterances
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rows = options.rows(batch_size)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return ENDLESS
 
-    def __getitem__(self, index: int) -> Example:
-        return self._utterances[self._chosen[index]]
+    def __getitem__(self, position: int) -> Batch:
+        first = position * self._batch_size + self._rows.start
+        count = self._rows.stop - self._rows.start
+        order = shuffled(self._seed, first, count, len(self._utterances))
+        return self._utterances.batch(map(int, order))
+
+
+class EvalBatches:
+    """`self[i]`: the i-th batch of the chosen utterances, in order."""
+
+    def __init__(
+        self,
+        utterances: Utterances,
+        chosen: Sequence[int],
+        batch_size: int,
+        options: DataOptions,
+    ):
+        self._utterances, self._chosen = utterances, chosen
+        self._batch_size = batch_size
+        self._rows = options.rows(batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self._chosen) // self._batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self._batch_size
+        places = range(first, first + self._batch_size)[self._rows]
+        there = [self._chosen[p] if p < len(self._chosen) else None for p in places]
+        weights = np.array([place is not None for place in there], np.float32)
+        return {**self._utterances.batch(there), "weights": weights}
 
 
 def _flat(path: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -141,25 +200,6 @@ def _flat(path: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     return values, starts
 
 
-def padded(
-    example: Example, _: np.random.Generator, max_samples: int = MAX_SAMPLES
-) -> Example:
-    """Returns 'inputs' and 'targets', each a pair of values and paddings."""
-    audio, tokens = example["audio"], example["tokens"]
-    samples = np.zeros(max_samples, np.int16)
-    sample_paddings = np.ones(max_samples, np.uint8)
-    samples[: len(audio)] = audio
-    sample_paddings[: len(audio)] = 0
-    targets = np.zeros(MAX_TOKENS, np.int32)
-    target_paddings = np.ones(MAX_TOKENS, np.float32)
-    targets[: len(tokens)] = tokens
-    target_paddings[: len(tokens)] = 0
-    return {
-        "inputs": (samples, sample_paddings),
-        "targets": (targets, target_paddings),
-    }
-
-
 def pipeline(
     split: str, batch_size: int, seed: int, options: DataOptions
 ) -> grain.MapDataset:
@@ -173,12 +213,14 @@ def pipeline(
     folder = DATA_SOURCE.folder(options.folder)
     utterances = Utterances(folder, "train" if split == "eval_train" else split)
     if split == "train":
-        return train_examples(utterances, batch_size, seed, options, padded)
+        return grain.MapDataset.source(
+            TrainBatches(utterances, batch_size, seed, options)
+        )
+    chosen: Sequence[int] = range(len(utterances))
     if split == "eval_train":
         wanted = min(NUM_EVAL_TRAIN, len(utterances))
-        chosen = np.arange(wanted) * len(utterances) // wanted
-        return eval_examples(_Chosen(utterances, chosen), batch_size, options, padded)
-    return eval_examples(utterances, batch_size, options, padded)
+        chosen = [i * len(utterances) // wanted for i in range(wanted)]
+    return grain.MapDataset.source(EvalBatches(utterances, chosen, batch_size, options))
 
 
 def load_vocabulary(data_dir: Path | None) -> Any:
