@@ -186,6 +186,7 @@ class _Trial:
             sharding.get_batch_dim_sharding(),
             position=facts.get("data_position", 0),
             workers=self.workload.data.workers,
+            threads=self.workload.data.threads,
             skipped=facts.get("skipped_examples", 0),
         )
         self.last_eval_sec = facts.get("last_eval_sec", 0.0)

@@ -298,7 +298,10 @@ class Evaluator:
         workload = self._workload
         dataset = workload.dataset(split, workload.eval_batch_size, seed=0)
         queue = InputQueue(
-            dataset, sharding.get_batch_dim_sharding(), workers=workload.data.workers
+            dataset,
+            sharding.get_batch_dim_sharding(),
+            workers=workload.data.workers,
+            threads=workload.data.threads,
         )
         kept: list[spec.Batch] | None = []
         try:

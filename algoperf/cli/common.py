@@ -67,14 +67,18 @@ def define_data_dir_flag(values: flags.FlagValues) -> None:
     )
 
 
+# With fewer, threads make batches faster than processes.
+MANY_CORES = 8
+
+
 def define_data_flags(values: flags.FlagValues) -> None:
     """Defines where data lies, how it is read, and which metric counts."""
     define_data_dir_flag(values)
     flags.DEFINE_integer(
         "data_workers",
         None,
-        "Processes that make batches; 0 uses a thread of the run. By default 0 at "
-        "scale mini, one per core at scale full.",
+        "Processes that make batches; 0 uses threads of the run. By default 0 at scale "
+        "mini and on few cores, else one for every two cores.",
         lower_bound=0,
         flag_values=values,
     )
@@ -98,12 +102,15 @@ def configured(workload: "Workload", values: flags.FlagValues) -> "Workload":
     """Returns the workload with data and target metric as the flags say."""
     from algoperf.data.examples import DataOptions
 
+    cores = os.cpu_count() or 1
+    reads_ahead = workload.scale != "mini"  # mini batches are made in no time
     workers = values.data_workers
     if workers is None:
-        workers = 0 if workload.scale == "mini" else os.cpu_count() or 1
+        workers = cores // 2 if reads_ahead and cores >= MANY_CORES else 0
     options = DataOptions(
         folder=Path(values.data_dir) if values.data_dir else None,
         workers=workers,
+        threads=min(cores, MANY_CORES) if reads_ahead else 0,
         skip_corrupt=values.skip_corrupt,
     )
     metric = workload.target_metric_name

@@ -85,7 +85,9 @@ def main() -> None:
 
         def ours():
             read = DataOptions(folder=Path(name))
-            return batches(data.read("train", BATCH, 0, read), options.workers)
+            return batches(
+                data.read("train", BATCH, 0, read), options.workers, options.threads
+            )
 
         theirs = lambda: tf_batches(tf, kspace, target)  # noqa: E731
         write(options, [compare(options, "fastmri", BATCH, ours, theirs)])

@@ -111,7 +111,9 @@ def main() -> None:
 
         def ours(pipeline):
             read = DataOptions(folder=Path(name))
-            return lambda: batches(pipeline("train", BATCH, 0, read), options.workers)
+            return lambda: batches(
+                pipeline("train", BATCH, 0, read), options.workers, options.threads
+            )
 
         results = [
             compare(

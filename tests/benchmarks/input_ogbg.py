@@ -163,7 +163,9 @@ def main() -> None:
 
         def ours():
             read = DataOptions(folder=Path(name))
-            return batches(data.pipeline("train", BATCH, 0, read), options.workers)
+            return batches(
+                data.pipeline("train", BATCH, 0, read), options.workers, options.threads
+            )
 
         theirs = lambda: tf_batches(tf, path)  # noqa: E731
         write(options, [compare(options, "ogbg", BATCH, ours, theirs)])

@@ -21,7 +21,8 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a round")
-    parser.add_argument("--workers", type=int, default=2, help="our processes")
+    parser.add_argument("--workers", type=int, default=0, help="our processes")
+    parser.add_argument("--threads", type=int, default=2, help="or our threads")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     return parser.parse_args()
 

@@ -148,7 +148,7 @@ def distort(record: Example, rng: np.random.Generator, augment: bool) -> Example
         window = images.central_window(height, width, CENTRAL_SHARE)
     image = images.resize(images.crop(image, window), IMAGE_SIZE)
     if rng.random() < 0.5:
-        image = image[:, ::-1]
+        image = images.flip(image)
     if augment:
         image = randaugment(np.clip(image, 0, 255).astype(np.uint8), rng)
     return _example(image, record)
@@ -170,8 +170,7 @@ def mixup(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def _example(image: np.ndarray, record: Example) -> Example:
-    mean, stddev = np.array(MEAN, np.float32), np.array(STDDEV, np.float32)
-    pixels = (image - mean) / stddev
+    pixels = images.normalise(image, MEAN, STDDEV)
     return {"inputs": pixels, "targets": np.int32(record["label"])}
 
 

@@ -9,6 +9,8 @@ Images are (height, width, 3), uint8 from 0 to 255 or float32 on the same scale.
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -20,18 +22,23 @@ Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 CUBIC_A = -0.5  # Keys (1981), 'Cubic convolution interpolation', equation 15
 
 
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            "reading images needs OpenCV: pip install 'algoperf[full]'"
+        ) from error
+    return cv2
+
+
 def decode(encoded: bytes, name: str) -> np.ndarray:
     """Returns the image (H, W, 3) uint8 of JPEG or PNG bytes, of any colour space.
 
     Raises:
       DataError: the bytes are no whole image; `name` says whose.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            "decoding images needs OpenCV: pip install 'algoperf[full]'"
-        ) from error
+    cv2 = _opencv()
     if encoded[:2] == b"\xff\xd8" and encoded.rstrip(b"\0")[-2:] != b"\xff\xd9":
         raise DataError(f"{name}: the JPEG is cut off after {len(encoded):,} bytes")
     # Orientation flags are not applied, as by TensorFlow.
@@ -103,16 +110,30 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     the others are scaled up. There is no low-pass filter, so detail aliases when an
     image is reduced, as in the published pipelines.
     """
+    transpose = _opencv().transpose  # eight times as fast as NumPy's
     height, width, channels = image.shape
-    rows = interpolation_matrix(height, size) @ image.reshape(height, -1).astype(
-        np.float32
-    )
+    pixels = image.astype(np.float32).reshape(height, -1)
+    rows = interpolation_matrix(height, size) @ pixels
     # (size, W, C) -> (W, size, C): the columns become rows.
-    turned = rows.reshape(size, width, channels).transpose(1, 0, 2)
-    columns = interpolation_matrix(width, size) @ turned.reshape(width, -1)
-    return np.ascontiguousarray(
-        columns.reshape(size, size, channels).transpose(1, 0, 2)
-    )
+    turned = transpose(rows.reshape(size, width, channels)).reshape(width, -1)
+    columns = interpolation_matrix(width, size) @ turned
+    return transpose(columns.reshape(size, size, channels))
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+    """Returns the image with left and right exchanged."""
+    return _opencv().flip(image, 1)
+
+
+def normalise(
+    image: np.ndarray, mean: Sequence[float], stddev: Sequence[float]
+) -> np.ndarray:
+    """Returns (image - mean) / stddev of each channel, float32."""
+    height, width, _ = image.shape
+    # Over whole rows: a loop over three channels at a time is eight times as slow.
+    rows = image.reshape(height, -1) - np.tile(np.array(mean, np.float32), width)
+    rows /= np.tile(np.array(stddev, np.float32), width)
+    return rows.reshape(image.shape)
 
 
 @functools.lru_cache(maxsize=4096)
