@@ -147,6 +147,20 @@ def test_the_queue_of_a_finite_dataset_ends():
     queue.close()
 
 
+def test_threads_give_the_same_batches_and_the_same_errors():
+    dataset = train(Numbers(10), 4, options=SKIP)[5:]
+    made = batches(dataset, threads=3)
+    for one, other in itertools.islice(zip(made, batches(dataset), strict=False), 9):
+        assert_equal({**one}, {**other})
+    assert len(list(batches(dataset[:7], threads=3))) == 7
+    queue = InputQueue(
+        train(Numbers(10, broken=[4]), 10), sharding.get_batch_dim_sharding(), threads=2
+    )
+    with pytest.raises(UserError, match=r"numbers\.bin, record 4"):
+        next(queue)
+    queue.close()
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches_and_the_same_errors():
     dataset = train(Numbers(10), 4, options=SKIP)[5:]
