@@ -19,6 +19,7 @@ from algoperf.errors import UserError, unknown_name
 COMMANDS = (
     "run",
     "sweep",
+    "calibrate",
     "score",
     "workloads",
     "data",

@@ -154,6 +154,13 @@ def define_run_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "target_setting",
+        False,
+        "Train as targets are set: over three quarters of the step hint, to the end, "
+        "whatever target and budget (see algoperf calibrate).",
+        flag_values=values,
+    )
     flags.DEFINE_float(
         "checkpoint_period_sec",
         60.0,

@@ -82,19 +82,24 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     Raises:
       UserError: an unknown name, or a search space that is missing or malformed.
     """
-    from algoperf import registry, submission, trials
+    from algoperf import calibration, registry, submission, trials
 
     loaded = submission.load_submission(registry.find_submission(values.submission))
+    workload = common.configured(
+        registry.find_workload(values.workload, values.scale), values
+    )
+    max_steps = values.max_steps
+    if values.target_setting:
+        workload = calibration.for_target_setting(workload)
+        max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(
         submission=loaded,
-        workload=common.configured(
-            registry.find_workload(values.workload, values.scale), values
-        ),
+        workload=workload,
         out=Path(values.out),
         ruleset=values.ruleset,
         study=values.study,
         seed=values.seed,
-        max_steps=values.max_steps,
+        max_steps=max_steps,
         eval_period_steps=values.eval_period_steps,
         checkpoint_period_sec=values.checkpoint_period_sec,
     )

@@ -33,6 +33,7 @@ _PASSED_ON = (
     "data_workers",
     "skip_corrupt",
     "official_metrics",
+    "target_setting",
 )
 
 

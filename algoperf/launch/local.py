@@ -1,10 +1,13 @@
-"""Runs each trial of a sweep in a process of its own, one after another.
+"""Runs each trial of a sweep in a process of its own.
 
 A process that is killed, by the kernel when memory runs out say, takes no other trial
-with it; and each trial has the machine's devices to itself.
+with it. One after another, each trial has the machine's devices to itself; side by
+side, each has its share of the cores, and its times mean little.
 """
 
+import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -24,35 +27,62 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], should_stop: Callable[[], bool]
+    jobs: Sequence[Job], should_stop: Callable[[], bool], side_by_side: int = 1
 ) -> Iterator[tuple[Job, int]]:
     """Runs the jobs in turn; yields each with the exit status of its process.
 
     Finished trials are passed over by `algoperf run` itself. When stopped, the running
-    trial saves a checkpoint and the rest is not begun.
+    trials save a checkpoint and the rest is not begun.
+
+    Args:
+      jobs: what to run.
+      should_stop: asked twice a second.
+      side_by_side: how many run at a time, each on its share of the cores.
     """
-    for job in jobs:
+    waiting = list(reversed(jobs))
+    shares = _shares_of_cores(side_by_side)
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    asked = False
+    while waiting or running:
         if should_stop():
-            return
-        yield job, _run(job, should_stop)
+            waiting.clear()
+            if not asked:
+                for _, process in running.values():
+                    process.send_signal(signal.SIGTERM)
+            asked = True
+        for place in range(side_by_side):
+            if place in running and running[place][1].poll() is not None:
+                job, process = running.pop(place)
+                if process.returncode < 0:
+                    _mark_killed(job, -process.returncode)
+                yield job, process.returncode
+            if place not in running and waiting and not should_stop():
+                job = waiting.pop()
+                running[place] = job, _start(job, shares[place])
+        if running:
+            _wait(next(iter(running.values()))[1])
 
 
-def _run(job: Job, should_stop: Callable[[], bool]) -> int:
+def _start(job: Job, cores: set[int] | None) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "algoperf", "run", *job.arguments, "--resume"]
     # A session of its own: Ctrl-C on the terminal comes to the child once, from here.
     process = subprocess.Popen(command, start_new_session=True)
-    asked = False
-    while True:
-        try:
-            code = process.wait(timeout=0.5)
-            break
-        except subprocess.TimeoutExpired:
-            if should_stop() and not asked:
-                process.send_signal(signal.SIGTERM)
-                asked = True
-    if code < 0:
-        _mark_killed(job, -code)
-    return code
+    if cores is not None:  # JAX looks at the affinity when it starts its threads
+        os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+
+
+def _shares_of_cores(count: int) -> list[set[int] | None]:
+    """Returns which cores each of the processes gets; None where all are free to it."""
+    if count == 1 or not hasattr(os, "sched_getaffinity"):
+        return [None] * count
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[place::count] or cores) for place in range(count)]
 
 
 def _mark_killed(job: Job, number: int) -> None:

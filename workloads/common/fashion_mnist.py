@@ -14,6 +14,7 @@ import numpy as np
 from algoperf.data.embedded import load_embedded
 from algoperf.data.examples import DataOptions
 from algoperf.data.pipeline import Batch, eval_batches, train_batches
+from workloads.common.images import mixup
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist"
 IMAGE_SHAPE = (28, 28, 1)
@@ -77,10 +78,21 @@ def augment(batch: Batch, rng: np.random.Generator) -> Batch:
     return normalise({**batch, "inputs": images})
 
 
+def augment_and_mix(batch: Batch, rng: np.random.Generator) -> Batch:
+    """As `augment`, then mixes neighbours; targets become probabilities (B, 10)."""
+    batch = augment(batch, rng)
+    inputs, targets = mixup(batch["inputs"], batch["targets"], NUM_CLASSES, rng)
+    return {**batch, "inputs": inputs, "targets": targets}
+
+
 def dataset(
-    split: str, batch_size: int, seed: int, options: DataOptions
+    split: str, batch_size: int, seed: int, options: DataOptions, mixed: bool = False
 ) -> grain.MapDataset:
-    """Returns the batches of 'train' (endless, augmented) or of an evaluation split."""
+    """Returns the batches of 'train' (endless, augmented) or of an evaluation split.
+
+    Training images are mixed with their neighbours if `mixed`.
+    """
     if split == "train":
-        return train_batches(examples("train"), batch_size, seed, augment, options)
+        change = augment_and_mix if mixed else augment
+        return train_batches(examples("train"), batch_size, seed, change, options)
     return eval_batches(examples(split), batch_size, normalise, options)

@@ -15,7 +15,7 @@ from algoperf import spec
 from algoperf.losses import sigmoid_cross_entropy
 from algoperf.records import Direction
 from algoperf.workload import Workload, variant
-from workloads.criteo1tb import data, prepare
+from workloads.criteo1tb import data, flights, prepare
 from workloads.criteo1tb.model import DLRM, ResidualDLRM
 
 
@@ -82,6 +82,43 @@ FULL = Criteo(
     output_params=("head",),
 )
 
+MINI = Criteo(
+    base_workload="criteo1tb",
+    variant="criteo1tb",
+    scale="mini",
+    model=DLRM(
+        vocab_size=32_768,
+        embedding_width=32,
+        bottom_widths=(256, 128, 32),
+        top_widths=(512, 512, 256, 128),
+    ),
+    pipeline=flights.dataset,
+    input_shape=(prepare.NUM_INTEGERS + prepare.NUM_CATEGORIES,),
+    input_dtype=jnp.float32,
+    loss_type=spec.LossType.SIGMOID_CROSS_ENTROPY,
+    target_metric_name="loss",
+    target_direction=Direction.MINIMIZE,
+    validation_target_value=0.43,
+    test_target_value=0.436,
+    num_train_examples=flights.NUM_TRAIN,
+    num_eval_train_examples=flights.NUM_EVAL_TRAIN,
+    num_validation_examples=flights.NUM_VALIDATION,
+    num_test_examples=flights.NUM_TEST,
+    default_batch_size=512,
+    max_batch_size=1024,
+    eval_batch_size=2048,
+    step_hint=2000,
+    eval_period_steps=100,
+    max_allowed_runtime_sec=100.0,
+    output_params=("head",),
+)
+MINI_RESIDUAL = ResidualDLRM(
+    vocab_size=32_768,
+    embedding_width=32,
+    bottom_widths=(128, 128, 128),
+    top_widths=(256, 256, 256, 256),
+)
+
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(FULL, "criteo1tb_layernorm", (0.123757, 0.126152), layer_norm=True),
@@ -89,4 +126,8 @@ WORKLOADS: tuple[Workload, ...] = (
     variant(FULL, "criteo1tb_resnet", (0.12415, 0.12648), {"model": ResidualDLRM()}),
     # For development, with a small table and the base's targets.
     variant(FULL, "criteo1tb_test", (0.123735, 0.126041), vocab_size=65_536),
+    MINI,
+    variant(MINI, "criteo1tb_layernorm", (0.43, 0.436), layer_norm=True),
+    variant(MINI, "criteo1tb_embed_init", (0.43, 0.436), embedding_scale=1.0),
+    variant(MINI, "criteo1tb_resnet", (0.43, 0.436), {"model": MINI_RESIDUAL}),
 )

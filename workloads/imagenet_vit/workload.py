@@ -1,11 +1,13 @@
 """ImageNet ViT: classify images (MLCommons AlgoPerf workload imagenet_vit)."""
 
+import functools
+
 import jax.numpy as jnp
 
 from algoperf import spec
 from algoperf.records import Direction
 from algoperf.workload import Workload, variant
-from workloads.common import imagenet
+from workloads.common import fashion_mnist, imagenet
 from workloads.common.image_classification import ImageClassification
 from workloads.imagenet_vit.model import VisionTransformer
 
@@ -39,10 +41,49 @@ FULL = ImageClassification(
     output_params=("head",),
 )
 
+MINI = ImageClassification(
+    base_workload="imagenet_vit",
+    variant="imagenet_vit",
+    scale="mini",
+    model=VisionTransformer(
+        num_classes=fashion_mnist.NUM_CLASSES,
+        patch_size=7,
+        width=64,
+        num_layers=3,
+        num_heads=4,
+        mlp_width=128,
+    ),
+    pipeline=functools.partial(fashion_mnist.dataset, mixed=True),
+    input_shape=fashion_mnist.IMAGE_SHAPE,
+    input_dtype=jnp.float32,
+    loss_type=spec.LossType.SOFTMAX_CROSS_ENTROPY,
+    target_metric_name="accuracy",
+    target_direction=Direction.MAXIMIZE,
+    validation_target_value=0.84,
+    test_target_value=0.83,
+    num_train_examples=fashion_mnist.NUM_TRAIN,
+    num_eval_train_examples=fashion_mnist.NUM_EVAL_TRAIN,
+    num_validation_examples=fashion_mnist.NUM_VALIDATION,
+    num_test_examples=fashion_mnist.NUM_TEST,
+    default_batch_size=128,
+    max_batch_size=256,
+    eval_batch_size=512,
+    step_hint=1600,
+    eval_period_steps=80,
+    max_allowed_runtime_sec=100.0,
+    train_mean=(fashion_mnist.MEAN,),
+    train_stddev=(fashion_mnist.STDDEV,),
+    output_params=("head",),
+)
+
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(FULL, "imagenet_vit_glu", (0.75738, 0.6359), gated_mlp=True),
     # 22,121,704 parameters
     variant(FULL, "imagenet_vit_post_ln", (0.75312, 0.6286), post_layer_norm=True),
     variant(FULL, "imagenet_vit_map", (0.77113, 0.6523), attention_pool=True),
+    MINI,
+    variant(MINI, "imagenet_vit_glu", (0.84, 0.83), gated_mlp=True),
+    variant(MINI, "imagenet_vit_post_ln", (0.84, 0.83), post_layer_norm=True),
+    variant(MINI, "imagenet_vit_map", (0.84, 0.83), attention_pool=True),
 )
