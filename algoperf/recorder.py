@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ class Recorder:
                 )
         earlier["preemption_count"] += not earlier["status"].is_final
         return cls(folder, earlier, is_resumed=True)
+
+    @property
+    def budget_sec(self) -> float:
+        """Submission time after which the trial ends, as it was when it began."""
+        budget = self.record["budget_sec"]
+        return math.inf if budget is None else budget
 
     @property
     def status(self) -> Status:
@@ -222,6 +229,7 @@ def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str,
             "test": workload.test_target_value,
         },
         "budget_sec": config.budget_sec,
+        "budget_ratio": config.budget_ratio,
         "step_hint": workload.step_hint,
         "num_parameters": workload.num_parameters,
         "preemption_count": 0,

@@ -6,12 +6,14 @@ a submission a folder with `submission.py`. Listing names imports none of them.
 """
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from algoperf.errors import UserError, unknown_name
 
@@ -96,6 +98,47 @@ def find_workload(name: str, scale: str) -> "Workload":
             f"workload {name} has no scale {scale!r}; it has: {', '.join(scales)}"
         )
     raise unknown_name("workload", name, {w.variant for w in all_workloads()})
+
+
+def suites() -> dict[str, dict[str, Any]]:
+    """Returns the named suites: 'scale' and 'workloads' of each."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in importlib.metadata.entry_points(group="algoperf.workloads"):
+        spec = importlib.util.find_spec(entry.value)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            file = Path(root) / "suites.json"
+            if file.exists():
+                found |= json.loads(file.read_text())
+    return found
+
+
+def find_suite(name: str) -> tuple[list[str], str]:
+    """Returns the workloads of a suite and their scale.
+
+    Raises:
+      UserError: no such name, with the nearest ones.
+    """
+    known = suites()
+    if name not in known:
+        raise unknown_name("suite", name, known)
+    return known[name]["workloads"], known[name]["scale"]
+
+
+def held_out(seed: int, scale: str) -> list[str]:
+    """Draws one variant of every family that has any at this scale.
+
+    Each family's draw follows from the seed and its name alone, so a new family or
+    another version changes no other family's.
+    """
+    variants: dict[str, list[str]] = {}
+    for workload in all_workloads():
+        is_candidate = workload.variant != workload.base_workload
+        if workload.scale == scale and is_candidate and not workload.for_development:
+            variants.setdefault(workload.base_workload, []).append(workload.variant)
+    return [
+        min(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        for _, names in sorted(variants.items())
+    ]
 
 
 def select_workloads(names: Iterable[str], scale: str) -> list["Workload"]:

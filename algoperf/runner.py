@@ -317,10 +317,10 @@ class _Trial:
         )
 
     def _budget_spent(self) -> tuple[Status, str] | None:
-        budget = self.config.budget_sec
+        budget = self.recorder.budget_sec
         if self.clock.seconds(Phase.SUBMISSION) <= budget:
             return None
-        return Status.BUDGET, f"{budget:g} s are spent"
+        return Status.BUDGET, f"{budget:.4g} s are spent"
 
     def _evaluation_is_due(self) -> bool:
         workload = self.workload
@@ -383,7 +383,7 @@ class _Trial:
             {
                 "validation_goal_reached": False,
                 "test_goal_reached": False,
-                "is_time_remaining": elapsed <= self.config.budget_sec,
+                "is_time_remaining": elapsed <= self.recorder.budget_sec,
                 "training_complete": False,
                 "last_eval_time": self.last_eval_sec,
                 "accumulated_submission_time": elapsed,

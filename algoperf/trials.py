@@ -32,12 +32,13 @@ class TrialConfig:
     max_steps: int | None = None
     eval_period_steps: int | None = None  # instead of the workload's own
     checkpoint_period_sec: float = 60.0  # of wall time; taken right after evaluations
+    budget_ratio: float = 1.0  # of this machine's time to the reference machine's
 
     @property
     def budget_sec(self) -> float:
         """Submission time after which the trial ends."""
         factor = SELF_TUNING_BUDGET_FACTOR if self.ruleset == "self" else 1.0
-        return factor * self.workload.max_allowed_runtime_sec
+        return factor * self.budget_ratio * self.workload.max_allowed_runtime_sec
 
 
 @dataclasses.dataclass(frozen=True)

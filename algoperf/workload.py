@@ -85,6 +85,7 @@ class Workload(abc.ABC):
     default_dropout_rate: float = 0.0
     train_mean: Any = None
     train_stddev: Any = None
+    for_development: bool = False  # no held-out workload, no part of a suite
     output_params: tuple[str, ...] = ()  # top-level keys of the output layer
     metrics_logger: spec.MetricsLogger | None = None
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "calibrate",
     "score",
     "workloads",
+    "heldout",
     "data",
     "submissions",
     "check",

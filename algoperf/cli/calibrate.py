@@ -63,6 +63,13 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "max_steps",
+        None,
+        "End each run after so many steps, to try things out.",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "save",
         None,
@@ -142,7 +149,11 @@ def _jobs(
 ) -> "list[Job]":
     from algoperf.launch.local import Job
 
-    data = [f"--data_dir={values.data_dir}"] if values.data_dir else []
+    given = [
+        f"--{name}={values[name].value}"
+        for name in ("data_dir", "max_steps")
+        if values[name].value is not None
+    ]
     name = space.submission.parent.name
     return [
         Job(
@@ -156,7 +167,7 @@ def _jobs(
                 f"--out={out / space.name}",
                 "--checkpoint_period_sec=300",
                 "--target_setting",
-                *data,
+                *given,
             ),
             folder=records.trial_folder(
                 out / space.name, name, 0, _record_name(values), trial
@@ -195,9 +206,8 @@ def _run(jobs: "Sequence[Job]", values: flags.FlagValues, stop: Any, what: str) 
     print(
         f"{what}: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True
     )
-    done = 0
-    for _ in local.run_jobs(missing, lambda: stop.is_asked, values.side_by_side):
-        done += 1
+    runs = local.run_jobs(missing, lambda: stop.is_asked, values.side_by_side)
+    for done, _ in enumerate(runs, start=1):
         print(f"[{what}: {done}/{len(missing)} done]", flush=True)
     if stop.is_asked:
         print("stopped; the same command goes on with what is missing")

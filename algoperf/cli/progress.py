@@ -67,7 +67,7 @@ class ProgressReport:
         self._console.print(
             f"{_name(config)}: target {config.workload.target_metric_name} "
             f"{config.workload.validation_target_value:g}, "
-            f"budget {config.budget_sec:g} s"
+            f"budget {config.budget_sec:.4g} s"
         )
         total = config.max_steps or config.workload.step_hint
         self._task = self._bar.add_task(_name(config), total=total, seconds=0.0)

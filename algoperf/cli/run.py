@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf.cli import common
 from algoperf.cli.common import StopRequest
+
+if TYPE_CHECKING:
+    from algoperf.workload import Workload
 
 USAGE = (
     "algoperf run --submission NAME_OR_PATH --workload NAME [--scale mini|full]\n"
@@ -76,6 +79,15 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     return 1 if any(record["status"] in bad for record in records) else 0
 
 
+def _budget_ratio(workload: "Workload") -> float:
+    """Returns 1 at full scale, whose budgets are for the official hardware."""
+    if workload.scale != "mini":
+        return 1.0
+    from algoperf import speed
+
+    return speed.budget_ratio()
+
+
 def trial_configs(values: flags.FlagValues) -> list[Any]:
     """Returns what to run, from the flags.
 
@@ -102,6 +114,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
         max_steps=max_steps,
         eval_period_steps=values.eval_period_steps,
         checkpoint_period_sec=values.checkpoint_period_sec,
+        budget_ratio=_budget_ratio(workload),
     )
     space = common.search_space(values, loaded)
     numbers = range(1, values.trials + 1)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from algoperf.launch.local import Job
 
 USAGE = (
-    "algoperf sweep --submissions A,B --workloads X,Y|all [--scale mini|full]\n"
+    "algoperf sweep --submissions A,B [--suite mini|mini_qualification]\n"
+    "         [--workloads X,Y|all] [--scale mini|full]\n"
     "         [--studies K] [--trials N] [--out DIR] [--ruleset external|self] ..."
 )
 # Passed on to each `algoperf run` as they were given.
@@ -47,6 +48,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     common.define_workloads_flag(values)
+    flags.DEFINE_string(
+        "suite",
+        None,
+        "A suite instead of --workloads and --scale: mini, mini_qualification, full, "
+        "full_qualification.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "studies",
         1,
@@ -60,7 +68,13 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Runs what is not finished yet; returns 1 if a trial failed or diverged."""
     common.no_arguments(positional)
+    from algoperf import registry
     from algoperf.launch import local
+
+    if values.suite:
+        if values["workloads"].present:
+            raise UserError("give --suite or --workloads, not both")
+        values.workloads, values.scale = registry.find_suite(values.suite)
 
     jobs = list(_jobs(values))
     print(f"{len(jobs)} trials, records under {values.out}", flush=True)

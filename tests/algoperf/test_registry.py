@@ -72,3 +72,39 @@ def test_without_a_near_name_all_are_listed():
     error = unknown_name("thing", "xyz", ["beta", "alpha"])
     assert str(error) == "unknown thing 'xyz'; known: alpha, beta"
     assert "known: none" in str(unknown_name("thing", "xyz", []))
+
+
+@pytest.mark.parametrize("name", sorted(registry.suites()))
+def test_the_workloads_of_a_suite_are_there(name):
+    names, scale = registry.find_suite(name)
+    found = registry.select_workloads(names, scale)
+    assert [workload.variant for workload in found] == names
+    assert all(workload.scale == scale for workload in found)
+
+
+def test_an_unknown_suite_names_the_nearest():
+    with pytest.raises(UserError, match="unknown suite 'min'; did you mean mini"):
+        registry.find_suite("min")
+
+
+@pytest.mark.parametrize("scale", ["mini", "full"])
+def test_the_held_out_draw_takes_one_variant_of_every_family_with_any(scale):
+    drawn = registry.select_workloads(registry.held_out(7, scale), scale)
+    families = [workload.base_workload for workload in drawn]
+    with_variants = {
+        workload.base_workload
+        for workload in registry.all_workloads()
+        if workload.scale == scale and workload.variant != workload.base_workload
+    }
+    assert families == sorted(with_variants)
+    assert all(workload.variant != workload.base_workload for workload in drawn)
+    assert not any(workload.for_development for workload in drawn)
+    assert registry.held_out(7, scale) == registry.held_out(7, scale)
+
+
+def test_over_many_seeds_every_variant_is_held_out_about_as_often():
+    draws = [set(registry.held_out(seed, "full")) for seed in range(400)]
+    variants = ["ogbg_gelu", "ogbg_silu", "ogbg_model_size"]
+    shares = [sum(name in draw for draw in draws) / 400 for name in variants]
+    assert sum(shares) == pytest.approx(1)
+    assert all(0.25 < share < 0.42 for share in shares)  # 3.5 standard deviations

@@ -118,6 +118,7 @@ MINI_RESIDUAL = ResidualDLRM(
     bottom_widths=(128, 128, 128),
     top_widths=(256, 256, 256, 256),
 )
+DEVELOP = {"for_development": True}
 
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
@@ -125,7 +126,7 @@ WORKLOADS: tuple[Workload, ...] = (
     variant(FULL, "criteo1tb_embed_init", (0.129657, 0.131967), embedding_scale=1.0),
     variant(FULL, "criteo1tb_resnet", (0.12415, 0.12648), {"model": ResidualDLRM()}),
     # For development, with a small table and the base's targets.
-    variant(FULL, "criteo1tb_test", (0.123735, 0.126041), vocab_size=65_536),
+    variant(FULL, "criteo1tb_test", (0.123735, 0.126041), DEVELOP, vocab_size=65_536),
     MINI,
     variant(MINI, "criteo1tb_layernorm", (0.43, 0.436), layer_norm=True),
     variant(MINI, "criteo1tb_embed_init", (0.43, 0.436), embedding_scale=1.0),

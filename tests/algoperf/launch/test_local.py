@@ -1,5 +1,6 @@
 """Processes of a sweep: what becomes of a trial whose process was killed."""
 
+import os
 import sys
 
 import pytest
@@ -57,3 +58,33 @@ def test_stopping_ends_the_running_job_and_begins_no_other(job, tmp_path):
     done = list(local.run_jobs([wanted, wanted], ready.exists))
     assert done == [(wanted, 0)]
     assert (tmp_path / "saved").exists()
+
+
+def test_side_by_side_each_has_its_share_of_the_cores(job, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    # Each waits for the other, so one after another they would wait for ever.
+    wanted = job(
+        f"touch {both}/$$\n"
+        f"while [ $(ls {both} | wc -l) -lt 2 ]; do sleep 0.05; done\n"
+        f"grep Cpus_allowed_list /proc/self/status >> {tmp_path}/cores"
+    )
+    done = list(local.run_jobs([wanted] * 2, lambda: False, side_by_side=2))
+    assert done == [(wanted, 0)] * 2
+    if len(os.sched_getaffinity(0)) > 1:
+        assert len(set((tmp_path / "cores").read_text().splitlines())) == 2
+
+
+def test_stopping_ends_all_that_run_side_by_side(job, tmp_path):
+    wanted = job(
+        f"trap 'echo $$ >> {tmp_path}/saved; exit 0' TERM\n"
+        f"echo >> {tmp_path}/ready\nwhile :; do sleep 0.05; done"
+    )
+    ready = tmp_path / "ready"
+
+    def both_run():
+        return ready.exists() and ready.read_text().count("\n") >= 2
+
+    done = list(local.run_jobs([wanted] * 3, both_run, side_by_side=2))
+    assert done == [(wanted, 0)] * 2
+    assert (tmp_path / "saved").read_text().count("\n") == 2
