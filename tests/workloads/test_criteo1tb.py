@@ -24,7 +24,7 @@ from workloads.criteo1tb.model import DLRM, ResidualDLRM, interactions
 from workloads.criteo1tb.workload import FULL, WORKLOADS
 
 KEY = jax.random.PRNGKey(0)
-BY_NAME = {w.variant: w for w in WORKLOADS}
+BY_NAME = {w.variant: w for w in WORKLOADS if w.scale == "full"}
 SMALL = {
     "vocab_size": 100,
     "embedding_width": 8,
