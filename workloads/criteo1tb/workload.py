@@ -107,8 +107,8 @@ MINI = Criteo(
     default_batch_size=512,
     max_batch_size=1024,
     eval_batch_size=2048,
-    step_hint=2000,
-    eval_period_steps=100,
+    step_hint=2800,
+    eval_period_steps=140,
     max_allowed_runtime_sec=100.0,
     output_params=("head",),
 )

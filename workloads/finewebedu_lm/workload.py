@@ -91,8 +91,8 @@ MINI = FinewebeduLM(
     num_test_examples=data.NUM_TEST,
     default_batch_size=16,
     eval_batch_size=32,
-    step_hint=1500,
-    eval_period_steps=75,
+    step_hint=2000,
+    eval_period_steps=100,
     max_allowed_runtime_sec=80.0,
 )
 
