@@ -1,7 +1,7 @@
 """Find a workload's targets: search, repeat the best point, take the median."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +9,25 @@ from absl import flags
 
 from algoperf import records
 from algoperf.cli import common
-from algoperf.errors import UserError
+from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from algoperf.calibration import Run
+    from algoperf.calibration import Phase, Run, Store
     from algoperf.launch.local import Job
     from algoperf.workload import Workload
 
 USAGE = (
-    "algoperf calibrate --workload NAME [--scale mini|full] [--out DIR]\n"
-    "         [--points N] [--repeats N] [--side_by_side N] [--save DIR]"
+    "algoperf calibrate --workload NAME [--scale mini|full] [--out DIR] [--store DIR]\n"
+    "         [--phases search,repeats,fresh,weak,timed] [--points N] [--repeats N]\n"
+    "         [--weak NAMES] [--side_by_side N]"
 )
-SPACES = "target_setting*.json"  # beside the submissions that set targets
-REPEATS = "repeats"
+PHASES = ("search", "repeats", "fresh", "weak", "timed")
+SEARCH_SPACES = "target_setting*.json"  # beside the submissions that set targets
+# The search space whose best point is also tried with a rate ten times off.
+OFF_SPACE = "adamw"
+OFF_FACTORS = (0.1, 10.0)
+VARIANT_POINTS = 3
+POINTS = 10
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -39,13 +45,37 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "out",
         "runs/calibration",
-        "Where records go; the same command goes on with what is missing there.",
+        "Where the runs leave their records.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "store",
+        None,
+        "Where <workload>.json.xz keeps what finished runs gave; the same command goes "
+        "on with what is missing there. By default as --out.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "phases",
+        list(PHASES),
+        "search: points of target_setting*.json beside the submissions; repeats: of "
+        "the best point, they set the targets; fresh: the best point, other seeds, "
+        "the whole step hint; weak: what must miss the target, that is --weak, and "
+        "AdamW with a rate ten times off; timed: the best point alone on the machine, "
+        "for the budget.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "weak",
+        ["sgd"],
+        "Submissions whose search spaces must miss the target.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "points",
-        10,
-        "Points of each search space (target_setting*.json beside a submission).",
+        None,
+        f"Points of each search space, {POINTS} by default. A variant tries the best "
+        f"points of its base's search instead, {VARIANT_POINTS} in all by default.",
         lower_bound=1,
         flag_values=values,
     )
@@ -59,7 +89,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "side_by_side",
         1,
-        "Trials at a time, each on its share of the cores.",
+        "Trials at a time, each on its share of the cores; timed ones run alone.",
         lower_bound=1,
         flag_values=values,
     )
@@ -70,22 +100,36 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "save",
-        None,
-        "Write the runs and the targets to <save>/<workload>.json.xz.",
-        flag_values=values,
-    )
     common.define_data_dir_flag(values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """A search space of a submission that sets targets."""
+    """Points of a submission's hyperparameters, and how many of them to try."""
 
     name: str
     submission: Path
     path: Path
+    trials: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """One call of the command: the workload, its runs so far, where things go."""
+
+    values: flags.FlagValues
+    workload: "Workload"
+    store: "Store"
+    out: Path
+
+    def points_file(
+        self, phase: str, space: Space, points: Sequence[dict[str, Any]]
+    ) -> Space:
+        """Returns the space as a list of these points, written for its runs."""
+        path = self.out / phase / f"{space.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(path, points)
+        return dataclasses.replace(space, path=path, trials=len(points))
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -93,156 +137,203 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     common.no_arguments(positional)
     from algoperf import calibration, registry
 
+    if unknown := [name for name in values.phases if name not in PHASES]:
+        raise unknown_name("phase", unknown[0], PHASES)
     workload = registry.find_workload(values.workload, values.scale)
-    direction = workload.target_direction
-    out = Path(values.out) / workload.name
-    spaces = find_spaces()
+    folder = Path(values.store or values.out)
+    facts = calibration.facts_of(workload) | {"max_steps": values.max_steps}
+    store = calibration.Store.open(folder / f"{workload.name}.json.xz", facts)
+    task = Calibration(values, workload, store, Path(values.out) / workload.name)
     with common.StopRequest() as stop:
-        points = range(1, values.points + 1)
-        search = [job for space in spaces for job in _jobs(values, space, out, points)]
-        if not _run(search, values, stop, "search"):
-            return 1
-        searched = [
-            calibration.read_run(job.folder, space)
-            for space, job in zip(_names(spaces, values.points), search, strict=True)
-        ]
-        best = calibration.best_run(searched, direction)
-        again = _repeats(values, spaces, best, out)
-        if not _run(again, values, stop, f"repeats of {best.space} {best.trial}"):
-            return 1
-    repeats = [calibration.read_run(job.folder, REPEATS) for job in again]
-    found = calibration.targets(repeats, direction)
-    summary = _summary(workload, searched, best, repeats, found)
-    if values.save:
-        path = Path(values.save) / f"{workload.name}.json.xz"
-        calibration.save(path, summary)
-        print(f"saved {path}")
-    print(
-        f"{workload.name}: {workload.target_metric_name} by {best.space} "
-        f"{dict(best.hyperparameters)}\n"
-        f"targets: validation {found.validation:.6g}, test {found.test}; best of "
-        f"{len(repeats)} repeats from {found.spread[0]:.6g} to {found.spread[1]:.6g}"
-    )
+        for phase in calibration.Phase:
+            if phase not in values.phases:
+                continue
+            spaces = _PLANS[phase](task)
+            if not _run(task, phase, spaces, lambda: stop.is_asked):
+                print("stopped; the same command goes on with what is missing")
+                return 1
+    print(_summary(store))
     return 0
 
 
-def find_spaces() -> list[Space]:
+def find_spaces(points: int = POINTS) -> list[Space]:
     """Returns the search spaces that set targets, in order of their names."""
     from algoperf import registry
 
     spaces = []
     for name, file in registry.submission_paths().items():
-        for path in sorted(file.parent.glob(SPACES)):
+        for path in sorted(file.parent.glob(SEARCH_SPACES)):
             suffix = path.stem.removeprefix("target_setting").strip("_")
-            spaces.append(Space(suffix or name, file, path))
+            spaces.append(Space(suffix or name, file, path, points))
     if not spaces:
-        raise UserError(f"no submission has a search space {SPACES}")
+        raise UserError(f"no submission has a search space {SEARCH_SPACES}")
     return sorted(spaces, key=lambda space: space.name)
 
 
-def _names(spaces: Sequence[Space], points: int) -> list[str]:
-    return [space.name for space in spaces for _ in range(points)]
+def _plan_search(task: Calibration) -> list[Space]:
+    """Returns the spaces to search; for a variant, the best points of its base."""
+    spaces = find_spaces(task.values.points or POINTS)
+    if task.workload.variant == task.workload.base_workload:
+        return spaces
+    from algoperf import calibration
+
+    base = task.workload.name.replace(
+        task.workload.variant, task.workload.base_workload
+    )
+    known = calibration.Store.read(task.store.path.with_name(f"{base}.json.xz"))
+    runs = calibration.ranked(known.of(calibration.Phase.SEARCH), known.direction)
+    best = runs[: task.values.points or VARIANT_POINTS]
+    points = {
+        space: [dict(run.hyperparameters) for run in best if run.space == space.name]
+        for space in spaces
+    }
+    return [
+        task.points_file("search", space, mine)
+        for space, mine in points.items()
+        if mine
+    ]
 
 
-def _jobs(
-    values: flags.FlagValues, space: Space, out: Path, trials: Sequence[int]
-) -> "list[Job]":
+def _best(task: Calibration, space: str | None = None) -> "tuple[Space, Run]":
+    """Returns the best run of the search, or of one space's, and its space."""
+    from algoperf import calibration
+
+    runs = task.store.of(calibration.Phase.SEARCH)
+    if not runs:
+        raise UserError("there are no runs of the search yet: give --phases=search")
+    mine = [run for run in runs if space in (None, run.space)]
+    best = calibration.best_run(mine, task.store.direction)
+    return next(s for s in find_spaces() if s.name == best.space), best
+
+
+def _plan_again(phase: str, trials: int | None) -> Callable[[Calibration], list[Space]]:
+    def plan(task: Calibration) -> list[Space]:
+        space, best = _best(task)
+        points = [dict(best.hyperparameters)] * (trials or task.values.repeats)
+        return [task.points_file(phase, space, points)]
+
+    return plan
+
+
+def _plan_weak(task: Calibration) -> list[Space]:
+    space, best = _best(task, OFF_SPACE)
+    rate = best.hyperparameters["learning_rate"]
+    points = [
+        {**best.hyperparameters, "learning_rate": factor * rate}
+        for factor in OFF_FACTORS
+    ]
+    off = dataclasses.replace(space, name=f"{OFF_SPACE}_off")
+    return [*_weak_spaces(task), task.points_file("weak", off, points)]
+
+
+def _weak_spaces(task: Calibration) -> list[Space]:
+    """Returns all points of the submissions that must miss the target."""
+    from algoperf import registry, tuning
+
+    spaces = []
+    for name in task.values.weak:
+        file = registry.find_submission(name)
+        path = file.with_name("tuning_search_space.json")
+        space = tuning.load_search_space(path)
+        if not isinstance(space, list):
+            raise UserError(f"{path} must be a list of points")
+        spaces.append(Space(file.parent.name, file, path, len(space)))
+    return spaces
+
+
+_PLANS: dict[str, Callable[[Calibration], list[Space]]] = {
+    "search": _plan_search,
+    "repeats": _plan_again("repeats", None),
+    "fresh": _plan_again("fresh", None),
+    "weak": _plan_weak,
+    "timed": _plan_again("timed", 1),
+}
+
+
+def _run(
+    task: Calibration,
+    phase: "Phase",
+    spaces: Sequence[Space],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Makes the runs of a phase that the store lacks; returns whether it has all."""
+    from algoperf import calibration, hardware
+    from algoperf.launch import local
+
+    wanted = {
+        _job(task, phase, space, trial): (phase, space.name, trial)
+        for space in spaces
+        for trial in range(1, space.trials + 1)
+    }
+    missing = [job for job, key in wanted.items() if key not in task.store.runs]
+    print(f"{phase}: {len(wanted) - len(missing)} of {len(wanted)} runs are done")
+    side_by_side = 1 if phase == "timed" else task.values.side_by_side
+    environment = {
+        "host": hardware.describe_host(),
+        "devices": hardware.describe_devices(),
+        "versions": hardware.describe_versions(),
+    }
+    runs = local.run_jobs(missing, should_stop, side_by_side)
+    for done, (job, _) in enumerate(runs, start=1):
+        if should_stop():
+            continue
+        _, name, trial = wanted[job]
+        run = calibration.read_run(job.folder, phase, name, trial)
+        task.store.add(run, environment)
+        best = run.best(task.store.direction)
+        value = f"{best['validation']:.5g}" if best else "nothing finite"
+        print(f"[{phase} {done}/{len(missing)}: {name} {trial}, {value}]", flush=True)
+    return not should_stop()
+
+
+def _job(task: Calibration, phase: "Phase", space: Space, trial: int) -> "Job":
     from algoperf.launch.local import Job
 
+    values = task.values
     given = [
         f"--{name}={values[name].value}"
         for name in ("data_dir", "max_steps")
         if values[name].value is not None
     ]
-    name = space.submission.parent.name
-    return [
-        Job(
-            arguments=(
-                f"--submission={space.submission}",
-                f"--workload={values.workload}",
-                f"--scale={values.scale}",
-                f"--tuning_search_space={space.path}",
-                f"--trial_index={trial}",
-                f"--trials={trial}",
-                f"--out={out / space.name}",
-                "--checkpoint_period_sec=300",
-                "--target_setting",
-                *given,
-            ),
-            folder=records.trial_folder(
-                out / space.name, name, 0, _record_name(values), trial
-            ),
+    out = task.out / phase / space.name
+    submission = space.submission.parent.name
+    return Job(
+        arguments=(
+            f"--submission={space.submission}",
+            f"--workload={values.workload}",
+            f"--scale={values.scale}",
+            f"--tuning_search_space={space.path}",
+            f"--trial_index={trial}",
+            f"--trials={trial}",
+            f"--seed={phase.seed}",
+            f"--out={out}",
+            "--checkpoint_period_sec=300",
+            f"--target_setting={phase.share}",
+            *given,
+        ),
+        folder=records.trial_folder(out, submission, 0, task.workload.name, trial),
+    )
+
+
+def _summary(store: "Store") -> str:
+    """Returns what is known of targets and budget."""
+    from algoperf.calibration import Phase, best_run, budget_sec
+
+    lines = [f"{store.path}: {len(store.runs)} runs"]
+    if search := store.of(Phase.SEARCH):
+        best = best_run(search, store.direction)
+        lines.append(f"best of the search: {best.space} {dict(best.hyperparameters)}")
+    if repeats := store.of(Phase.REPEATS):
+        found = store.targets()
+        low, high = found.spread
+        lines.append(
+            f"targets: validation {found.validation:.6g}, test {found.test}; best of "
+            f"{len(repeats)} repeats from {low:.6g} to {high:.6g}"
         )
-        for trial in trials
-    ]
-
-
-def _record_name(values: flags.FlagValues) -> str:
-    from algoperf import registry
-
-    return registry.find_workload(values.workload, values.scale).name
-
-
-def _repeats(
-    values: flags.FlagValues, spaces: Sequence[Space], best: "Run", out: Path
-) -> "list[Job]":
-    """Returns the runs of the best point, whose space is a list of it alone."""
-    space = next(space for space in spaces if space.name == best.space)
-    folder = out / REPEATS
-    points = folder / f"{best.space}_{best.trial}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    records.write_json(points, [dict(best.hyperparameters)] * values.repeats)
-    again = dataclasses.replace(
-        space, name=f"{REPEATS}/{best.space}_{best.trial}", path=points
-    )
-    return _jobs(values, again, out, range(1, values.repeats + 1))
-
-
-def _run(jobs: "Sequence[Job]", values: flags.FlagValues, stop: Any, what: str) -> bool:
-    """Runs jobs; returns whether all came to an end."""
-    from algoperf.launch import local
-
-    missing = [job for job in jobs if not _is_finished(job)]
-    print(
-        f"{what}: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True
-    )
-    runs = local.run_jobs(missing, lambda: stop.is_asked, values.side_by_side)
-    for done, _ in enumerate(runs, start=1):
-        print(f"[{what}: {done}/{len(missing)} done]", flush=True)
-    if stop.is_asked:
-        print("stopped; the same command goes on with what is missing")
-    return not stop.is_asked
-
-
-def _is_finished(job: "Job") -> bool:
-    if not (job.folder / records.RECORD_FILE).exists():
-        return False
-    return records.read_record(job.folder)["status"].is_final
-
-
-def _summary(
-    workload: "Workload",
-    searched: "Sequence[Run]",
-    best: "Run",
-    repeats: "Sequence[Run]",
-    found: Any,
-) -> dict[str, Any]:
-    from algoperf import hardware
-
-    return {
-        "workload": workload.name,
-        "metric": workload.target_metric_name,
-        "direction": workload.target_direction,
-        "step_hint": workload.step_hint,
-        "best": {
-            "space": best.space,
-            "trial": best.trial,
-            "hyperparameters": best.hyperparameters,
-        },
-        "targets": dataclasses.asdict(found),
-        "search": [dataclasses.asdict(run) for run in searched],
-        "repeats": [dataclasses.asdict(run) for run in repeats],
-        "host": hardware.describe_host(),
-        "devices": hardware.describe_devices(),
-        "versions": hardware.describe_versions(),
-    }
+        for run in (*store.of(Phase.FRESH), *store.of(Phase.WEAK)):
+            row = run.reached(found.validation, store.direction)
+            reached = f"reached at step {row['step']:.0f}" if row else "not reached"
+            lines.append(f"{run.phase} {run.space} {run.trial}: {reached}")
+    for run in store.of(Phase.TIMED):
+        lines.append(f"budget: {budget_sec(run):.1f} s")
+    return "\n".join(lines)

@@ -154,11 +154,12 @@ def define_run_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_boolean(
+    flags.DEFINE_float(
         "target_setting",
-        False,
-        "Train as targets are set: over three quarters of the step hint, to the end, "
-        "whatever target and budget (see algoperf calibrate).",
+        None,
+        "Train as targets are set: over this share of the step hint, to the end, "
+        "whatever target and budget (algoperf calibrate takes 0.75).",
+        lower_bound=0.0,
         flag_values=values,
     )
     flags.DEFINE_float(

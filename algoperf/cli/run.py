@@ -102,7 +102,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     )
     max_steps = values.max_steps
     if values.target_setting:
-        workload = calibration.for_target_setting(workload)
+        workload = calibration.for_target_setting(workload, values.target_setting)
         max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(
         submission=loaded,

@@ -74,7 +74,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     if values.suite:
         if values["workloads"].present:
             raise UserError("give --suite or --workloads, not both")
-        values.workloads, values.scale = registry.find_suite(values.suite)
+        names, scale = registry.find_suite(values.suite)
+        values["workloads"].value, values["scale"].value = names, scale
 
     jobs = list(_jobs(values))
     print(f"{len(jobs)} trials, records under {values.out}", flush=True)

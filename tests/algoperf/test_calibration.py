@@ -1,5 +1,6 @@
 """Targets from runs: the paper's rule, on runs whose answer is plain."""
 
+import dataclasses
 import json
 import lzma
 import math
@@ -9,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algoperf import calibration, records, registry
-from algoperf.calibration import Run
+from algoperf.calibration import Phase, Run, Store
 from algoperf.errors import UserError
 from algoperf.records import Direction, Status
 
 MINIMIZE, MAXIMIZE = Direction.MINIMIZE, Direction.MAXIMIZE
 
 
-def a_run(validation, test=None, trial=1):
+def a_run(validation, test=None, trial=1, phase=Phase.SEARCH):
     test = validation if test is None else test
     rows = [
         {"step": i, "time": float(i), "validation": v, "test": t}
         for i, (v, t) in enumerate(zip(validation, test, strict=True))
     ]
-    return Run("adamw", trial, {}, "completed", rows, 0.1, 1.0)
+    return Run(phase, "adamw", trial, {}, "completed", rows, 0.1, 1.0)
 
 
 def test_the_best_evaluation_goes_by_direction_and_passes_over_nan():
@@ -90,7 +91,7 @@ def test_when_all_diverge_it_is_said():
 @pytest.mark.parametrize("name", ["imagenet_resnet", "finewebedu_lm"])
 def test_nothing_but_the_steps_ends_a_target_setting_run(name):
     workload = registry.find_workload(name, "mini")
-    changed = calibration.for_target_setting(workload)
+    changed = calibration.for_target_setting(workload, 0.75)
     assert changed.step_hint == round(0.75 * workload.step_hint)
     assert changed.max_allowed_runtime_sec == math.inf
     metric = workload.target_metric_name
@@ -100,12 +101,35 @@ def test_nothing_but_the_steps_ends_a_target_setting_run(name):
         assert not changed.has_reached_test_target(results)
 
 
+def test_targets_are_set_with_fewer_steps_than_a_submission_has():
+    shares = {phase: phase.share for phase in Phase}
+    assert shares[Phase.SEARCH] == shares[Phase.REPEATS] == shares[Phase.TIMED] == 0.75
+    assert shares[Phase.FRESH] == shares[Phase.WEAK] == 1.0
+
+
+def test_no_two_phases_have_one_seed():
+    assert len({phase.seed for phase in Phase}) == len(Phase)
+
+
+def test_the_first_evaluation_that_reaches_a_target():
+    run = a_run([5.0, math.nan, 2.0, 1.0, 3.0])
+    assert run.reached(2.0, MINIMIZE)["step"] == 2
+    assert run.reached(0.5, MINIMIZE) is None
+    assert run.reached(5.0, MAXIMIZE)["step"] == 0
+
+
+def test_the_budget_is_half_as_much_again_as_undisturbed_training():
+    timed = a_run([1.0] * 21)  # 20 steps of 0.1 s, and 1 s of compilation
+    assert calibration.budget_sec(timed) == pytest.approx(1.5 * (20 * 0.1 + 1.0))
+    with pytest.raises(UserError, match="too short"):
+        calibration.budget_sec(dataclasses.replace(timed, step_sec=None))
+
+
 def write_record(folder, **changed):
     record = {
         "schema_version": records.SCHEMA_VERSION,
         "status": Status.COMPLETED,
         "message": "",
-        "trial": 3,
         "hyperparameters": {"learning_rate": 0.5},
         "target": {"metric": "accuracy"},
         "step_time": {"seconds": 0.25},
@@ -125,7 +149,6 @@ def write_record(folder, **changed):
 
 def test_a_record_is_read(tmp_path):
     write_record(tmp_path)
-    run = calibration.read_run(tmp_path, "adamw")
     wanted = {
         "step": 5,
         "time": 2.5,
@@ -133,8 +156,8 @@ def test_a_record_is_read(tmp_path):
         "validation": 0.5,
         "test": 0.25,
     }
-    assert run == Run(
-        "adamw", 3, {"learning_rate": 0.5}, "completed", [wanted], 0.25, 3.0
+    assert calibration.read_run(tmp_path, Phase.FRESH, "adamw", 3) == Run(
+        "fresh", "adamw", 3, {"learning_rate": 0.5}, "completed", [wanted], 0.25, 3.0
     )
 
 
@@ -142,22 +165,52 @@ def test_a_record_is_read(tmp_path):
 def test_a_record_without_a_result_is_refused(tmp_path, status):
     write_record(tmp_path, status=status, message="because")
     with pytest.raises(UserError, match=f"is {status} because"):
-        calibration.read_run(tmp_path, "adamw")
+        calibration.read_run(tmp_path, Phase.SEARCH, "adamw", 1)
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    path = tmp_path / "deep" / "x.json.xz"
-    calibration.save(path, {"a": [1, math.nan], "b": "c"})
-    assert calibration.load(path) == {"a": [1, None], "b": "c"}
-    first = path.read_bytes()
-    calibration.save(path, {"b": "c", "a": [1, math.nan]})
-    assert path.read_bytes() == first
-    assert json.loads(lzma.decompress(first))
+FACTS = {"name": "w", "direction": "minimize", "step_hint": 4}
 
 
-def test_what_is_no_calibration_is_named(tmp_path):
-    with pytest.raises(UserError, match="no calibration"):
-        calibration.load(tmp_path / "missing")
-    (tmp_path / "cut").write_bytes(b"\xfd7zXZ")
-    with pytest.raises(UserError, match="no calibration"):
-        calibration.load(tmp_path / "cut")
+def test_a_store_gives_back_what_was_added(tmp_path):
+    path = tmp_path / "deep" / "w.json.xz"
+    store = Store.open(path, FACTS)
+    repeats = [
+        a_run([math.nan, float(v)], trial=v, phase=Phase.REPEATS) for v in (1, 2, 3)
+    ]
+    for run in (a_run([3.0, 2.0]), *reversed(repeats)):
+        store.add(run, {"host": "h"})
+    again = Store.open(path, FACTS)
+    assert again.of(Phase.SEARCH) == [a_run([3.0, 2.0])]
+    assert [run.trial for run in again.of(Phase.REPEATS)] == [1, 2, 3]
+    assert math.isnan(again.of(Phase.REPEATS)[0].evaluations[0]["validation"])
+    assert again.targets().validation == 2.0
+    assert again.environments == [{"host": "h"}]
+    json.loads(lzma.decompress(path.read_bytes()), parse_constant=pytest.fail)
+
+
+def test_the_order_of_runs_does_not_change_the_file(tmp_path):
+    runs = [a_run([1.0, 2.0], trial=i) for i in (1, 2, 3)]
+    for name, order in (("a", runs), ("b", runs[::-1])):
+        store = Store.open(tmp_path / name, FACTS)
+        for run in order:
+            store.add(run, {})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_runs_of_another_workload_are_not_mixed_in(tmp_path):
+    path = tmp_path / "w.json.xz"
+    Store.open(path, FACTS).add(a_run([1.0]), {})
+    with pytest.raises(UserError, match="step_hint 4, which is 5 now"):
+        Store.open(path, FACTS | {"step_hint": 5})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"\xfd7zXZ", lzma.compress(b"[1"), lzma.compress(b'{"runs": [{}]}')],
+)
+def test_what_is_no_store_is_named(tmp_path, content):
+    path = tmp_path / "w.json.xz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="is no calibration"):
+        Store.read(path)

@@ -14,7 +14,9 @@ def test_a_probe_takes_time_and_a_second_one_about_as_long():
     assert 1 / 20 < first / second < 20
 
 
-@pytest.mark.parametrize(("slower", "ratio"), [(1, 1), (3, 3), (0.5, 0.5), (0.01, 0.25)])
+@pytest.mark.parametrize(
+    ("slower", "ratio"), [(1, 1), (3, 3), (0.5, 0.5), (0.01, 0.25)]
+)
 def test_the_ratio_is_one_on_the_reference_machine(monkeypatch, slower, ratio):
     seconds = slower * speed.REFERENCE_STEP_SEC
     monkeypatch.setattr(speed, "probe_step_sec", lambda: seconds)

@@ -128,7 +128,7 @@ def test_build_script(tmp_path, monkeypatch):
     )
     with zipfile.ZipFile(tmp_path / "flights.csv.zip", "w") as archive:
         archive.writestr("flights.csv", text)
-    facts = dict.fromkeys(("temp", "dewp", "wind_dir", "wind_speed"), [50.4])
+    facts = {key: [50.4] for key in ("temp", "dewp", "wind_dir", "wind_speed")}
     facts |= {"precip": [0.03], "pressure": ["NA"], "visib": [2.5]}
     weather = _csv(origin=["EWR"], month=[1], day=[1], hour=[13], **facts)
     (tmp_path / "weather.csv").write_text(weather)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from algoperf import calibration, cli
+from algoperf import cli
+from algoperf.calibration import Phase, Store, best_run
 from algoperf.cli import calibrate
 
 
@@ -11,33 +12,56 @@ def test_every_search_space_of_the_four_algorithms_is_found():
     assert names == ["adamw", "heavy_ball", "nadamw", "nesterov"]
 
 
+def test_an_unknown_phase_is_named(capsys):
+    arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=serch"]
+    assert cli.main(arguments) != 0
+    assert "search" in capsys.readouterr().err
+
+
+def test_repeats_need_a_search(tmp_path, capsys):
+    arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=repeats"]
+    assert cli.main([*arguments, f"--out={tmp_path}"]) != 0
+    assert "--phases=search" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_search_and_repeats(tmp_path, capfd):
-    arguments = [
-        *("calibrate", "--workload=imagenet_resnet", "--points=1", "--repeats=2"),
-        *("--max_steps=3", "--side_by_side=2", f"--out={tmp_path}/runs"),
-        f"--save={tmp_path}/saved",
-    ]
+def test_all_phases_and_a_variant(tmp_path, capfd):
+    few = ("--max_steps=3", "--side_by_side=2", "--repeats=2", f"--out={tmp_path}")
+    arguments = ["calibrate", "--workload=imagenet_resnet", "--points=1", *few]
     assert cli.main(arguments) == 0
-    assert "search: 0 of 4 runs are done" in capfd.readouterr().out
-    found = calibration.load(tmp_path / "saved" / "imagenet_resnet_mini.json.xz")
-    assert [run["space"] for run in found["search"]] == [
+    printed = capfd.readouterr().out
+    assert "search: 0 of 4 runs are done" in printed
+    assert "timed: 0 of 1 runs are done" in printed
+
+    path = tmp_path / "imagenet_resnet_mini.json.xz"
+    store = Store.read(path)
+    search = store.of(Phase.SEARCH)
+    assert [run.space for run in search] == [
         *("adamw", "heavy_ball", "nadamw", "nesterov")
     ]
-    best = max(
-        found["search"],
-        key=lambda run: max(row["validation"] for row in run["evaluations"]),
-    )
-    assert found["best"]["space"] == best["space"]
-    assert len(found["repeats"]) == 2
-    for run in found["repeats"]:
-        assert run["hyperparameters"] == best["hyperparameters"]
-        assert [row["step"] for row in run["evaluations"]] == [0, 3]
-    first, second = (run["evaluations"][0] for run in found["repeats"])
-    assert first["validation"] != second["validation"]  # seeds of their own
+    best = best_run(search, store.direction)
+    for phase in (Phase.REPEATS, Phase.FRESH):
+        runs = store.of(phase)
+        assert [run.hyperparameters for run in runs] == [best.hyperparameters] * 2
+        first, second = (run.evaluations[0]["validation"] for run in runs)
+        assert first != second  # seeds of their own
+        assert [row["step"] for row in runs[0].evaluations] == [0, 3]
+    off = [run for run in store.of(Phase.WEAK) if run.space == "adamw_off"]
+    rate = search[0].hyperparameters["learning_rate"]
+    rates = [run.hyperparameters["learning_rate"] for run in off]
+    assert rates == [pytest.approx(0.1 * rate), pytest.approx(10 * rate)]
+    assert len(store.of(Phase.WEAK)) == 2 + 5
 
-    before = (tmp_path / "saved" / "imagenet_resnet_mini.json.xz").read_bytes()
+    before = path.read_bytes()
     assert cli.main(arguments) == 0
     assert "search: 4 of 4 runs are done" in capfd.readouterr().out
-    after = (tmp_path / "saved" / "imagenet_resnet_mini.json.xz").read_bytes()
-    assert after == before
+    assert path.read_bytes() == before
+
+    arguments = ["calibrate", "--workload=imagenet_resnet_silu", *few]
+    arguments += ["--phases=search,repeats", "--points=2"]
+    assert cli.main(arguments) == 0
+    silu = Store.read(tmp_path / "imagenet_resnet_silu_mini.json.xz")
+    wanted = sorted(search, key=lambda run: -run.best(store.direction)["validation"])
+    found = silu.of(Phase.SEARCH)
+    assert {run.space for run in found} == {run.space for run in wanted[:2]}
+    assert len(silu.of(Phase.REPEATS)) == 2
