@@ -15,9 +15,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 .PHONY: demo test lint clean
 
 demo: .venv/core
-	$(BIN)/algoperf sweep --submissions adamw,momentum \
-	  --workloads imagenet_resnet,finewebedu_lm --out runs/demo
-	$(BIN)/algoperf score runs/demo --report runs/demo.html --csv runs/demo-csv
+	$(BIN)/algoperf sweep --submissions adamw,momentum --suite mini_fast --out runs/demo
+	$(BIN)/algoperf score runs/demo --benchmark mini_fast --report runs/demo.html --csv runs/demo-csv
 
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow"

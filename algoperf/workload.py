@@ -148,7 +148,36 @@ class Workload(abc.ABC):
         )
         return self.measure(logits, batch)
 
+    def trivial_logits(self, batch: spec.Batch) -> Any:
+        """Returns logits that ignore the inputs: here, that all answers are alike."""
+        params, state = jax.eval_shape(self.init_model_fn, jax.random.PRNGKey(0))
+        logits = jax.eval_shape(
+            lambda params, state: self.model_fn(
+                params, batch, state, spec.ForwardPassMode.EVAL, None, False
+            )[0],
+            params,
+            state,
+        )
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), logits)
+
+    def trivial_measure(self, batch: spec.Batch) -> dict[str, jax.Array]:
+        """Returns what `evaluation_step` does, for `trivial_logits`."""
+        return self.measure(self.trivial_logits(batch), batch)
+
     # What they share.
+
+    def trivial_metrics(self) -> dict[str, float]:
+        """Returns the validation metrics of a predictor that learnt next to nothing.
+
+        How far a target is from them says how much there is to learn.
+        """
+        parts = [self.trivial_measure(batch) for batch in self.batches("validation")]
+        return self.metrics(join(jax.device_get(parts)))
+
+    def batches(self, split: str) -> Iterator[spec.Batch]:
+        """Yields the batches of one of EVAL_SPLITS, on the host."""
+        dataset = self.dataset(split, self.eval_batch_size, seed=0)
+        yield from (dataset[position] for position in range(len(dataset)))
 
     def dataset(self, split: str, batch_size: int, seed: int) -> grain.MapDataset:
         """Returns the batches of 'train' (endless), or of one of EVAL_SPLITS."""

@@ -7,7 +7,7 @@ Judging reads everything from here and knows no workload by name.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -68,8 +68,15 @@ class Rules:
 
 
 def known_rules() -> list[str]:
-    """Returns the names of the rules that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    """Returns the names of the rules that come with the package, and of their subsets.
+
+    The subset 'qualification' of 'mini' is 'mini_qualification'.
+    """
+    names = []
+    for path in sorted(FOLDER.glob("*.json")):
+        subsets = json.loads(path.read_text(encoding="utf-8")).get("subsets", {})
+        names += [path.stem, *(f"{path.stem}_{subset}" for subset in subsets)]
+    return names
 
 
 def load_rules(name_or_path: str | Path) -> Rules:
@@ -80,14 +87,17 @@ def load_rules(name_or_path: str | Path) -> Rules:
     """
     name = str(name_or_path)
     if name in known_rules():
-        return _read_rules(FOLDER / f"{name}.json")
+        if (path := FOLDER / f"{name}.json").exists():
+            return _read_rules(path)
+        stem, _, subset = name.rpartition("_")
+        return _read_rules(FOLDER / f"{stem}.json", subset)
     path = Path(name_or_path)
     if path.is_file() or path.suffix == ".json" or len(path.parts) > 1:
         return _read_rules(path)
     raise unknown_name("rules", name, known_rules())
 
 
-def _read_rules(path: Path) -> Rules:
+def _read_rules(path: Path, subset: str | None = None) -> Rules:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,9 +105,20 @@ def _read_rules(path: Path) -> Rules:
     except ValueError as error:
         raise UserError(f"rules file {path} is not JSON: {error}") from error
     try:
-        return _parse_rules(value)
+        rules = _parse_rules(value)
     except _Malformed as error:
         raise UserError(f"rules file {path}: {error}") from error
+    return rules if subset is None else _part(rules, subset, value["subsets"][subset])
+
+
+def _part(rules: Rules, subset: str, workloads: Sequence[str]) -> Rules:
+    """Returns the rules for some of the base workloads, without held-out variants."""
+    return dataclasses.replace(
+        rules,
+        name=f"{rules.name}_{subset}",
+        base_workloads=tuple(workloads),
+        held_out=MappingProxyType({}),
+    )
 
 
 class _Malformed(Exception):

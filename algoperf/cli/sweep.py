@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from algoperf.launch.local import Job
 
 USAGE = (
-    "algoperf sweep --submissions A,B [--suite mini|mini_qualification]\n"
+    "algoperf sweep --submissions A,B [--suite mini|mini_fast|mini_qualification]\n"
     "         [--workloads X,Y|all] [--scale mini|full]\n"
     "         [--studies K] [--trials N] [--out DIR] [--ruleset external|self] ..."
 )
@@ -51,8 +51,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "suite",
         None,
-        "A suite instead of --workloads and --scale: mini, mini_qualification, full, "
-        "full_qualification.",
+        "A suite instead of --workloads and --scale: mini (all nine base workloads), "
+        "mini_fast (two), mini_qualification (three), full, full_qualification.",
         flag_values=values,
     )
     flags.DEFINE_integer(

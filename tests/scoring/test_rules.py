@@ -53,6 +53,13 @@ def test_every_file_of_ours_loads_and_has_its_own_name(name):
     assert load_rules(name).name == name == load_rules(FOLDER / f"{name}.json").name
 
 
+def test_a_subset_has_the_goals_of_the_whole_and_no_held_out_workloads():
+    whole, part = load_rules("v0.5"), load_rules("v0.5_qualification")
+    assert part.workloads == ("criteo1tb", "ogbg", "wmt")
+    assert part.goals == whole.goals
+    assert (part.r_max, part.protocols) == (whole.r_max, whole.protocols)
+
+
 def test_own_file_in_a_path_with_spaces(tmp_path):
     path = tmp_path / "my own rules.json"
     path.write_text(json.dumps(VALID))

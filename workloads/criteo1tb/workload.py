@@ -5,6 +5,8 @@ ids above 2^24 share neighbours.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +50,18 @@ class Criteo(Workload):
         """Returns the sum of losses, and the rows."""
         loss = self.loss_fn(batch["targets"], logits, batch["weights"])
         return {"loss": loss["summed"], "examples": loss["n_valid_examples"]}
+
+    @functools.cached_property
+    def _click_rate(self) -> float:
+        """Share of clicks in part of the training data."""
+        batches = list(self.batches("eval_train"))
+        clicks = sum((b["targets"] * b["weights"]).sum() for b in batches)
+        return float(clicks / sum(b["weights"].sum() for b in batches))
+
+    def trivial_logits(self, batch: spec.Batch) -> jax.Array:
+        """Returns the logit of the rate of clicks (B, 1)."""
+        logit = math.log(self._click_rate / (1 - self._click_rate))
+        return jnp.full(batch["targets"].shape, logit)
 
     def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
         """Returns the mean 'loss', in nats."""

@@ -22,6 +22,7 @@ took to its end.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,19 @@ class FinewebeduLM(Workload):
         """Returns the sum of losses, and the tokens."""
         loss = self.loss_fn(batch["targets"], logits, batch["weights"])
         return {"loss": loss["summed"], "tokens": loss["n_valid_examples"]}
+
+    @functools.cached_property
+    def _token_counts(self) -> np.ndarray:
+        """How often each token occurs in part of the training data, at least once."""
+        counts = np.ones(self.model.vocab_size)
+        for batch in self.batches("eval_train"):
+            np.add.at(counts, batch["targets"], batch["weights"])
+        return counts
+
+    def trivial_logits(self, batch: spec.Batch) -> jax.Array:
+        """Returns the logarithms of how often tokens occur (B, L, tokens)."""
+        logits = jnp.log(self._token_counts)
+        return jnp.broadcast_to(logits, (*batch["targets"].shape, len(logits)))
 
     def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
         """Returns 'loss' per token and perplexity 'ppl' = exp(loss)."""

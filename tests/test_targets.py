@@ -1,0 +1,114 @@
+"""The targets, budgets and docs/targets.md are what the calibrations in docs/ say."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from algoperf import calibration
+from algoperf.calibration import Phase, Run, Store
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location(
+        "make_targets", DOCS / "make_targets.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_targets = _script()
+STORES = make_targets.stores()
+NAMES = [workload.name for workload, _ in STORES]
+
+
+@pytest.mark.parametrize(("workload", "store"), STORES, ids=NAMES)
+def test_a_calibration_is_of_the_workload_as_it_is(workload, store):
+    facts = calibration.facts_of(workload) | {"max_steps": None}
+    assert Store.open(store.path, facts).runs == pytest.approx(store.runs, nan_ok=True)
+
+
+@pytest.mark.parametrize(("workload", "store"), STORES, ids=NAMES)
+def test_targets_are_those_of_the_repeats(workload, store):
+    if len(store.of(Phase.REPEATS)) < 3:
+        pytest.skip("not yet calibrated")
+    found = store.targets()
+    # Four digits, as the page has.
+    assert workload.validation_target_value == float(f"{found.validation:.4g}")
+    assert workload.test_target_value == float(f"{found.test:.4g}")
+
+
+@pytest.mark.parametrize(("workload", "store"), STORES, ids=NAMES)
+def test_budgets_are_those_of_the_timed_run(workload, store):
+    timed = store.of(Phase.TIMED)
+    if not timed:
+        pytest.skip("not yet timed")
+    budget = calibration.budget_sec(timed[0])
+    assert workload.max_allowed_runtime_sec == pytest.approx(budget, abs=0.5)
+
+
+def test_every_store_is_of_a_workload():
+    assert {store.path for _, store in STORES} == set(
+        (DOCS / "calibration").glob("*.xz")
+    )
+
+
+def test_the_page_is_up_to_date():
+    assert make_targets.PAGE.read_text() == make_targets.page(STORES)
+
+
+def a_store(tmp_path, **phases):
+    facts = {"name": "w", "metric": "loss", "direction": "minimize"}
+    store = Store.open(tmp_path / "w.json.xz", facts)
+    for phase, runs in phases.items():
+        for trial, (space, values) in enumerate(runs, start=1):
+            rows = [
+                {"step": 10.0 * i, "time": 0.0, "validation": v, "test": v}
+                for i, v in enumerate(values)
+            ]
+            point = {"learning_rate": 0.5}
+            run = Run(Phase(phase), space, trial, point, "completed", rows, 0.5, 2.0)
+            store.add(run, {})
+    return store
+
+
+def test_cells_by_hand(tmp_path):
+    store = a_store(
+        tmp_path,
+        search=[("adamw", [3.0, 1.0]), ("sgd", [3.0, 2.0])],
+        repeats=[("adamw", [3.0, 1.0]), ("adamw", [3.0, 1.5]), ("adamw", [3.0, 1.25])],
+        fresh=[("adamw", [3.0, 2.0, 1.0]), ("adamw", [1.0]), ("adamw", [2.0])],
+        weak=[
+            *(("sgd", [3.0, 2.0]), ("sgd", [3.0, 2.5])),
+            *(("adamw_off", [3.0, 1.25]), ("adamw_off", [math.nan])),
+        ],
+        timed=[("adamw", [3.0, 1.0])],
+    )
+    cells = ["loss", "1.25", "1.25", "1 to 1.5", "adamw, rate 0.5", "2", "3"]
+    assert make_targets.targets(store) == cells
+    times = ["500", "10", "2 of 3", "10 (0 to 20)", "7 (2 to 12)"]
+    assert make_targets.times(None, store) == times
+    weak = ["loss", "1.25", "2", "1.25, reached", "diverged"]
+    assert make_targets.weak_runs(None, store) == weak
+
+
+def test_what_is_not_there_yet_is_a_dash(tmp_path):
+    store = a_store(tmp_path, search=[("adamw", [3.0, 1.0])])
+    assert make_targets.targets(store)[1:4] == ["-"] * 3
+    assert make_targets.times(None, store) == ["-"] * 5
+    assert make_targets.weak_runs(None, store)[1:] == ["-"] * 4
+
+
+def test_a_figure_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    workload = type("Workload", (), {"variant": "w", "target_metric_name": "loss"})
+    values = [3.0, math.nan, 1.0]
+    store = a_store(tmp_path, search=[("adamw", values)], repeats=[("adamw", values)])
+    make_targets.draw(workload, store, tmp_path / "a.svg")
+    make_targets.draw(workload, store, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "<svg" in (tmp_path / "a.svg").read_text()
