@@ -1,4 +1,4 @@
-"""What a predictor gets that learnt next to nothing, and how far targets are from it."""
+"""What a predictor gets that learnt nothing, and how far targets are from it."""
 
 import math
 
