@@ -151,6 +151,12 @@ def read_run(folder: Path, phase: Phase, space: str, trial: int) -> Run:
     )
 
 
+def environment(folder: Path) -> dict[str, Any]:
+    """Returns the machine and the versions that a record names."""
+    record = records.read_record(folder)
+    return {name: record[name] for name in ("host", "devices", "versions")}
+
+
 def ranked(runs: Iterable[Run], direction: Direction) -> list[Run]:
     """Returns the runs by their best validation metrics, the best run first.
 

@@ -139,6 +139,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     if unknown := [name for name in values.phases if name not in PHASES]:
         raise unknown_name("phase", unknown[0], PHASES)
+    import jax
+
+    # This process only looks at shapes: the accelerator is for the runs.
+    jax.config.update("jax_platforms", "cpu")
     workload = registry.find_workload(values.workload, values.scale)
     folder = Path(values.store or values.out)
     facts = calibration.facts_of(workload) | {"max_steps": values.max_steps}
@@ -257,7 +261,7 @@ def _run(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Makes the runs of a phase that the store lacks; returns whether it has all."""
-    from algoperf import calibration, hardware
+    from algoperf import calibration
     from algoperf.launch import local
 
     wanted = {
@@ -268,18 +272,13 @@ def _run(
     missing = [job for job, key in wanted.items() if key not in task.store.runs]
     print(f"{phase}: {len(wanted) - len(missing)} of {len(wanted)} runs are done")
     side_by_side = 1 if phase == "timed" else task.values.side_by_side
-    environment = {
-        "host": hardware.describe_host(),
-        "devices": hardware.describe_devices(),
-        "versions": hardware.describe_versions(),
-    }
     runs = local.run_jobs(missing, should_stop, side_by_side)
     for done, (job, _) in enumerate(runs, start=1):
         if should_stop():
             continue
         _, name, trial = wanted[job]
         run = calibration.read_run(job.folder, phase, name, trial)
-        task.store.add(run, environment)
+        task.store.add(run, calibration.environment(job.folder))
         best = run.best(task.store.direction)
         value = f"{best['validation']:.5g}" if best else "nothing finite"
         print(f"[{phase} {done}/{len(missing)}: {name} {trial}, {value}]", flush=True)

@@ -104,9 +104,10 @@ MINI = FinewebeduLM(
     num_validation_examples=data.NUM_VALIDATION,
     num_test_examples=data.NUM_TEST,
     default_batch_size=16,
+    max_batch_size=32,
     eval_batch_size=32,
     step_hint=2000,
-    eval_period_steps=100,
+    eval_period_steps=125,
     max_allowed_runtime_sec=80.0,
 )
 
