@@ -1,11 +1,11 @@
 """Slices of an average brain, the MRI measurements of the mini scale.
 
 The anatomy is the MNI ICBM-152 template (Fonov et al. 2011,
-doi:10.1016/j.neuroimage.2010.07.033), the mean of 152 people's T1 images at 1 mm, without
-skull. A volume is a few planes of it along one axis, seen by one imagined scan: turned,
-smoothly deformed, with a contrast, a coil's sensitivity, a phase and noise of its own.
-Its k-space then passes through the same undersampling as the knees (see `data`), and
-its target is, as theirs, the image of all measurements, noise included.
+doi:10.1016/j.neuroimage.2010.07.033), the mean of 152 people's T1 images at 1 mm,
+without skull. A volume is a few planes of it along one axis, seen by one imagined scan:
+turned, smoothly deformed, with a contrast, a coil's sensitivity, a phase and noise of
+its own. Its k-space then passes through the same undersampling as the knees (see
+`data`), and its target is, as theirs, the image of all measurements, noise included.
 
 Blocks of planes are training, validation or test, with gaps between them. The template
 is symmetric, so sagittal planes are taken from one half only. Planes along different
@@ -87,10 +87,13 @@ def smooth_field(rng: np.random.Generator) -> np.ndarray:
     """Draws a field over the image, a short cosine series: KSPACE_SHAPE float32."""
     order = np.arange(TERMS)
     terms = rng.standard_normal((TERMS, TERMS)) / (1 + order[:, None] + order)
-    rows, columns = (
-        np.cos(np.pi * np.outer((np.arange(n) + 0.5) / n, order)) for n in KSPACE_SHAPE
-    )
+    rows, columns = map(_cosines, KSPACE_SHAPE)
     return (rows @ terms @ columns.T).astype(np.float32)
+
+
+@functools.cache
+def _cosines(pixels: int) -> np.ndarray:
+    return np.cos(np.pi * np.outer((np.arange(pixels) + 0.5) / pixels, range(TERMS)))
 
 
 def positions(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -154,9 +157,7 @@ def averaged(images: np.ndarray) -> np.ndarray:
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / np.float32(9)
 
 
-def measure(
-    images: np.ndarray, places: np.ndarray, rng: np.random.Generator
-) -> Scan:
+def measure(images: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> Scan:
     """Scans some planes.
 
     Args:
@@ -190,8 +191,9 @@ def scan(split: str) -> list[Scan]:
     volumes: dict[int, Scan] = {}
     for axis in range(NUM_AXES):
         places = planes(brain, axis, split)
-        # Rows of the image are the later axis: fronts and crowns are at its end.
-        images = averaged(brain.take(places, axis).swapaxes(0, axis).swapaxes(1, 2))
+        # The later axis goes down the image, so columns, which are left out, are of
+        # the earlier one.
+        images = averaged(np.moveaxis(brain, axis, 0)[places].swapaxes(1, 2))
         for n in range(axis, VOLUMES[split], NUM_AXES):
             rng = np.random.default_rng([SEED, number, n])
             volumes[n] = measure(images, places, rng)
@@ -199,9 +201,10 @@ def scan(split: str) -> list[Scan]:
 
 
 class Slices:
-    """The slices of all volumes of a split, by index; every so-manieth of them."""
+    """The slices of a split, by index."""
 
     def __init__(self, split: str, step: int = 1):
+        """Scans all volumes and keeps every `step`-th slice."""
         volumes = scan(split)
         self._split = split
         self._kspace = np.concatenate([v.kspace for v in volumes])[::step]

@@ -19,16 +19,18 @@ from workloads.fastmri import brains
 
 HEADER_BYTES = 348
 UINT8 = 2  # the format's number of the type
+# Published with the template; it has to stay with it.
 NOTICE = (
-    "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal "
-    "Neurological Institute, McGill University. Permission to use, copy, modify, and "
-    "distribute this software and its documentation for any purpose and without fee is "
-    "hereby granted, provided that the above copyright notice appear in all copies. The "
-    "authors and McGill University make no representations about the suitability of "
-    'this software for any purpose. It is provided "as is" without express or implied '
-    "warranty. The authors are not responsible for any data loss, equipment damage, "
-    "property loss, or injury to subjects or patients resulting from the use or misuse "
-    "of this software package."
+    "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, "
+    "Montreal Neurological Institute, McGill University. Permission to use, copy, "
+    "modify, and distribute this software and its documentation for any purpose and"
+    " without fee is hereby granted, provided that the above copyright notice "
+    "appear in all copies. The authors and McGill University make no "
+    "representations about the suitability of this software for any purpose. It is "
+    'provided "as is" without express or implied warranty. The authors are not '
+    "responsible for any data loss, equipment damage, property loss, or injury to "
+    "subjects or patients resulting from the use or misuse of this software "
+    "package."
 )
 
 
