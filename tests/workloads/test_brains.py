@@ -24,7 +24,8 @@ SPLITS = {
 }
 MINIS = [w for w in WORKLOADS if w.scale == "mini"]
 GAP = 4  # mm
-ZERO_FILLED = 0.51  # similarity of what the model is given
+# Similarity of what the model is given.
+ZERO_FILLED = {"validation": 0.5005, "test": 0.4852}
 
 
 @pytest.fixture(scope="module")
@@ -214,12 +215,12 @@ def test_what_needs_no_training_is_far_from_the_target(whole, split):
         return ssim(images, jnp.asarray(target), ranges).mean()
 
     assert similarity(batch["inputs"] * std + mean) == pytest.approx(
-        ZERO_FILLED, abs=0.02
+        ZERO_FILLED[split], abs=1e-3
     )
     assert similarity(np.broadcast_to(mean, target.shape)) < 0.15
     assert similarity(np.zeros_like(target)) < 0.15
     goal = {"validation": MINI.validation_target_value, "test": MINI.test_target_value}
-    assert goal[split] > ZERO_FILLED + 0.1
+    assert goal[split] > ZERO_FILLED[split] + 0.1
 
 
 def test_variants_differ_in_one_thing():
