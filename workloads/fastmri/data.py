@@ -24,6 +24,7 @@ from algoperf.data.examples import (
     DataError,
     DataOptions,
     Example,
+    Source,
     eval_examples,
     train_examples,
 )
@@ -156,8 +157,10 @@ def column_mask(num_columns: int, rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-def reconstruct(kspace: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns the central 320 x 320 pixels of the image of the measured columns.
+def reconstruct(
+    kspace: np.ndarray, mask: np.ndarray, size: int = IMAGE_SIZE
+) -> np.ndarray:
+    """Returns the central pixels of the image of the measured columns.
 
     The absolute value of the orthonormal inverse Fourier transform, of k-space with
     its zero frequency in the middle. Columns that are zero are left out of the first
@@ -167,35 +170,37 @@ def reconstruct(kspace: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Args:
       kspace: (rows, columns) complex64.
       mask: (columns,) bool.
+      size: how many pixels are kept on a side.
 
     Returns:
-      (320, 320) float32.
+      (size, size) float32.
     """
     rows, columns = kspace.shape
     measured = scipy.fft.ifft(kspace[:, mask], axis=0, norm="ortho")
-    half = np.zeros((IMAGE_SIZE, columns), np.complex64)
-    half[:, mask] = measured[_central(rows)]
-    image = scipy.fft.ifft(half, axis=1, norm="ortho")[:, _central(columns)]
+    half = np.zeros((size, columns), np.complex64)
+    half[:, mask] = measured[_central(rows, size)]
+    image = scipy.fft.ifft(half, axis=1, norm="ortho")[:, _central(columns, size)]
     return np.abs(image)
 
 
-def _central(size: int) -> np.ndarray:
+def _central(pixels: int, size: int) -> np.ndarray:
     """Indices, before the shift of the origin to the middle, of the central pixels."""
-    start = (size - IMAGE_SIZE) // 2
-    return (np.arange(start, start + IMAGE_SIZE) - size // 2) % size
+    start = (pixels - size) // 2
+    return (np.arange(start, start + size) - pixels // 2) % pixels
 
 
 def undersample(record: Example, rng: np.random.Generator) -> Example:
     """Maps a slice to an example.
 
-    'inputs' and 'targets' are (320, 320) float32 in standard deviations of the input,
-    cut at 6; 'mean' and 'std' lead back, 'volume_max' is the range of the volume.
+    'inputs' and 'targets' are square float32 images, of the size of the record's
+    target, in standard deviations of the input, cut at 6; 'mean' and 'std' lead back,
+    'volume_max' is the range of the volume.
 
     Raises:
       DataError: the slice is not finite, or of one value.
     """
-    kspace = record["kspace"]
-    image = reconstruct(kspace, column_mask(kspace.shape[1], rng))
+    kspace, size = record["kspace"], len(record["target"])
+    image = reconstruct(kspace, column_mask(kspace.shape[1], rng), size)
     mean, std = image.mean(), image.std()
     if not np.isfinite(std) or std == 0 or not np.isfinite(record["target"]).all():
         raise DataError(f"{record['name']}: not finite, or of one value")
@@ -228,14 +233,28 @@ def read(
     Fields as of `undersample`; evaluation has 'weights' (B,) too.
     """
     folder = DATA_SOURCE.folder(options.folder)
-    if split == "train":
-        slices = Slices(folder, "train")
-        return train_examples(slices, batch_size, seed, options, undersample)
     slices = (
         Slices(folder, "train", NUM_EVAL_TRAIN)
         if split == "eval_train"
         else Slices(folder, split)
     )
+    return undersampled(slices, split, batch_size, seed, options)
+
+
+def undersampled(
+    slices: Source, split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
+    """Returns the batches of a split of slices, whichever scanner they come from.
+
+    Args:
+      slices: what `undersample` takes, by index.
+      split: 'train' draws new columns in each epoch, the others do not.
+      batch_size: slices in a batch of all hosts together.
+      seed: fixes order and columns, with the position alone.
+      options: see `DataOptions`.
+    """
+    if split == "train":
+        return train_examples(slices, batch_size, seed, options, undersample)
     return eval_examples(slices, batch_size, options, undersample_alike)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from algoperf import spec
 from algoperf.records import Direction
 from algoperf.workload import Workload, variant
-from workloads.fastmri import data
+from workloads.fastmri import brains, data
 from workloads.fastmri.model import UNet
 from workloads.fastmri.ssim import ssim
 
@@ -90,9 +90,41 @@ FULL = FastMRI(
     output_params=("head",),
 )
 
+MINI = FastMRI(
+    base_workload="fastmri",
+    variant="fastmri",
+    scale="mini",
+    model=UNet(channels=8, num_pools=3),
+    pipeline=brains.read,
+    input_shape=(brains.IMAGE_SIZE, brains.IMAGE_SIZE),
+    input_dtype=jnp.float32,
+    loss_type=spec.LossType.MEAN_ABSOLUTE_ERROR,
+    target_metric_name="ssim",
+    target_direction=Direction.MAXIMIZE,
+    validation_target_value=0.738,
+    test_target_value=0.732,
+    num_train_examples=brains.NUM_TRAIN,
+    num_eval_train_examples=brains.NUM_EVAL_TRAIN,
+    num_validation_examples=brains.NUM_VALIDATION,
+    num_test_examples=brains.NUM_TEST,
+    default_batch_size=8,
+    max_batch_size=32,
+    eval_batch_size=16,
+    step_hint=1280,
+    eval_period_steps=64,
+    max_allowed_runtime_sec=90.0,
+    train_mean=0.0,
+    train_stddev=1.0,
+    output_params=("head",),
+)
+
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(FULL, "fastmri_model_size", (0.723559, 0.740726), channels=64, num_pools=3),
     variant(FULL, "fastmri_tanh", (0.71784, 0.734505), activation=nn.tanh),
     variant(FULL, "fastmri_layernorm", (0.723284, 0.739996), layer_norm=True),
+    MINI,
+    variant(MINI, "fastmri_model_size", (0.738, 0.732), channels=16, num_pools=2),
+    variant(MINI, "fastmri_tanh", (0.738, 0.732), activation=nn.tanh),
+    variant(MINI, "fastmri_layernorm", (0.738, 0.732), layer_norm=True),
 )
