@@ -68,6 +68,13 @@ def test_score_of_the_sweep(out, tmp_path, capsys):
     assert json.loads((tmp_path / "scores.json").read_text())
 
 
+def test_a_csv_folder_that_cannot_be_made_is_one_line(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    assert cli.main(["score", str(out), f"--csv={tmp_path}/file"]) == 1
+    assert "cannot make" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
 def test_an_unreadable_record_is_named_and_gives_a_bad_status(out, tmp_path, capsys):
     broken = _folder(tmp_path, "momentum")
     broken.mkdir(parents=True)
