@@ -124,7 +124,7 @@ def test_a_missing_hyperparameter_is_one_line(tmp_path, capsys):
 
 def _wait_for_evaluation(process, folder, step):
     """Waits until the evaluation at `step` is recorded."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         assert process.poll() is None
         if (folder / records.EVAL_FILE).exists():
@@ -141,9 +141,13 @@ def test_sigterm_saves_a_checkpoint_and_exits_cleanly(tmp_path):
     command = [sys.executable, "-m", "algoperf", "run", *arguments]
     command += ["--eval_period_steps=5", f"--out={tmp_path}"]
     process = subprocess.Popen(command)
-    _wait_for_evaluation(process, _folder(tmp_path), 5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    try:
+        _wait_for_evaluation(process, _folder(tmp_path), 5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()  # nothing is left behind by a test that failed
+        process.wait()
     record = records.read_record(_folder(tmp_path))
     assert record["status"] is Status.PREEMPTED
     step = record["global_step"]
