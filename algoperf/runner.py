@@ -134,7 +134,7 @@ def run_trial(
         if recorder.is_started:
             recorder.finish(Status.PREEMPTED, str(error), {})
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit in a submission ends no study
         if not recorder.is_started:
             recorder.start(flags or {})
         facts = trial.facts() if trial is not None else {}
@@ -424,7 +424,7 @@ def _step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Arr
     return data, update, evaluation
 
 
-def _missing_hyperparameter(config: TrialConfig, error: Exception) -> str | None:
+def _missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | None:
     """Says what is wrong if a submission read a hyperparameter that it lacks."""
     owner = getattr(error, "obj", None)
     if not isinstance(error, AttributeError) or not tuning.is_point(owner):
@@ -436,7 +436,7 @@ def _missing_hyperparameter(config: TrialConfig, error: Exception) -> str | None
     )
 
 
-def _describe(config: TrialConfig, error: Exception) -> str:
+def _describe(config: TrialConfig, error: BaseException) -> str:
     """One line for a failed trial: what, and where in the submission."""
     missing = _missing_hyperparameter(config, error)
     if missing is not None:

@@ -283,7 +283,7 @@ def _import_file(path: Path, name: str) -> Any:
         sys.path.append(folder)  # so that it can import modules that lie beside it
     try:
         spec_.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise UserError(
             f"submission {path} cannot be imported: {type(error).__name__}: {error}"

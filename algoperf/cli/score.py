@@ -64,7 +64,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     written = []
     if values.csv is not None:
         folder = Path(values.csv)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from error
         scoring.write_scores_csv(folder / "scores.csv", result)
         scoring.write_profile_csv(folder / "performance_profile.csv", result)
         written += [folder / "scores.csv", folder / "performance_profile.csv"]

@@ -93,6 +93,14 @@ def test_an_exception_is_kept_with_its_place(
     assert_not_reached(config, Status.FAILED)
 
 
+def test_a_submission_that_exits_ends_its_trial_alone(make_config):
+    config = make_config(_wrap("update_params", "raise SystemExit(0)"))
+    configs = [config, dataclasses.replace(config, trial=2, max_steps=4)]
+    found = run_study(configs)
+    assert [r["status"] for r in found] == [Status.FAILED, Status.COMPLETED]
+    assert found[0]["message"].startswith("SystemExit: 0 (")
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -167,6 +167,7 @@ def test_train_state_is_wanted_if_named(write_submission):
         ("import no_such_module", "ModuleNotFoundError: .*no_such_module"),
         ("def (", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("", "does not define get_batch_size, init_optimizer_state, update_params, "),
         (
             "data_selection = update_params = get_batch_size = print",

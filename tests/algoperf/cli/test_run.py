@@ -68,6 +68,13 @@ def test_score_of_the_sweep(out, tmp_path, capsys):
     assert json.loads((tmp_path / "scores.json").read_text())
 
 
+def test_a_csv_folder_that_cannot_be_made_is_one_line(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    assert cli.main(["score", str(out), f"--csv={tmp_path}/file"]) == 1
+    assert "cannot make" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
 def test_an_unreadable_record_is_named_and_gives_a_bad_status(out, tmp_path, capsys):
     broken = _folder(tmp_path, "momentum")
     broken.mkdir(parents=True)
@@ -117,7 +124,7 @@ def test_a_missing_hyperparameter_is_one_line(tmp_path, capsys):
 
 def _wait_for_evaluation(process, folder, step):
     """Waits until the evaluation at `step` is recorded."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         assert process.poll() is None
         if (folder / records.EVAL_FILE).exists():
@@ -134,9 +141,13 @@ def test_sigterm_saves_a_checkpoint_and_exits_cleanly(tmp_path):
     command = [sys.executable, "-m", "algoperf", "run", *arguments]
     command += ["--eval_period_steps=5", f"--out={tmp_path}"]
     process = subprocess.Popen(command)
-    _wait_for_evaluation(process, _folder(tmp_path), 5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    try:
+        _wait_for_evaluation(process, _folder(tmp_path), 5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()  # nothing is left behind by a test that failed
+        process.wait()
     record = records.read_record(_folder(tmp_path))
     assert record["status"] is Status.PREEMPTED
     step = record["global_step"]
