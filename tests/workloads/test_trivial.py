@@ -49,3 +49,13 @@ def test_text_by_hand():
 def test_half_of_the_flights_have_another_plane():
     workload = registry.find_workload("criteo1tb", "mini")
     assert workload.trivial_metrics()["loss"] == pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_the_trivial_image_is_the_input():
+    workload = registry.find_workload("fastmri", "mini")
+    differences = [
+        np.abs(batch["inputs"] - batch["targets"]).mean((1, 2))[batch["weights"] > 0]
+        for batch in workload.batches("validation")
+    ]
+    loss = np.concatenate(differences).mean()
+    assert workload.trivial_metrics()["loss"] == pytest.approx(loss, rel=1e-5)
