@@ -135,6 +135,14 @@ def test_broken_documents_are_named(tmp_path):
     (tmp_path / "y.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
     with pytest.raises(DataError, match=r"y\.jsonl, line 2"):
         list(prepare.documents(tmp_path / "y.jsonl"))
+    skipped = []
+    (tmp_path / "y.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n{"text": "b"}')
+    found = [
+        list(prepare.documents(tmp_path / name, skipped.append))
+        for name in ("cut.parquet", "x.parquet", "y.jsonl")
+    ]
+    assert found == [[], [], ["fine", "b"]]
+    assert len(skipped) == 3
     (tmp_path / "z.txt").write_bytes(b"\xff\xfe\xfd")
     with pytest.raises(DataError, match=r"z\.txt cannot be read"):
         list(prepare.documents(tmp_path / "z.txt"))

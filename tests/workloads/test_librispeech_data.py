@@ -188,11 +188,12 @@ def test_missing_data_is_named_with_the_command(data_dir, tmp_path, capfd):
             (folder / name).write_bytes(whole)
 
 
-def prepare_broken(tmp_path, damage):
+def prepare_broken(tmp_path, damage, **options):
     write(tmp_path / "raw")
     damage(tmp_path / "raw")
     (tmp_path / "out").mkdir()
-    librispeech.prepare(tmp_path / "raw", tmp_path / "out", print, vocab_size=36)
+    options = {"vocab_size": 36, **options}
+    librispeech.prepare(tmp_path / "raw", tmp_path / "out", print, **options)
 
 
 FLAC = "dev-clean/100/7/100-7-0002.flac"
@@ -234,3 +235,10 @@ def test_a_broken_utterance_is_named(tmp_path, damage, message):
     with pytest.raises(DataError, match=message) as seen:
         prepare_broken(tmp_path, damage)
     assert "\n" not in str(seen.value)
+    skipped = []
+    prepare_broken(tmp_path / "again", damage, on_corrupt=skipped.append)
+    assert list(map(str, skipped)) == [
+        str(seen.value).replace(str(tmp_path), str(tmp_path / "again"))
+    ]
+    kept = {**KEPT, "validation": KEPT["validation"] - 1}
+    assert librispeech.count(tmp_path / "again" / "out") == kept

@@ -387,6 +387,22 @@ def test_a_broken_molecule_is_named(field, value, says):
         data.check(record, "train, record 4")
 
 
+def test_broken_molecules_are_passed_over_if_asked_for(tmp_path):
+    def broken(number, record):
+        if number in (7, 1003):
+            record["labels"] = np.full(128, 0.5, np.float32)
+        return record
+
+    write(tmp_path / "raw", broken)
+    arguments = ["data", "prepare", "ogbg", f"--raw={tmp_path}/raw", "--any_size"]
+    arguments.append(f"--data_dir={tmp_path}/data")
+    assert cli.main(arguments) == 1
+    assert cli.main([*arguments, "--skip_corrupt"]) == 0
+    assert data.DATA_SOURCE.num_skipped(tmp_path / "data") == 2
+    counts = data.count(tmp_path / "data" / "ogbg")
+    assert counts == {**NUM, "train": 59, "validation": 20}
+
+
 def test_damaged_arrays_are_named(data_dir, tmp_path):
     import shutil
 

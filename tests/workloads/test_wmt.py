@@ -681,6 +681,12 @@ def test_a_broken_record_is_named(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=r"wmt14_translate.*test, record 4"):
         data.prepare(tmp_path / "raw", tmp_path / "out", print, vocab_size=40)
+    skipped = []
+    data.prepare(
+        tmp_path / "raw", tmp_path / "out", print, 40, on_corrupt=skipped.append
+    )
+    assert ["record 4" in str(error) for error in skipped] == [True]
+    assert data.count(tmp_path / "out") == {**NUM, "test": NUM["test"] - 1}
 
 
 def test_too_little_text_for_the_vocabulary_is_one_line(tmp_path):
