@@ -172,7 +172,6 @@ class _Trial:
         self.evaluator = Evaluator(config.workload)
         self._step_key = seeds.key(3)
         data = self.workload.dataset("train", batch_size, seed=seeds.data_seed)
-        self._skipped_in_preparation = self.workload.skipped_in_preparation
         fresh = self._fresh_state(seeds)
         self.checkpoints = Checkpoints(recorder.folder)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
@@ -408,7 +407,7 @@ class _Trial:
             "step_time": self.step_times.summary(),
             "data_position": self.queue.position,
             "skipped_examples": {
-                "preparation": self._skipped_in_preparation,
+                "preparation": self.workload.skipped_in_preparation,
                 "train": self.queue.skipped,
                 "evaluation": self.evaluator.skipped,
             },

@@ -154,7 +154,7 @@ class Workload(abc.ABC):
         """Returns the batches of 'train' (endless), or of one of EVAL_SPLITS."""
         return self.pipeline(split, batch_size, seed, self.data)
 
-    @property
+    @functools.cached_property
     def skipped_in_preparation(self) -> int:
         """How many corrupt records were passed over when the data were prepared."""
         source = self.data_source

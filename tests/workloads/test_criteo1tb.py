@@ -2,7 +2,9 @@
 
 import gzip
 import itertools
+import pickle
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -323,6 +325,9 @@ def test_batches_of_the_prepared_set(data_dir):
     assert len(validation) == 1
     assert validation[0]["weights"].ravel().tolist() == [1] * 3 + [0] * 5
     assert len(read("eval_train")) == 21
+    pickled = cloudpickle.dumps(read("train"))
+    assert len(pickled) < (data_dir / "criteo1tb" / "train.bin").stat().st_size / 4
+    jax.tree.map(np.testing.assert_array_equal, pickle.loads(pickled)[5], later)
     with pytest.raises(UserError, match="algoperf data prepare criteo1tb"):
         data.read("train", 8, 0, DataOptions(folder=data_dir / "elsewhere"))
 

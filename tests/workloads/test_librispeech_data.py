@@ -1,5 +1,8 @@
 """LibriSpeech: from FLAC files and transcripts to batches."""
 
+import pickle
+
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -151,6 +154,15 @@ def test_the_stream_follows_from_the_seed_and_any_position_can_be_read(data_dir)
         jax.tree.map(np.testing.assert_array_equal, stream[i], straight[i])
     other = read(data_dir, "train", seed=1)[0]
     assert not np.array_equal(other["targets"][0], straight[0]["targets"][0])
+
+
+def test_the_audio_stays_on_disk_on_the_way_to_workers(data_dir):
+    audio = data_dir / "librispeech" / "train.audio"
+    assert audio.stat().st_size > 600_000
+    pickled = cloudpickle.dumps(read(data_dir, "train"))
+    assert len(pickled) < 20_000
+    batch = pickle.loads(pickled)[3]
+    jax.tree.map(np.testing.assert_array_equal, batch, read(data_dir, "train")[3])
 
 
 def test_hosts_share_a_batch(data_dir):

@@ -4,7 +4,9 @@ import collections
 import functools
 import itertools
 import math
+import pickle
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from tfds_files import write_tfds
 
 from algoperf import cli, spec
 from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.mapped import Mapped
 from algoperf.data.pipeline import batches
 from algoperf.data.source import write_manifest
 from algoperf.errors import UserError
@@ -608,6 +611,9 @@ def test_the_stream_follows_from_the_seed_and_any_position_can_be_read(data_dir)
     straight = [batch for batch, _ in zip(batches(stream), range(5), strict=False)]
     for i in (4, 0, 3):
         jax.tree.map(np.testing.assert_array_equal, stream[i], straight[i])
+    assert isinstance(data.Pairs(data_dir / "wmt", "train")._ids, Mapped)
+    moved = pickle.loads(cloudpickle.dumps(stream))[4]
+    jax.tree.map(np.testing.assert_array_equal, moved, straight[4])
     again, other = read(data_dir, "train"), read(data_dir, "train", seed=1)
     np.testing.assert_array_equal(again[2]["inputs"], straight[2]["inputs"])
     assert not np.array_equal(other[2]["inputs"], straight[2]["inputs"])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from algoperf.data.examples import DataError, OnCorrupt, end
+from algoperf.data.mapped import mapped
 from algoperf.errors import UserError
 
 SEQUENCE_LENGTH = 1024
@@ -123,7 +124,7 @@ def rows(folder: Path, split: str) -> np.ndarray:
             "delete its folder and run algoperf data prepare finewebedu_lm again"
         )
     shape = (size // row_bytes, SEQUENCE_LENGTH + 1)
-    return np.memmap(path, np.uint16, "r", shape=shape)
+    return mapped(path, np.uint16, shape)
 
 
 def document_files(raw: Path) -> list[Path]:

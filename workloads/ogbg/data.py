@@ -18,6 +18,7 @@ import numpy as np
 
 from algoperf.data import tfds
 from algoperf.data.examples import DataError, DataOptions, OnCorrupt, end
+from algoperf.data.mapped import mapped
 from algoperf.data.packing import Packing, ranges
 from algoperf.data.pipeline import ENDLESS, Batch
 from algoperf.data.source import DataSource
@@ -69,7 +70,7 @@ class Molecules:
     def _load(self, name: str, dtype: Any, width: int) -> np.ndarray:
         path = self._path / f"{name}.npy"
         try:
-            array = np.load(path, mmap_mode="r")
+            array = mapped(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error})") from error
         if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:

@@ -23,6 +23,7 @@ from algoperf.data.examples import (
     end,
     eval_examples,
 )
+from algoperf.data.mapped import mapped
 from algoperf.data.packing import Packing, ranges
 from algoperf.data.pipeline import ENDLESS, Batch
 from algoperf.data.source import DataSource
@@ -64,7 +65,7 @@ class Pairs:
         self._path = folder / f"{split}.ids"
         try:
             self.lengths = np.load(folder / f"{split}.lengths.npy")  # (pairs, 2)
-            self._ids = np.memmap(self._path, np.uint16, "r")
+            self._ids = mapped(self._path, np.uint16)
         except (OSError, ValueError) as error:
             raise DataError(f"{self._path} cannot be read ({error})") from error
         total = int(self.lengths.sum(dtype=np.int64))

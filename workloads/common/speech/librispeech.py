@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from algoperf.data.examples import DataError, DataOptions, OnCorrupt, end
+from algoperf.data.mapped import mapped
 from algoperf.data.pipeline import ENDLESS, Batch, shuffled
 from algoperf.data.source import DataSource
 from algoperf.errors import UserError
@@ -191,7 +192,7 @@ def _flat(path: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     lengths_path = path.with_name(f"{path.name}.lengths.npy")
     try:
         lengths = np.load(lengths_path)
-        values = np.memmap(path, dtype, "r")
+        values = mapped(path, dtype)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
