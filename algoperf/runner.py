@@ -407,6 +407,7 @@ class _Trial:
             "step_time": self.step_times.summary(),
             "data_position": self.queue.position,
             "skipped_examples": {
+                "preparation": self.workload.skipped_in_preparation,
                 "train": self.queue.skipped,
                 "evaluation": self.evaluator.skipped,
             },

@@ -183,6 +183,12 @@ class Workload(abc.ABC):
         """Returns the batches of 'train' (endless), or of one of EVAL_SPLITS."""
         return self.pipeline(split, batch_size, seed, self.data)
 
+    @functools.cached_property
+    def skipped_in_preparation(self) -> int:
+        """How many corrupt records were passed over when the data were prepared."""
+        source = self.data_source
+        return 0 if source is None else source.num_skipped(self.data.folder)
+
     def _init(self, rng: spec.RandomState) -> Any:
         inputs = self.model_inputs(self.example_batch())
         return self.model.init({"params": rng}, *inputs, train=False)

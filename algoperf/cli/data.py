@@ -39,6 +39,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "part of it say: good for trying out, not for results.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "skip_corrupt",
+        False,
+        "Whether prepare passes over records that cannot be used, and counts them, "
+        "instead of ending with an error.",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -87,14 +94,29 @@ def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> 
     if folder.exists():  # what an earlier, broken attempt has left
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    source.prepare(raw, folder, lambda line: print(line, flush=True))
+    skipped = _Skipped()
+    passed_over = {"on_corrupt": skipped} if values.skip_corrupt else {}
+    source.prepare(raw, folder, lambda line: print(line, flush=True), **passed_over)
     counts = source.count(folder)
     if not values.any_size:
-        _compare(source, counts)
+        _compare(source, counts, len(skipped.seen))
     print("computing checksums ...", flush=True)
-    write_manifest(folder, counts)
-    print(f"{source.name} is ready in {folder}: {_listed(counts)}")
+    write_manifest(folder, counts, len(skipped.seen))
+    listed = _listed(counts, len(skipped.seen))
+    print(f"{source.name} is ready in {folder}: {listed}")
     return 0
+
+
+class _Skipped:
+    """Counts the records that are passed over; one may be met twice."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, error: UserError) -> None:
+        if str(error) not in self.seen:
+            self.seen.add(str(error))
+            print(f"skipped: {error}", flush=True)
 
 
 def _check(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> int:
@@ -111,15 +133,16 @@ def _check(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> in
             f"prepare {source.name} again"
         )
     counts = source.count(folder)
+    skipped = source.num_skipped(data_dir)
     if not values.any_size:
-        _compare(source, counts)
-    print(f"{source.name} is whole: {_listed(counts)}")
+        _compare(source, counts, skipped)
+    print(f"{source.name} is whole: {_listed(counts, skipped)}")
     return 0
 
 
-def _compare(source: "DataSource", counts: Mapping[str, int]) -> None:
+def _compare(source: "DataSource", counts: Mapping[str, int], skipped: int) -> None:
     for split, expected in source.num_examples.items():
-        if counts.get(split) != expected:
+        if not expected - skipped <= counts.get(split, 0) <= expected:
             raise UserError(
                 f"{source.name} has {counts.get(split, 0):,} examples in {split}, "
                 f"expected {expected:,}; something was not downloaded whole, or give "
@@ -127,5 +150,6 @@ def _compare(source: "DataSource", counts: Mapping[str, int]) -> None:
             )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+def _listed(counts: Mapping[str, int], skipped: int) -> str:
+    parts = [f"{count:,} {split}" for split, count in counts.items()]
+    return ", ".join([*parts, *([f"{skipped:,} skipped"] if skipped else [])])

@@ -36,6 +36,16 @@ class DataError(UserError):
     """
 
 
+# What becomes of a record that a conversion cannot use: raises the error, or returns
+# and the record is passed over.
+OnCorrupt = Callable[[DataError], None]
+
+
+def end(error: DataError) -> None:
+    """Raises the error: the default of `OnCorrupt`."""
+    raise error
+
+
 class Source(Protocol):
     """Examples by index."""
 

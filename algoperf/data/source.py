@@ -25,15 +25,16 @@ class DataSource:
       name: its folder in the data directory; workloads may share one.
       instructions: what to download by hand, from where, and what `--raw` must hold.
       prepare: converts, from the folder of downloads to the empty folder of the set,
-        calling its third argument with a line now and then; raises UserError if
-        something is missing or broken. Files must be whole when it returns.
+        calling its third argument with a line now and then, and `on_corrupt` with a
+        DataError for each record that cannot be used (by default it is raised); raises
+        UserError if something is missing. Files must be whole when it returns.
       count: returns the number of examples per split of a prepared folder.
       num_examples: how many there must be, per split.
     """
 
     name: str
     instructions: str
-    prepare: Callable[[Path, Path, Callable[[str], None]], None]
+    prepare: Callable[..., None]
     count: Callable[[Path], Mapping[str, int]]
     num_examples: Mapping[str, int]
 
@@ -53,21 +54,35 @@ class DataSource:
             )
         return folder
 
+    def num_skipped(self, data_dir: Path | None) -> int:
+        """Returns how many corrupt records were passed over when it was prepared.
+
+        Raises:
+          UserError: as of `folder`.
+        """
+        manifest = json.loads((self.folder(data_dir) / MANIFEST).read_text())
+        return manifest.get("skipped", 0)
+
 
 def data_folder(given: Path | None) -> Path:
     """Returns the data directory: as given, else $ALGOPERF_DATA_DIR, else ./data."""
     return given or Path(os.environ.get(DATA_DIR_VARIABLE, "data"))
 
 
-def write_manifest(folder: Path, counts: Mapping[str, int]) -> None:
-    """Lists all files of a finished data set, with the number of examples per split."""
+def write_manifest(folder: Path, counts: Mapping[str, int], skipped: int = 0) -> None:
+    """Lists all files of a finished data set, with the number of examples per split.
+
+    `skipped` is how many corrupt records were passed over.
+    """
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for name, path in _files(folder)
     }
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(
-        json.dumps({"num_examples": dict(counts), "files": files}, indent=1)
+        json.dumps(
+            {"num_examples": dict(counts), "skipped": skipped, "files": files}, indent=1
+        )
     )
     temporary.rename(folder / MANIFEST)
 

@@ -11,6 +11,7 @@ from algoperf.data.examples import (
     eval_examples,
     train_examples,
 )
+from algoperf.data.source import DataSource, write_manifest
 from algoperf.records import Status
 from algoperf.runner import run_trial
 from algoperf.workload import derive
@@ -67,8 +68,19 @@ def test_skipped_examples_are_counted_in_the_record_also_after_a_resume(make_con
     record = run_trial(config, resume=True)
     assert record["status"] is Status.COMPLETED
     # Two epochs of 320 points in 20 steps of 32; the evaluation splits have 48, 50, 40.
-    assert record["skipped_examples"] == {"train": 6, "evaluation": 3 + 3 + 2}
+    skipped = {"preparation": 0, "train": 6, "evaluation": 3 + 3 + 2}
+    assert record["skipped_examples"] == skipped
     assert SPLITS["train"] == 320
+
+
+def test_records_passed_over_in_preparation_are_in_the_record(make_config, tmp_path):
+    source = DataSource("points", "", lambda *_: None, lambda _: {}, {})
+    (tmp_path / "points").mkdir()
+    write_manifest(tmp_path / "points", {}, skipped=5)
+    options = DataOptions(folder=tmp_path)
+    workload = derive(SYNTHETIC, data_source=source, data=options)
+    record = run_trial(make_config(workload=workload, max_steps=2))
+    assert record["skipped_examples"]["preparation"] == 5
 
 
 def test_skipping_leaves_them_out_of_the_metrics(make_config):

@@ -2,7 +2,9 @@
 
 import gzip
 import itertools
+import pickle
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -323,25 +325,50 @@ def test_batches_of_the_prepared_set(data_dir):
     assert len(validation) == 1
     assert validation[0]["weights"].ravel().tolist() == [1] * 3 + [0] * 5
     assert len(read("eval_train")) == 21
+    pickled = cloudpickle.dumps(read("train"))
+    assert len(pickled) < (data_dir / "criteo1tb" / "train.bin").stat().st_size / 4
+    jax.tree.map(np.testing.assert_array_equal, pickle.loads(pickled)[5], later)
     with pytest.raises(UserError, match="algoperf data prepare criteo1tb"):
         data.read("train", 8, 0, DataOptions(folder=data_dir / "elsewhere"))
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda f: f[:-1], "Expected 40 columns, got 39"),
-        (lambda f: ["0", "x", *f[2:]], "invalid value 'x'"),
-        (lambda f: ["2", *f[1:]], "label that is not 0 or 1"),
-        (lambda f: [*f[:-1], "abc"], "category 25 is abc"),
-    ],
-)
+BROKEN = [
+    (lambda f: f[:-1], "Expected 40 columns, got 39", "39 columns, not 40"),
+    (lambda f: [""], *["line 4: the label is not 0 or 1: None"] * 2),
+    (lambda f: ["0", "x", *f[2:]], "invalid value 'x'", "field 1 is no number: x"),
+    (lambda f: ["2", *f[1:]], *["line 4: the label is not 0 or 1: 2"] * 2),
+    (lambda f: [*f[:-1], "abc"], *["line 4: category 25 is not of 8 digits: abc"] * 2),
+]
+
+
+def broken_day(path, changes):
+    """Writes lines 0, 1, ..., changed where `changes` says."""
+    lines = [line(i, np.random.default_rng(i)).split("\t") for i in range(20)]
+    for number, change in changes.items():
+        lines[number] = change(lines[number])
+    path.write_text("\n".join("\t".join(x) for x in lines) + "\n")
+
+
+@pytest.mark.parametrize(("change", "says"), [b[:2] for b in BROKEN])
 def test_a_broken_line_is_named(tmp_path, change, says):
-    lines = [line(i, np.random.default_rng(i)).split("\t") for i in range(5)]
-    lines[3] = change(lines[3])
-    (tmp_path / "day_0").write_text("\n".join("\t".join(x) for x in lines) + "\n")
+    broken_day(tmp_path / "day_0", {3: change})
     with pytest.raises(DataError, match=f"day_0.*{says}"):
         list(prepare.read_rows(tmp_path / "day_0"))
+
+
+def test_broken_lines_are_passed_over_and_named_if_asked_for(tmp_path):
+    changes = {3 * (i + 1): change for i, (change, *_) in enumerate(BROKEN)}
+    broken_day(tmp_path / "day_0", changes)
+    seen = []
+    found = list(prepare.read_rows(tmp_path / "day_0", seen.append))
+    numbers = np.concatenate(found)[:, 1]
+    assert numbers.tolist() == [i for i in range(20) if i not in changes]
+    messages = sorted(map(str, seen))
+    for number, (_, _, says) in zip(changes, BROKEN, strict=True):
+        says = says.removeprefix("line 4: ")
+        wanted = f"day_0, line {number + 1}: {says}"
+        assert sum(wanted in message for message in messages) == 1, messages
+    assert len(seen) == len(changes)
 
 
 def test_damaged_files_and_missing_days_are_named(data_dir, raw, tmp_path):

@@ -373,6 +373,16 @@ def test_missing_data_are_named(data_dir, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=r"a\.h5"):
         data.prepare(tmp_path, tmp_path / "out", print)
+    skipped = []
+    for name in data.FOLDERS.values():
+        (tmp_path / name).mkdir(exist_ok=True)
+        for number in range(3):
+            volume(tmp_path / name / f"file{number}.h5", number)
+    (tmp_path / "out2").mkdir()
+    data.prepare(tmp_path, tmp_path / "out2", print, 1, on_corrupt=skipped.append)
+    assert [str(tmp_path / "knee_singlecoil_train/a.h5") in str(s) for s in skipped]
+    assert len(skipped) == 1
+    assert not (tmp_path / "out2" / "knee_singlecoil_train" / "a.h5").exists()
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(DataError, match=r"index\.json"):
         data.Slices(tmp_path, "train")

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import pickle
 
+import cloudpickle
 import jax
 import numpy as np
 import pyarrow
@@ -104,6 +106,10 @@ def test_an_epoch_holds_each_sequence_once_and_any_position_can_be_read(prepared
         np.testing.assert_array_equal(batch["inputs"], dataset[position]["inputs"])
     other = pipeline(prepared, "train", 4, seed=4)[0]["inputs"]
     assert not np.array_equal(other, dataset[0]["inputs"])
+    pickled = cloudpickle.dumps(again)
+    assert len(pickled) < (prepared / "finewebedu_lm/train.bin").stat().st_size / 4
+    moved = pickle.loads(pickled)[5]["inputs"]
+    np.testing.assert_array_equal(moved, dataset[5]["inputs"])
     parts = [
         pipeline(prepared, "train", 4, 3, host=h, num_hosts=2)[2]["inputs"]
         for h in range(2)
@@ -135,6 +141,14 @@ def test_broken_documents_are_named(tmp_path):
     (tmp_path / "y.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
     with pytest.raises(DataError, match=r"y\.jsonl, line 2"):
         list(prepare.documents(tmp_path / "y.jsonl"))
+    skipped = []
+    (tmp_path / "y.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n{"text": "b"}')
+    found = [
+        list(prepare.documents(tmp_path / name, skipped.append))
+        for name in ("cut.parquet", "x.parquet", "y.jsonl")
+    ]
+    assert found == [[], [], ["fine", "b"]]
+    assert len(skipped) == 3
     (tmp_path / "z.txt").write_bytes(b"\xff\xfe\xfd")
     with pytest.raises(DataError, match=r"z\.txt cannot be read"):
         list(prepare.documents(tmp_path / "z.txt"))

@@ -99,6 +99,14 @@ def test_logits_do_not_depend_on_later_tokens():
     assert not np.allclose(before[:, changed_at:], after[:, changed_at:], atol=1e-3)
 
 
+def test_permuting_a_batch_permutes_the_logits():
+    params, _ = MINI.init_model_fn(jax.random.PRNGKey(0))
+    apply = jax.jit(lambda ids: MINI.model.apply({"params": params}, ids, train=False))
+    ids = MINI.dataset("validation", 4, 0)[0]["inputs"]
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(apply(ids[order]), apply(ids)[order], atol=1e-5)
+
+
 def test_packing_predicts_each_token_but_the_first_once():
     stream = np.arange(23, dtype=np.uint16)
     batch = data.shift({"tokens": data.pack(stream, 5)})

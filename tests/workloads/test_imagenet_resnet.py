@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import losses_on_one_batch
+from checks import evaluate, losses_on_one_batch
 from devices import assert_agree
 
 from algoperf.workload import derive
@@ -123,7 +124,32 @@ def test_names_of_the_variants():
         "imagenet_resnet_mini",
         "imagenet_resnet_silu_mini",
         "imagenet_resnet_gelu_mini",
+        "imagenet_resnet_large_bn_init_mini",
     ]
+
+
+def test_permuting_a_batch_permutes_the_logits():
+    model = ResNet(stage_sizes=(1, 1), num_filters=4, num_classes=7)
+    x = jax.random.normal(jax.random.PRNGKey(1), (4, 32, 32, 3))
+    variables = model.init(jax.random.PRNGKey(0), x, train=False)
+    order = np.array([2, 0, 3, 1])
+
+    @partial(jax.jit, static_argnums=1)
+    def apply(x, train):
+        return model.apply(variables, x, train=train, mutable=["batch_stats"])[0]
+
+    for train in (False, True):
+        want = apply(x, train)[order]
+        np.testing.assert_allclose(apply(x[order], train), want, atol=1e-5)
+
+
+def test_padding_does_not_change_metrics():
+    workload, (_, padded) = small_evaluation()
+    params, state = workload.init_model_fn(jax.random.PRNGKey(0))
+    exact = {name: array[:11] for name, array in padded.items()}
+    padded["inputs"][11:] = 100.0
+    want = evaluate(workload, params, state, [exact])
+    assert evaluate(workload, params, state, [padded]) == pytest.approx(want, rel=1e-5)
 
 
 def small_evaluation():

@@ -54,6 +54,17 @@ def test_broken_images_are_named(photo, break_it):
         images.decode(data, "train, record 7")
 
 
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_bytes_behind_the_end_of_an_image_do_no_harm(photo, progressive):
+    data = _encoded(photo, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+    want = images.decode(data, "")
+    for behind in (b"\0\0", b"made by a camera"):
+        np.testing.assert_array_equal(images.decode(data + behind, ""), want)
+    for size in (len(data) - 2, len(data) * 9 // 10, len(data) * 2 // 3):
+        with pytest.raises(DataError, match="cut off"):
+            images.decode(data[:size], "")
+
+
 @given(
     height=st.integers(8, 700),
     width=st.integers(8, 700),
@@ -68,7 +79,7 @@ def test_windows_lie_in_the_image_and_keep_their_bounds(height, width, seed):
     assert 0 <= top <= height - crop_height
     assert 0 <= left <= width - crop_width
     area = crop_height * crop_width / (height * width)
-    assert 0.08 - 1e-9 <= area <= 1
+    assert 0.1 - 1e-9 <= area <= 1
     # The width is rounded.
     assert (crop_width - 0.5) / crop_height <= 4 / 3 + 0.1
     assert (crop_width + 0.5) / crop_height >= 3 / 4 - 0.1
@@ -78,8 +89,11 @@ def test_windows_are_spread_over_sizes_and_places():
     rng = np.random.default_rng(0)
     found = np.array([images.distorted_window(300, 400, rng) for _ in range(2000)])
     share = found[:, 2] * found[:, 3] / 120_000
-    assert share.min() < 0.1
+    assert 0.1 <= share.min() < 0.12
     assert share.max() > 0.9
+    tensorflow = [0.1385, 0.2067, 0.3562, 0.5428, 0.6936]  # TF, of 20,000 windows
+    quantiles = np.quantile(share, [0.1, 0.25, 0.5, 0.75, 0.9])
+    np.testing.assert_allclose(quantiles, tensorflow, atol=0.02)
     centre = found[:, 0] + found[:, 2] / 2
     assert abs(centre.mean() - 150) < 3
     ratio = found[:, 3] / found[:, 2]

@@ -109,7 +109,7 @@ def test_a_block_agrees_with_numpy_and_padding_changes_nothing(temperature, post
     reference = NumpyBlock(params, state, temperature=temperature, post=post)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(
-            got[row, :length], reference(x[row, :length]), atol=2e-5
+            got[row, :length], reference(x[row, :length]), atol=1e-5
         )
 
 

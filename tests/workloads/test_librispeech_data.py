@@ -1,5 +1,8 @@
 """LibriSpeech: from FLAC files and transcripts to batches."""
 
+import pickle
+
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -153,6 +156,15 @@ def test_the_stream_follows_from_the_seed_and_any_position_can_be_read(data_dir)
     assert not np.array_equal(other["targets"][0], straight[0]["targets"][0])
 
 
+def test_the_audio_stays_on_disk_on_the_way_to_workers(data_dir):
+    audio = data_dir / "librispeech" / "train.audio"
+    assert audio.stat().st_size > 600_000
+    pickled = cloudpickle.dumps(read(data_dir, "train"))
+    assert len(pickled) < 20_000
+    batch = pickle.loads(pickled)[3]
+    jax.tree.map(np.testing.assert_array_equal, batch, read(data_dir, "train")[3])
+
+
 def test_hosts_share_a_batch(data_dir):
     whole = read(data_dir, "train")[1]
     parts = [read(data_dir, "train", host=h, num_hosts=2)[1] for h in (0, 1)]
@@ -188,11 +200,12 @@ def test_missing_data_is_named_with_the_command(data_dir, tmp_path, capfd):
             (folder / name).write_bytes(whole)
 
 
-def prepare_broken(tmp_path, damage):
+def prepare_broken(tmp_path, damage, **options):
     write(tmp_path / "raw")
     damage(tmp_path / "raw")
     (tmp_path / "out").mkdir()
-    librispeech.prepare(tmp_path / "raw", tmp_path / "out", print, vocab_size=36)
+    options = {"vocab_size": 36, **options}
+    librispeech.prepare(tmp_path / "raw", tmp_path / "out", print, **options)
 
 
 FLAC = "dev-clean/100/7/100-7-0002.flac"
@@ -234,3 +247,10 @@ def test_a_broken_utterance_is_named(tmp_path, damage, message):
     with pytest.raises(DataError, match=message) as seen:
         prepare_broken(tmp_path, damage)
     assert "\n" not in str(seen.value)
+    skipped = []
+    prepare_broken(tmp_path / "again", damage, on_corrupt=skipped.append)
+    assert list(map(str, skipped)) == [
+        str(seen.value).replace(str(tmp_path), str(tmp_path / "again"))
+    ]
+    kept = {**KEPT, "validation": KEPT["validation"] - 1}
+    assert librispeech.count(tmp_path / "again" / "out") == kept

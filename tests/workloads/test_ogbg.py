@@ -1,5 +1,8 @@
 """The graph network and its batches: definitions, padding, every molecule once."""
 
+import pickle
+
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from tfds_files import write_tfds
 
 from algoperf import cli, spec
 from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.mapped import Mapped
 from algoperf.data.pipeline import batches
 from algoperf.errors import UserError
 from algoperf.workload import derive
@@ -344,6 +348,9 @@ def test_a_batch_depends_on_seed_and_position_alone_and_hosts_share_it(data_dir)
     dataset = read(data_dir, "train", 16, seed=3)
     later = next(batches(read(data_dir, "train", 16, seed=3)[7:]))
     jax.tree.map(np.testing.assert_array_equal, dataset[7], later)
+    assert isinstance(Molecules(data_dir / "ogbg", "train").nodes, Mapped)
+    moved = pickle.loads(cloudpickle.dumps(dataset))[7]
+    jax.tree.map(np.testing.assert_array_equal, moved, later)
     other = read(data_dir, "train", 16, seed=4)[7]
     assert not np.array_equal(other["targets"], later["targets"])
     parts = [
@@ -385,6 +392,22 @@ def test_a_broken_molecule_is_named(field, value, says):
     record[field] = value
     with pytest.raises(DataError, match=f"train, record 4.*{says}"):
         data.check(record, "train, record 4")
+
+
+def test_broken_molecules_are_passed_over_if_asked_for(tmp_path):
+    def broken(number, record):
+        if number in (7, 1003):
+            record["labels"] = np.full(128, 0.5, np.float32)
+        return record
+
+    write(tmp_path / "raw", broken)
+    arguments = ["data", "prepare", "ogbg", f"--raw={tmp_path}/raw", "--any_size"]
+    arguments.append(f"--data_dir={tmp_path}/data")
+    assert cli.main(arguments) == 1
+    assert cli.main([*arguments, "--skip_corrupt"]) == 0
+    assert data.DATA_SOURCE.num_skipped(tmp_path / "data") == 2
+    counts = data.count(tmp_path / "data" / "ogbg")
+    assert counts == {**NUM, "train": 59, "validation": 20}
 
 
 def test_damaged_arrays_are_named(data_dir, tmp_path):

@@ -4,7 +4,9 @@ import collections
 import functools
 import itertools
 import math
+import pickle
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from tfds_files import write_tfds
 
 from algoperf import cli, spec
 from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.mapped import Mapped
 from algoperf.data.pipeline import batches
 from algoperf.data.source import write_manifest
 from algoperf.errors import UserError
@@ -608,6 +611,9 @@ def test_the_stream_follows_from_the_seed_and_any_position_can_be_read(data_dir)
     straight = [batch for batch, _ in zip(batches(stream), range(5), strict=False)]
     for i in (4, 0, 3):
         jax.tree.map(np.testing.assert_array_equal, stream[i], straight[i])
+    assert isinstance(data.Pairs(data_dir / "wmt", "train")._ids, Mapped)
+    moved = pickle.loads(cloudpickle.dumps(stream))[4]
+    jax.tree.map(np.testing.assert_array_equal, moved, straight[4])
     again, other = read(data_dir, "train"), read(data_dir, "train", seed=1)
     np.testing.assert_array_equal(again[2]["inputs"], straight[2]["inputs"])
     assert not np.array_equal(other[2]["inputs"], straight[2]["inputs"])
@@ -681,6 +687,12 @@ def test_a_broken_record_is_named(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=r"wmt14_translate.*test, record 4"):
         data.prepare(tmp_path / "raw", tmp_path / "out", print, vocab_size=40)
+    skipped = []
+    data.prepare(
+        tmp_path / "raw", tmp_path / "out", print, 40, on_corrupt=skipped.append
+    )
+    assert ["record 4" in str(error) for error in skipped] == [True]
+    assert data.count(tmp_path / "out") == {**NUM, "test": NUM["test"] - 1}
 
 
 def test_too_little_text_for_the_vocabulary_is_one_line(tmp_path):

@@ -20,7 +20,9 @@ from algoperf.data import tfds
 from algoperf.data.examples import (
     DataOptions,
     Example,
+    OnCorrupt,
     Source,
+    end,
     eval_examples,
     train_examples,
 )
@@ -174,12 +176,20 @@ def _example(image: np.ndarray, record: Example) -> Example:
     return {"inputs": pixels, "targets": np.int32(record["label"])}
 
 
-def prepare(raw: Path, folder: Path, say: Callable[[str], None]) -> None:
+def prepare(
+    raw: Path,
+    folder: Path,
+    say: Callable[[str], None],
+    on_corrupt: OnCorrupt = end,
+) -> None:
     """Links what tensorflow-datasets has built, or has it build the set.
+
+    Images are looked at when they are read, not here.
 
     Raises:
       UserError: something is missing, or is in another format.
     """
+    del on_corrupt
     for part, archives in (
         (TRAIN_FOLDER, ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")),
         (TEST_FOLDER, ("imagenetv2-matched-frequency.tar.gz",)),

@@ -19,6 +19,7 @@ from algoperf.data.examples import DataError
 from algoperf.errors import UserError
 
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 CUBIC_A = -0.5  # Keys (1981), 'Cubic convolution interpolation', equation 15
 
 
@@ -39,7 +40,7 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
       DataError: the bytes are no whole image; `name` says whose.
     """
     cv2 = _opencv()
-    if encoded[:2] == b"\xff\xd8" and encoded.rstrip(b"\0")[-2:] != b"\xff\xd9":
+    if encoded[:2] == JPEG_START and _is_cut(encoded):
         raise DataError(f"{name}: the JPEG is cut off after {len(encoded):,} bytes")
     # Orientation flags are not applied, as by TensorFlow.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -51,18 +52,29 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     return image
 
 
+def _is_cut(jpeg: bytes) -> bool:
+    """Whether the end is missing: none follows the last scan of pixels.
+
+    Some cameras write more behind the end, and a thumbnail before the first scan.
+    """
+    return jpeg.rfind(JPEG_END) <= jpeg.rfind(JPEG_SCAN)
+
+
 def distorted_window(
     height: int,
     width: int,
     rng: np.random.Generator,
     area: tuple[float, float] = (0.08, 1.0),
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    covered: float = 0.1,
     attempts: int = 10,
 ) -> Window | None:
     """Draws a part of an image (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     The ratio width / height is uniform in `aspect_ratio`; the height is uniform among
-    those that give a share of the image's area in `area`.
+    those that give a share of the image's area in `area`. A window with less than
+    `covered` of the area is drawn again, as by TensorFlow, where the object that must
+    be covered is the whole image.
 
     Returns:
       The window; None if no attempt gave one that fits.
@@ -84,6 +96,7 @@ def distorted_window(
             crop_height -= 1
             crop_width = round(crop_height * ratio)
         fits = 0 < crop_height <= height and 0 < crop_width <= width
+        low = max(low, covered * height * width)
         if fits and low <= crop_height * crop_width <= high:
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.mapped import mapped
 from algoperf.data.pipeline import ENDLESS, Batch
 from algoperf.data.source import DataSource
 from workloads.criteo1tb import prepare
@@ -54,7 +55,7 @@ def open_rows(folder: Path, split: str) -> np.ndarray:
             "criteo1tb again"
         )
     shape = (size // prepare.ROW_BYTES, prepare.ROW_INTEGERS)
-    return np.memmap(path, np.int32, "r", shape=shape)
+    return mapped(path, np.int32, shape)
 
 
 def as_batch(rows: np.ndarray) -> Batch:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from algoperf.data.examples import DataError
+from algoperf.data.examples import DataError, OnCorrupt, end
 from algoperf.errors import UserError
 
 NUM_INTEGERS = 13
@@ -53,6 +53,7 @@ def prepare(
     say: Callable[[str], None],
     num_test: int = NUM_TEST,
     bucket_bytes: int = BUCKET_BYTES,
+    on_corrupt: OnCorrupt = end,
 ) -> None:
     """Writes `train.bin`, `test.bin` and `validation.bin`, rows of 40 int32.
 
@@ -60,19 +61,24 @@ def prepare(
       UserError: a day is missing, or a line is broken.
     """
     days = [day_files(raw, day) for day in (*TRAIN_DAYS, LAST_DAY)]
-    _shuffle([file for files in days[:-1] for file in files], folder, say, bucket_bytes)
+    files = [file for files in days[:-1] for file in files]
+    _shuffle(files, folder, say, bucket_bytes, on_corrupt)
     say(f"day {LAST_DAY}, in order")
     left = num_test
     test_file, validation_file = folder / "test.bin", folder / "validation.bin"
     with test_file.open("wb") as test, validation_file.open("wb") as validation:
-        for rows in (rows for file in days[-1] for rows in read_rows(file)):
+        for rows in (r for file in days[-1] for r in read_rows(file, on_corrupt)):
             test.write(rows[:left].tobytes())
             validation.write(rows[left:].tobytes())
             left = max(0, left - len(rows))
 
 
 def _shuffle(
-    files: list[Path], folder: Path, say: Callable[[str], None], bucket_bytes: int
+    files: list[Path],
+    folder: Path,
+    say: Callable[[str], None],
+    bucket_bytes: int,
+    on_corrupt: OnCorrupt,
 ) -> None:
     """Writes all rows of the files to `train.bin`, in an order of chance."""
     size = sum(
@@ -85,7 +91,7 @@ def _shuffle(
         buckets = [stack.enter_context(path.open("wb")) for path in paths]
         for number, file in enumerate(files, start=1):
             say(f"{file.name} ({number} of {len(files)})")
-            for rows in read_rows(file):
+            for rows in read_rows(file, on_corrupt):
                 bucket_of = rng.integers(num_buckets, size=len(rows))
                 order = np.argsort(bucket_of, kind="stable")
                 ends = np.cumsum(np.bincount(bucket_of, minlength=num_buckets))
@@ -118,12 +124,13 @@ def day_files(raw: Path, day: int) -> list[Path]:
     return found
 
 
-def read_rows(file: Path) -> Iterator[np.ndarray]:
+def read_rows(file: Path, on_corrupt: OnCorrupt = end) -> Iterator[np.ndarray]:
     """Yields the rows of a file of logs: (rows, 40) int32.
 
     Raises:
       DataError: a line has another number of fields, or a field that is no number or
-        no 8 digits.
+        no 8 digits; or what `on_corrupt` raises. A file that breaks off is always an
+        error.
     """
     try:
         import pyarrow
@@ -133,48 +140,104 @@ def read_rows(file: Path) -> Iterator[np.ndarray]:
             "reading the logs needs pyarrow: pip install 'algoperf[full]'"
         ) from error
     names = [f"field {i}" for i in range(ROW_INTEGERS)]
-    is_number = [i <= NUM_INTEGERS for i in range(ROW_INTEGERS)]
+    # Numbers that pyarrow parses end the file at the first one that is none.
+    number = pyarrow.int32() if on_corrupt is end else pyarrow.binary()
     types = {
-        name: pyarrow.int32() if number else pyarrow.binary()
-        for name, number in zip(names, is_number, strict=True)
+        name: number if i <= NUM_INTEGERS else pyarrow.binary()
+        for i, name in enumerate(names)
     }
+    left_out: list[int] = []
+
+    def pass_over(row: Any) -> str:
+        if on_corrupt is end:
+            return "error"
+        message = f"{row.actual_columns} columns, not {row.expected_columns}"
+        on_corrupt(DataError(f"{file}, line {row.number}: {message}"))
+        left_out.append(row.number)
+        return "skip"
+
     try:
         reader = csv.open_csv(
             file,
-            read_options=csv.ReadOptions(column_names=names, block_size=2**24),
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            read_options=csv.ReadOptions(
+                column_names=names,
+                block_size=2**24,
+                use_threads=on_corrupt is end,  # else rows have no numbers
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter="\t",
+                quote_char=False,
+                ignore_empty_lines=False,
+                invalid_row_handler=pass_over,
+            ),
             convert_options=csv.ConvertOptions(
                 column_types=types, null_values=[""], strings_can_be_null=True
             ),
         )
         first = 1
         for batch in reader:
-            yield _convert(batch, f"{file}, lines {first} to {first + len(batch) - 1}")
-            first += len(batch)
+            numbers = np.arange(first, first + len(batch) + len(left_out))
+            lines = np.setdiff1d(numbers, left_out)[: len(batch)]
+            yield _convert(batch, file, lines, on_corrupt)
+            first = int(lines[-1]) + 1 if len(lines) else first
     except (pyarrow.ArrowInvalid, OSError, EOFError) as error:
         text = " ".join(str(error).split())[:300]
         raise DataError(f"{file} cannot be read: {text}") from error
 
 
-def _convert(batch: Any, name: str) -> np.ndarray:
-    """Returns the rows of a pyarrow RecordBatch."""
+def _convert(
+    batch: Any, file: Path, lines: np.ndarray, on_corrupt: OnCorrupt
+) -> np.ndarray:
+    """Returns the rows of a pyarrow RecordBatch, from lines of these numbers."""
     rows = np.empty((len(batch), ROW_INTEGERS), np.int32)
+    is_fine = np.ones(len(batch), bool)
+
+    def leave_out(wrong: np.ndarray, column: int, what: str) -> None:
+        for row in np.flatnonzero(wrong & is_fine):
+            found = _text(batch.column(column)[int(row)].as_py())
+            on_corrupt(DataError(f"{file}, line {lines[row]}: {what}: {found}"))
+        is_fine[wrong] = False
+
     for i in range(1 + NUM_INTEGERS):
-        rows[:, i] = batch.column(i).fill_null(-1).to_numpy(zero_copy_only=False)
-    if not np.isin(rows[:, 0], (0, 1)).all():
-        raise DataError(f"{name}: a label that is not 0 or 1")
+        rows[:, i], wrong = _integers(batch.column(i))
+        leave_out(wrong, i, f"field {i} is no number")
+    leave_out(~np.isin(rows[:, 0], (0, 1)), 0, "the label is not 0 or 1")
     for i in range(NUM_CATEGORIES):
-        column = batch.column(1 + NUM_INTEGERS + i).fill_null(EMPTY)
+        place = 1 + NUM_INTEGERS + i
+        column = batch.column(place).fill_null(EMPTY)
         _, ends, digits = column.buffers()
         start, stop = column.offset, column.offset + len(column) + 1
         ends = np.frombuffer(ends, np.int32)[start:stop]
-        wrong = np.flatnonzero(np.diff(ends) != len(EMPTY))
-        if len(wrong):
-            found = column[int(wrong[0])].as_py().decode(errors="replace")
-            raise DataError(f"{name}: category {i} is {found}, not of 8 digits")
+        wrong = np.diff(ends) != len(EMPTY)
+        if wrong.any():
+            leave_out(wrong, place, f"category {i} is not of 8 digits")
+            continue
         keys = np.frombuffer(digits, np.uint8)[ends[0] : ends[-1]].reshape(-1, 8)
-        rows[:, 1 + NUM_INTEGERS + i] = buckets(keys, i)
-    return rows
+        rows[:, place] = buckets(keys, i)
+    if is_fine.all():
+        return rows
+    return _convert(batch.filter(is_fine), file, lines[is_fine], on_corrupt)
+
+
+def _integers(column: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a column's numbers, -1 where empty, and which ones are none."""
+    import pyarrow
+
+    if pyarrow.types.is_int32(column.type):
+        filled = column.fill_null(-1).to_numpy(zero_copy_only=False)
+        return filled, np.zeros(len(filled), bool)
+    numbers, wrong = np.full(len(column), -1, np.int32), np.zeros(len(column), bool)
+    for row, text in enumerate(column.to_pylist()):
+        if text is not None:
+            try:
+                numbers[row] = int(text)
+            except (ValueError, OverflowError):
+                wrong[row] = True
+    return numbers, wrong
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def buckets(digits: np.ndarray, column: int) -> np.ndarray:

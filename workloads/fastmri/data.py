@@ -24,7 +24,9 @@ from algoperf.data.examples import (
     DataError,
     DataOptions,
     Example,
+    OnCorrupt,
     Source,
+    end,
     eval_examples,
     train_examples,
 )
@@ -263,6 +265,7 @@ def prepare(
     folder: Path,
     say: Callable[[str], None],
     validation_files: int = VALIDATION_FILES,
+    on_corrupt: OnCorrupt = end,
 ) -> None:
     """Links the volumes and writes how many slices each one has.
 
@@ -282,7 +285,12 @@ def prepare(
         for number, file in enumerate(files, start=1):
             if number % 100 == 1:
                 say(f"{name}: volume {number} of {len(files)}")
-            index[name].append((f"{name}/{file.name}", _count_slices(file)))
+            try:
+                slices = _count_slices(file)
+            except DataError as error:
+                on_corrupt(error)
+                continue
+            index[name].append((f"{name}/{file.name}", slices))
             _link(file, folder / name / file.name)
     published = index[FOLDERS["val"]]
     splits = {

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from algoperf.data.examples import DataError
+from algoperf.data.examples import DataError, OnCorrupt, end
+from algoperf.data.mapped import mapped
 from algoperf.errors import UserError
 
 SEQUENCE_LENGTH = 1024
@@ -74,6 +75,7 @@ def prepare(
     num_train: int = NUM_TRAIN,
     num_validation: int = NUM_VALIDATION,
     validation_share: float = VALIDATION_SHARE,
+    on_corrupt: OnCorrupt = end,
 ) -> None:
     """Writes `train.bin` and `validation.bin`, rows of 1,025 uint16.
 
@@ -91,7 +93,7 @@ def prepare(
             f"{file.name} ({number + 1} of {len(files)}): {train.num_rows:,} training "
             f"and {validation.num_rows:,} validation sequences so far"
         )
-        for texts in _chunks(documents(file)):
+        for texts in _chunks(documents(file, on_corrupt)):
             for encoding in tokenizer.encode_batch(texts):
                 ids = np.array([*encoding.ids, END_OF_TEXT], np.uint16)
                 is_drawn = draws.random() < validation_share
@@ -122,7 +124,7 @@ def rows(folder: Path, split: str) -> np.ndarray:
             "delete its folder and run algoperf data prepare finewebedu_lm again"
         )
     shape = (size // row_bytes, SEQUENCE_LENGTH + 1)
-    return np.memmap(path, np.uint16, "r", shape=shape)
+    return mapped(path, np.uint16, shape)
 
 
 def document_files(raw: Path) -> list[Path]:
@@ -142,25 +144,23 @@ def document_files(raw: Path) -> list[Path]:
     return found
 
 
-def documents(file: Path) -> Iterator[str]:
+def documents(file: Path, on_corrupt: OnCorrupt = end) -> Iterator[str]:
     """Yields the texts of a file; empty ones are passed over.
 
     Raises:
-      DataError: the file is broken, or has no texts.
+      DataError: from `on_corrupt`, the file is broken, or has no texts.
     """
     readers = {".parquet": _parquet, ".jsonl": _json_lines, ".txt": _text}
     try:
-        for text in readers[file.suffix](file):
+        for text in readers[file.suffix](file, on_corrupt):
             if text:
                 yield text
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds too
-        raise DataError(
-            f"{file} cannot be read ({' '.join(str(error).split())[:200]}); "
-            "download it again"
-        ) from error
+        text = " ".join(str(error).split())[:200]
+        on_corrupt(DataError(f"{file} cannot be read ({text}); download it again"))
 
 
-def _parquet(file: Path) -> Iterator[str]:
+def _parquet(file: Path, on_corrupt: OnCorrupt) -> Iterator[str]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -169,23 +169,26 @@ def _parquet(file: Path) -> Iterator[str]:
         ) from error
     with pyarrow.parquet.ParquetFile(file) as table:
         if "text" not in table.schema_arrow.names:
-            raise DataError(f"{file} has no column 'text'")
+            on_corrupt(DataError(f"{file} has no column 'text'"))
+            return
         for batch in table.iter_batches(columns=["text"]):
             yield from batch.column(0).to_pylist()
 
 
-def _json_lines(file: Path) -> Iterator[str]:
+def _json_lines(file: Path, on_corrupt: OnCorrupt) -> Iterator[str]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{file}, line {number}: no JSON object with a field 'text'"
-                ) from error
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                message = "no JSON object with a field 'text'"
+                on_corrupt(DataError(f"{file}, line {number}: {message}"))
+            else:
+                yield text
 
 
-def _text(file: Path) -> Iterator[str]:
+def _text(file: Path, on_corrupt: OnCorrupt) -> Iterator[str]:
+    del on_corrupt  # a file is one document
     yield file.read_text(encoding="utf-8")
 
 

@@ -17,7 +17,8 @@ import grain
 import numpy as np
 
 from algoperf.data import tfds
-from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.examples import DataError, DataOptions, OnCorrupt, end
+from algoperf.data.mapped import mapped
 from algoperf.data.packing import Packing, ranges
 from algoperf.data.pipeline import ENDLESS, Batch
 from algoperf.data.source import DataSource
@@ -69,7 +70,7 @@ class Molecules:
     def _load(self, name: str, dtype: Any, width: int) -> np.ndarray:
         path = self._path / f"{name}.npy"
         try:
-            array = np.load(path, mmap_mode="r")
+            array = mapped(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error})") from error
         if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
@@ -199,7 +200,12 @@ def pipeline(
     )
 
 
-def prepare(raw: Path, folder: Path, say: Callable[[str], None]) -> None:
+def prepare(
+    raw: Path,
+    folder: Path,
+    say: Callable[[str], None],
+    on_corrupt: OnCorrupt = end,
+) -> None:
     """Converts the three splits to flat arrays.
 
     Raises:
@@ -215,17 +221,21 @@ def prepare(raw: Path, folder: Path, say: Callable[[str], None]) -> None:
         source = tfds.open_split(built, name)
         say(f"{split}: {len(source):,} molecules")
         (folder / split).mkdir()
-        _convert(source, f"{built} {name}", folder / split)
+        _convert(source, f"{built} {name}", folder / split, on_corrupt)
 
 
-def _convert(source: Any, name: str, folder: Path) -> None:
+def _convert(source: Any, name: str, folder: Path, on_corrupt: OnCorrupt) -> None:
     columns: dict[str, list[np.ndarray]] = {
         column: [] for column in ("nodes", "bonds", "ends", "labels")
     }
     sizes = []
     for index in range(len(source)):
         record = source[index]
-        checked = check(record, f"{name}, record {index}")
+        try:
+            checked = check(record, f"{name}, record {index}")
+        except DataError as error:
+            on_corrupt(error)
+            continue
         for column, array in checked.items():
             columns[column].append(array)
         sizes.append((len(checked["nodes"]), len(checked["bonds"])))

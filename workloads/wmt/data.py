@@ -16,7 +16,14 @@ import grain
 import numpy as np
 
 from algoperf.data import tfds
-from algoperf.data.examples import DataError, DataOptions, eval_examples
+from algoperf.data.examples import (
+    DataError,
+    DataOptions,
+    OnCorrupt,
+    end,
+    eval_examples,
+)
+from algoperf.data.mapped import mapped
 from algoperf.data.packing import Packing, ranges
 from algoperf.data.pipeline import ENDLESS, Batch
 from algoperf.data.source import DataSource
@@ -58,7 +65,7 @@ class Pairs:
         self._path = folder / f"{split}.ids"
         try:
             self.lengths = np.load(folder / f"{split}.lengths.npy")  # (pairs, 2)
-            self._ids = np.memmap(self._path, np.uint16, "r")
+            self._ids = mapped(self._path, np.uint16)
         except (OSError, ValueError) as error:
             raise DataError(f"{self._path} cannot be read ({error})") from error
         total = int(self.lengths.sum(dtype=np.int64))
@@ -188,6 +195,7 @@ def prepare(
     folder: Path,
     say: Callable[[str], None],
     vocab_size: int = VOCAB_SIZE,
+    on_corrupt: OnCorrupt = end,
 ) -> None:
     """Learns the subwords, and writes the ids of all pairs.
 
@@ -201,7 +209,7 @@ def prepare(
                 "get it"
             )
     say("learning subwords")
-    train = _texts(raw, "train")
+    train = _texts(raw, "train", on_corrupt)
     vocabulary = folder / VOCABULARY
     sentencepiece.learn(
         _sample(train), vocabulary, vocab_size,
@@ -209,22 +217,26 @@ def prepare(
     )  # fmt: skip
     processor = sentencepiece.load(vocabulary)
     for split in SPLITS:
-        _encode(_texts(raw, split), processor, folder, split, say)
+        _encode(_texts(raw, split, on_corrupt), processor, folder, split, say)
 
 
-def _texts(raw: Path, split: str) -> Iterator[tuple[str, str]]:
+def _texts(raw: Path, split: str, on_corrupt: OnCorrupt) -> Iterator[tuple[str, str]]:
     """Yields the pairs of a split: German, English."""
     data_set, name = SPLITS[split]
     source = tfds.open_split(raw / data_set, name)
     for index in range(len(source)):
         try:
             record = source[index]
-            yield record["de"].decode(), record["en"].decode()
+            pair = record["de"].decode(), record["en"].decode()
         except (KeyError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"{raw / data_set} {name}, record {index}: no pair of texts 'de' and "
-                f"'en' ({error})"
-            ) from error
+            on_corrupt(
+                DataError(
+                    f"{raw / data_set} {name}, record {index}: no pair of texts 'de' "
+                    f"and 'en' ({error})"
+                )
+            )
+        else:
+            yield pair
 
 
 def _sample(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:

@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 
 from algoperf import cli, registry
+from algoperf.data.examples import DataError, end
 from algoperf.data.source import MANIFEST, DataSource
 
 
-def _prepare(raw, folder, say):
+def _prepare(raw, folder, say, on_corrupt=end):
     say("copying")
-    (folder / "train.bin").write_bytes((raw / "train.bin").read_bytes())
+    good = bytearray()
+    for _ in range(2):  # as a vocabulary is learned before it is used
+        good.clear()
+        for place, byte in enumerate((raw / "train.bin").read_bytes()):
+            if byte == 0:
+                on_corrupt(DataError(f"train.bin, byte {place}: it is 0"))
+            else:
+                good.append(byte)
+    (folder / "train.bin").write_bytes(good)
 
 
 SOURCE = DataSource(
@@ -71,6 +80,28 @@ def test_another_number_of_examples_is_refused_unless_asked_for(run, tmp_path):
     assert run("prepare", "numbers", "--raw=raw", "--any_size")[0] == 0
     assert run("check", "numbers")[0] == 1
     assert run("check", "numbers", "--any_size")[0] == 0
+
+
+def test_corrupt_records_end_it_or_are_passed_over_and_counted(run, tmp_path):
+    (tmp_path / "raw" / "train.bin").write_bytes(b"1\x0034\x00")
+    code, _, err = run("prepare", "numbers", "--raw=raw")
+    assert code == 1
+    assert "train.bin, byte 1: it is 0" in err
+    code, out, _ = run("prepare", "numbers", "--raw=raw", "--skip_corrupt")
+    assert code == 0
+    assert out.count("skipped: train.bin, byte 4: it is 0") == 1
+    assert "3 train, 2 skipped" in out
+    code, out, _ = run("check", "numbers")
+    assert code == 0
+    assert "3 train, 2 skipped" in out
+    assert SOURCE.num_skipped(tmp_path / "sets") == 2
+
+
+def test_skipping_does_not_hide_what_is_missing(run, tmp_path):
+    (tmp_path / "raw" / "train.bin").write_bytes(b"1\x0034")
+    code, _, err = run("prepare", "numbers", "--raw=raw", "--skip_corrupt")
+    assert code == 1
+    assert "has 3 examples in train, expected 5" in err
 
 
 @pytest.mark.parametrize(

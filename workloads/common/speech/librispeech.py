@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from algoperf.data.examples import DataError, DataOptions
+from algoperf.data.examples import DataError, DataOptions, OnCorrupt, end
+from algoperf.data.mapped import mapped
 from algoperf.data.pipeline import ENDLESS, Batch, shuffled
 from algoperf.data.source import DataSource
 from algoperf.errors import UserError
@@ -191,7 +192,7 @@ def _flat(path: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     lengths_path = path.with_name(f"{path.name}.lengths.npy")
     try:
         lengths = np.load(lengths_path)
-        values = np.memmap(path, dtype, "r")
+        values = mapped(path, dtype)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -243,6 +244,7 @@ def prepare(
     folder: Path,
     say: Callable[[str], None],
     vocab_size: int = VOCAB_SIZE,
+    on_corrupt: OnCorrupt = end,
 ) -> None:
     """Learns the subwords, decodes the audio, writes both as flat arrays.
 
@@ -259,7 +261,7 @@ def prepare(
     say("learning subwords")
     vocabulary = folder / VOCABULARY
     sentencepiece.learn(
-        (record.transcript for record in records(root / VOCABULARY_PART)),
+        (r.transcript for r in records(root / VOCABULARY_PART, on_corrupt)),
         vocabulary,
         vocab_size,
         unk_id=UNKNOWN,
@@ -269,15 +271,18 @@ def prepare(
     )
     processor = sentencepiece.load(vocabulary)
     for split, parts in SPLITS.items():
-        found = itertools.chain.from_iterable(records(root / part) for part in parts)
-        _write(found, processor, folder, split, say)
+        found = itertools.chain.from_iterable(
+            records(root / part, on_corrupt) for part in parts
+        )
+        _write(found, processor, folder, split, say, on_corrupt)
 
 
-def records(part: Path) -> Iterator[Record]:
+def records(part: Path, on_corrupt: OnCorrupt = end) -> Iterator[Record]:
     """Yields the utterances of a part, in the order of their names.
 
     Raises:
-      DataError: no transcripts at all, an empty one, or one without audio.
+      DataError: no transcripts at all; or, from `on_corrupt`, an empty one or one
+        without audio.
     """
     transcripts = sorted(part.glob("*/*/*.trans.txt"))
     if not transcripts:
@@ -288,10 +293,11 @@ def records(part: Path) -> Iterator[Record]:
             name, _, transcript = line.strip().partition(" ")
             audio = file.with_name(f"{name}.flac")
             if not transcript:
-                raise DataError(f"{file}, line {number}: no transcript")
-            if not audio.is_file():
-                raise DataError(f"{file}, line {number}: {audio.name} is missing")
-            yield Record(audio, transcript)
+                on_corrupt(DataError(f"{file}, line {number}: no transcript"))
+            elif not audio.is_file():
+                on_corrupt(DataError(f"{file}, line {number}: {audio.name} is missing"))
+            else:
+                yield Record(audio, transcript)
 
 
 def read_flac(path: Path) -> np.ndarray:
@@ -329,6 +335,7 @@ def _write(
     folder: Path,
     split: str,
     say: Callable[[str], None],
+    on_corrupt: OnCorrupt,
 ) -> None:
     """Writes the samples and tokens of a split, and how many each utterance has."""
     lengths: dict[str, list[int]] = {"audio": [], "tokens": []}
@@ -339,14 +346,18 @@ def _write(
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         while chunk := list(itertools.islice(found, UTTERANCES_AT_ONCE)):
-            for record, samples in zip(
-                chunk, pool.map(lambda r: read_flac(r.path), chunk), strict=True
-            ):
-                is_long = len(record.transcript) > MAX_CHARACTERS
-                if is_long or len(samples) > MAX_SAMPLES:
-                    left_out += 1
+            read = [pool.submit(read_flac, record.path) for record in chunk]
+            for record, reading in zip(chunk, read, strict=True):
+                try:
+                    samples = reading.result()
+                    is_long = len(record.transcript) > MAX_CHARACTERS
+                    if is_long or len(samples) > MAX_SAMPLES:
+                        left_out += 1
+                        continue
+                    tokens = _encode(record, processor)
+                except DataError as error:
+                    on_corrupt(error)
                     continue
-                tokens = _encode(record, processor)
                 audio_file.write(samples.astype("<i2").tobytes())
                 token_file.write(tokens.tobytes())
                 lengths["audio"].append(len(samples))
