@@ -16,7 +16,7 @@ from algoperf import spec
 from algoperf.losses import sigmoid_cross_entropy
 from algoperf.records import Direction
 from algoperf.workload import Workload, variant
-from workloads.ogbg import data
+from workloads.ogbg import b3db, data
 from workloads.ogbg.average_precision import mean_average_precision
 from workloads.ogbg.model import GraphNetwork, GraphsTuple
 
@@ -115,9 +115,50 @@ SMALLER: dict[str, Any] = {
     "num_steps": 3,
 }
 
+MINI = Ogbg(
+    base_workload="ogbg",
+    variant="ogbg",
+    scale="mini",
+    model=GraphNetwork(
+        num_outputs=b3db.NUM_TASKS,
+        latent_width=64,
+        hidden_widths=(64,),
+        num_steps=3,
+    ),
+    pipeline=b3db.pipeline,
+    input_shape=(data.NODE_FEATURES,),
+    input_dtype=jnp.float32,
+    loss_type=spec.LossType.SIGMOID_CROSS_ENTROPY,
+    target_metric_name="mean_average_precision",
+    target_direction=Direction.MAXIMIZE,
+    validation_target_value=0.5,
+    test_target_value=0.5,
+    num_train_examples=b3db.NUM_TRAIN,
+    num_eval_train_examples=b3db.NUM_EVAL_TRAIN,
+    num_validation_examples=b3db.NUM_VALIDATION,
+    num_test_examples=b3db.NUM_TEST,
+    default_batch_size=64,
+    max_batch_size=256,
+    eval_batch_size=256,
+    step_hint=1600,
+    eval_period_steps=80,
+    max_allowed_runtime_sec=100.0,
+    default_dropout_rate=0.1,
+    output_params=("head",),
+)
+MINI_SMALLER: dict[str, Any] = {
+    "latent_width": 32,
+    "hidden_widths": (64, 64),
+    "num_steps": 2,
+}
+
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(FULL, "ogbg_gelu", (0.27771, 0.262926), activation=nn.gelu),
     variant(FULL, "ogbg_silu", (0.282178, 0.272144), activation=nn.silu),
     variant(FULL, "ogbg_model_size", (0.269446, 0.253051), **SMALLER),
+    MINI,
+    variant(MINI, "ogbg_gelu", (0.5, 0.5), activation=nn.gelu),
+    variant(MINI, "ogbg_silu", (0.5, 0.5), activation=nn.silu),
+    variant(MINI, "ogbg_model_size", (0.5, 0.5), **MINI_SMALLER),
 )
