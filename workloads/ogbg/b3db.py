@@ -23,8 +23,8 @@ from workloads.ogbg import data
 EMBEDDED = Path(__file__).parent / "embedded" / "b3db"
 NUM_TASKS = 64
 NUM_TRAIN = 12_000
-NUM_EVAL_TRAIN = 256
-NUM_VALIDATION = NUM_TEST = 750
+NUM_EVAL_TRAIN = 128
+NUM_VALIDATION = NUM_TEST = 500
 SIZES = {"train": NUM_TRAIN, "validation": NUM_VALIDATION, "test": NUM_TEST}
 # A scaffold with more molecules is in training.
 MAX_HELD_OUT_GROUP = 20
@@ -60,15 +60,17 @@ def _digest(text: str) -> str:
 def molecules(name: str) -> data.Molecules:
     """Returns the molecules of 'train', 'validation' or 'test'."""
     arrays = load_embedded(EMBEDDED)
-    last = np.cumsum(list(SIZES.values()))[list(SIZES).index(name)]
-    first = last - SIZES[name]
+    first, last = _rows(name)
     sizes = arrays["sizes"].astype(np.int64)
-    node, bond = (slice(*np.append(0, s.cumsum())[[first, last]]) for s in sizes.T)
+    # The file lists one feature of all atoms or bonds after another.
+    atoms, bonds = (
+        slice(column[:first].sum(), column[:last].sum()) for column in sizes.T
+    )
     return data.Molecules(
         {
-            "nodes": np.ascontiguousarray(arrays["nodes"].T[node]),
-            "bonds": np.ascontiguousarray(arrays["bonds"].T[bond]),
-            "ends": arrays["ends"].T[bond].astype(np.uint16),
+            "nodes": np.ascontiguousarray(arrays["nodes"].T[atoms]),
+            "bonds": np.ascontiguousarray(arrays["bonds"].T[bonds]),
+            "ends": arrays["ends"].T[bonds].astype(np.uint16),
             "labels": arrays["labels"][first:last],
             "sizes": sizes[first:last],
         },
@@ -76,10 +78,17 @@ def molecules(name: str) -> data.Molecules:
     )
 
 
-def scaffolds(name: str) -> np.ndarray:
+def scaffold_numbers(name: str) -> np.ndarray:
     """Returns the number of the scaffold of each molecule of a split, int16."""
-    last = np.cumsum(list(SIZES.values()))[list(SIZES).index(name)]
-    return load_embedded(EMBEDDED)["scaffolds"][last - SIZES[name] : last]
+    first, last = _rows(name)
+    return load_embedded(EMBEDDED)["scaffolds"][first:last]
+
+
+def _rows(name: str) -> tuple[int, int]:
+    """Returns the first molecule of a split in the file, and the one after it."""
+    names = list(SIZES)
+    first = sum(SIZES[before] for before in names[: names.index(name)])
+    return first, first + SIZES[name]
 
 
 def pipeline(

@@ -3,7 +3,7 @@
 Like the assays of ogbg-molpcba, most tasks have few positives, and most depend on more
 than the neighbours of an atom: rings, distances between groups, partial charges, how
 the whole molecule is branched. Values of descriptors become tasks as 'among the highest
-twentieth' and as 'in the middle tenth', which a threshold on one sum does not tell.
+8 %' and as 'in the middle tenth', which a threshold on one sum does not tell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ from rdkit.Chem import Descriptors, rdMolDescriptors
 
 Molecule = Chem.Mol
 
-HIGH = (0.95, 1.0)  # quantiles
+HIGH = (0.92, 1.0)  # quantiles
 MIDDLE = (0.45, 0.55)
 DESCRIPTORS = (
-    *("MolLogP", "TPSA", "MolMR", "BertzCT", "BalabanJ", "Kappa3"),
-    *("HallKierAlpha", "FractionCSP3", "qed", "MaxPartialCharge"),
-    *("MaxEStateIndex", "BCUT2D_MRHI"),
+    *("MolLogP", "TPSA", "MolMR", "BertzCT", "Kappa3", "qed"),
+    *("MaxPartialCharge", "MinPartialCharge", "MaxEStateIndex", "MinEStateIndex"),
+    *("BCUT2D_MRHI", "BCUT2D_LOGPLOW"),
 )
 GROUPS = {
     "nitrogen": "[#7]",
@@ -33,12 +33,15 @@ GROUPS = {
 }
 # The two nearest atoms of these groups are so many bonds apart.
 DISTANCES = (
-    *(("nitrogen", "oxygen", bonds) for bonds in (3, 4, 5, 6)),
-    *(("halogen", "nitrogen", bonds) for bonds in (4, 5, 6, 7)),
-    *(("sulphur", "oxygen", bonds) for bonds in (3, 4)),
-    *(("hydroxyl", "amine", bonds) for bonds in (3, 4)),
-    *(("carbonyl", "amine", bonds) for bonds in (3, 5)),
-    *(("aromatic nitrogen", "halogen", bonds) for bonds in (4, 5)),
+    *(("nitrogen", "oxygen", bonds) for bonds in (3, 4, 5)),
+    *(("halogen", "nitrogen", bonds) for bonds in (4, 5, 6)),
+    *(("halogen", "oxygen", bonds) for bonds in (5, 6)),
+    *(("aromatic nitrogen", "oxygen", bonds) for bonds in (3, 4)),
+    *(("hydroxyl", "nitrogen", bonds) for bonds in (4, 5)),
+    ("hydroxyl", "amine", 3),
+    ("carbonyl", "amine", 4),
+    ("amine", "oxygen", 5),
+    ("sulphur", "oxygen", 4),
 )
 FRAGMENTS = (
     *("fr_piperdine", "fr_piperzine", "fr_imidazole", "fr_sulfonamd", "fr_ester"),

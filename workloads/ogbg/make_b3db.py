@@ -112,9 +112,7 @@ def recombine(
         partner = partners[generator.integers(len(partners))]
         if half.GetNumAtoms() + partner.GetNumAtoms() - 2 not in RECOMBINED_ATOMS:
             continue
-        joined = Chem.MolFromSmiles(
-            Chem.MolToSmiles(Chem.molzip(half, partner, label))
-        )
+        joined = Chem.MolFromSmiles(Chem.MolToSmiles(Chem.molzip(half, partner, label)))
         if joined is None or structure(joined) in known or not wanted(joined):
             continue
         known.add(structure(joined))
@@ -123,7 +121,7 @@ def recombine(
 
 
 def graph(molecule: Molecule) -> dict[str, np.ndarray]:
-    """Returns 'nodes', 'bonds' and 'ends' of a molecule, uint8, as the full scale."""
+    """Returns 'nodes', 'bonds' and 'ends' as at full scale, but all uint8."""
     nodes = [
         (
             atom.GetAtomicNum() - 1,
