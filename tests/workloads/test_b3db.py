@@ -15,7 +15,6 @@ from workloads.ogbg.workload import MINI, WORKLOADS
 
 SPLITS = ("train", "validation", "test")
 VARIANTS = [w for w in WORKLOADS if w.scale == "mini"]
-DOUBLE = 1  # bond type
 
 
 def mixed(keys):
@@ -24,29 +23,27 @@ def mixed(keys):
     return keys ^ (keys >> np.uint64(33))
 
 
-def structures(molecules, scaffolds_only):
-    """Hashes of all graphs by Weisfeiler and Lehman's refinement, without stereo.
+def structures(molecules, frameworks_only=False):
+    """Hashes of all graphs by Weisfeiler and Lehman's refinement.
 
-    Independent of the order of atoms. Of scaffolds: rings, what links them, and atoms
-    doubly bound to either.
+    Independent of the order of atoms and of stereo marks. Of frameworks: the elements
+    of rings and of what links them.
     """
     first_atom = np.repeat(molecules.first_node, molecules.num_bonds)
     ends = molecules.ends.astype(np.int64) + first_atom[:, None]
     kinds = molecules.bonds[:, 0].astype(np.uint64)
-    kept = np.ones(len(molecules.nodes), bool)
-    if scaffolds_only:
-        while True:
+    # Element, charge, hydrogen.
+    atoms = molecules.nodes[:, [0, 3, 4]].astype(np.uint64)
+    kept = np.ones(len(atoms), bool)
+    if frameworks_only:
+        kinds[:], atoms[:, 1:] = 0, 0
+        degree = None
+        while degree is None or (kept != (degree > 1)).any():
+            kept = kept if degree is None else degree > 1
             inner = kept[ends].all(axis=1)
             degree = np.bincount(ends[inner].ravel(), minlength=len(kept))
-            if (kept == (degree > 1)).all():
-                break
-            kept &= degree > 1
-        exocyclic = (kinds == DOUBLE) & kept[ends].any(axis=1)
-        kept[ends[exocyclic].ravel()] = True
-    inner = kept[ends].all(axis=1)
-    ends, kinds = ends[inner], kinds[inner]
-    atoms = molecules.nodes[:, [0, 3]].astype(np.uint64)  # element, charge
-    keys = mixed(atoms[:, 0] * np.uint64(256) + atoms[:, 1] + np.uint64(1))
+        ends, kinds = ends[inner], kinds[inner]
+    keys = mixed(atoms @ np.array([1, 1_000, 1_000_000], np.uint64) + np.uint64(1))
     for _ in range(16):
         gathered = np.zeros_like(keys)
         for here, there in (ends.T, ends.T[::-1]):
@@ -81,7 +78,7 @@ def test_shapes_and_dtypes_are_those_of_the_full_scale(split):
 
 
 def test_no_molecule_is_there_twice():
-    found = [structures(b3db.molecules(split), False) for split in SPLITS]
+    found = [structures(b3db.molecules(split)) for split in SPLITS]
     sets = [set(keys.tolist()) for keys in found]
     assert sum(map(len, sets)) == len(set().union(*sets))
     for keys, distinct in zip(found, sets, strict=True):
@@ -89,15 +86,15 @@ def test_no_molecule_is_there_twice():
         assert len(distinct) > 0.999 * len(keys)
 
 
-def test_no_scaffold_is_in_two_splits():
-    stored = [set(b3db.scaffold_numbers(split).tolist()) for split in SPLITS]
+def test_no_framework_is_in_two_splits():
+    stored = [set(b3db.framework_numbers(split).tolist()) for split in SPLITS]
     assert sum(map(len, stored)) == len(set().union(*stored))
     found = [set(structures(b3db.molecules(split), True).tolist()) for split in SPLITS]
     assert sum(map(len, found)) == len(set().union(*found))
 
 
 def test_splitting_keeps_groups_together_and_large_ones_in_training():
-    names = [f"scaffold {i % 900}" for i in range(2_000)] + ["large"] * 30
+    names = [f"framework {i % 900}" for i in range(2_000)] + ["large"] * 30
     parts = b3db.split(names)
     assert sorted(np.concatenate(list(parts.values()))) == list(range(2_030))
     groups = [{names[i] for i in parts[split]} for split in SPLITS]
@@ -235,7 +232,18 @@ def test_reading_drops_what_repeats_is_broken_or_too_large(make):
     molecules, labels = make.read_molecules(TABLE)
     assert [m.GetNumAtoms() for m in molecules] == [13, 14, 10, 12, 19, 19, 8]
     assert labels.tolist() == [1, 0, 0, 0, 0, 0, 1]
-    assert make.scaffold(molecules[2]) == "c1ccccc1"
+
+
+def test_a_framework_is_that_of_all_tautomers(make):
+    from rdkit import Chem
+
+    def framework(smiles):
+        return make.framework(Chem.MolFromSmiles(smiles))
+
+    assert framework("CCC(=O)C") == framework("C") == ""
+    assert framework("O=C1CCCCC1") == framework("c1ccccc1C[NH3+]") != ""
+    assert framework("Cc1cn[nH]n1") == framework("Cc1cnn[nH]1")
+    assert framework("c1ccccc1CCc1ccccc1") != framework("c1ccccc1CNc1ccccc1")
 
 
 def test_features_of_a_molecule(make):
@@ -268,14 +276,14 @@ def test_tasks_of_a_molecule(make):
     assert found["two rings"] == [0, 0, 1]
 
 
-def test_build_makes_new_molecules_that_leave_held_out_scaffolds_alone(
+def test_build_makes_new_molecules_that_leave_held_out_frameworks_alone(
     make, monkeypatch
 ):
     sizes = {"train": 12, "validation": 1, "test": 1}
     monkeypatch.setattr(b3db, "SIZES", sizes)
     arrays = make.build(TABLE, 12)
-    assert len(arrays["labels"]) == len(arrays["scaffolds"]) == 14
-    train, held_out = arrays["scaffolds"][:12], arrays["scaffolds"][12:]
+    assert len(arrays["labels"]) == len(arrays["frameworks"]) == 14
+    train, held_out = arrays["frameworks"][:12], arrays["frameworks"][12:]
     assert not set(train.tolist()) & set(held_out.tolist())
     assert (arrays["labels"][5:12, 0] == data.MISSING).all()  # 5 of train are real
     again = make.build(TABLE, 12)

@@ -2,7 +2,7 @@
 
 Real molecules with 64 tasks: whether it was measured not to pass the barrier, and 63
 computed properties (see `b3db_tasks`), some of the labels left out at random as in
-ogbg-molpcba. No Bemis-Murcko scaffold (rings with what links them) is in two splits.
+ogbg-molpcba. No Bemis-Murcko framework (rings and what links them) is in two splits.
 Because the database has only 4,000 different structures, training has molecules more
 that were recombined from halves of its own ones, with an unknown first label; all
 validation and test molecules are real. Batches are those of the full scale.
@@ -26,22 +26,22 @@ NUM_TRAIN = 12_000
 NUM_EVAL_TRAIN = 128
 NUM_VALIDATION = NUM_TEST = 500
 SIZES = {"train": NUM_TRAIN, "validation": NUM_VALIDATION, "test": NUM_TEST}
-# A scaffold with more molecules is in training.
+# A framework with more molecules is in training.
 MAX_HELD_OUT_GROUP = 20
 
 
-def split(scaffolds: Sequence[str]) -> dict[str, np.ndarray]:
+def split(frameworks: Sequence[str]) -> dict[str, np.ndarray]:
     """Returns the indices of the molecules of each split, ascending.
 
-    Scaffolds are taken in the order of their SHA-256; small ones fill validation, then
-    test, as long as they fit. '' (no ring) is a scaffold like others.
+    Frameworks are taken in the order of their SHA-256; small ones fill validation, then
+    test, as long as they fit. '' (no ring) is a framework like others.
     """
     groups: dict[str, list[int]] = {}
-    for index, scaffold in enumerate(scaffolds):
-        groups.setdefault(scaffold, []).append(index)
+    for index, framework in enumerate(frameworks):
+        groups.setdefault(framework, []).append(index)
     found: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for scaffold in sorted(groups, key=_digest):
-        members = groups[scaffold]
+    for framework in sorted(groups, key=_digest):
+        members = groups[framework]
         fits = [
             name
             for name in ("validation", "test")
@@ -78,10 +78,10 @@ def molecules(name: str) -> data.Molecules:
     )
 
 
-def scaffold_numbers(name: str) -> np.ndarray:
-    """Returns the number of the scaffold of each molecule of a split, int16."""
+def framework_numbers(name: str) -> np.ndarray:
+    """Returns the number of the framework of each molecule of a split, int16."""
     first, last = _rows(name)
-    return load_embedded(EMBEDDED)["scaffolds"][first:last]
+    return load_embedded(EMBEDDED)["frameworks"][first:last]
 
 
 def _rows(name: str) -> tuple[int, int]:

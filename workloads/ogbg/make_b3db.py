@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem, RDLogger, rdBase
 from rdkit.Chem import BRICS
-from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from algoperf.data.embedded import read_about, save_embedded
 from workloads.ogbg import b3db, b3db_tasks, data
@@ -64,9 +63,24 @@ def canonical(molecule: Molecule) -> Molecule:
     return Chem.MolFromSmiles(Chem.MolToSmiles(molecule))
 
 
-def scaffold(molecule: Molecule) -> str:
-    """Returns the SMILES of rings and what links them, '' without a ring."""
-    return MurckoScaffold.MurckoScaffoldSmiles(mol=molecule, includeChirality=False)
+def framework(molecule: Molecule) -> str:
+    """Returns rings and what links them as SMILES, '' without a ring.
+
+    All bonds are written as single ones, without hydrogen and charges, so that
+    tautomers and salts of a molecule are in one split.
+    """
+    frame = Chem.RWMol()
+    for atom in molecule.GetAtoms():
+        bare = Chem.Atom(atom.GetAtomicNum())
+        bare.SetNoImplicit(True)
+        frame.AddAtom(bare)
+    for bond in molecule.GetBonds():
+        ends = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        frame.AddBond(*ends, Chem.BondType.SINGLE)
+    while sides := [a.GetIdx() for a in frame.GetAtoms() if a.GetDegree() < 2]:
+        for index in reversed(sides):
+            frame.RemoveAtom(index)
+    return Chem.MolToSmiles(frame)
 
 
 def halves(molecule: Molecule) -> list[tuple[tuple[str, str], Molecule]]:
@@ -167,15 +181,15 @@ def columns(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
 def build(lines: Iterable[str], num_train: int) -> dict[str, np.ndarray]:
     """Returns the arrays to embed, molecules of train, validation, test in order."""
     real, barrier = read_molecules(lines)
-    scaffolds = [scaffold(molecule) for molecule in real]
-    parts = b3db.split(scaffolds)
-    held_out = {scaffolds[i] for n in ("validation", "test") for i in parts[n]}
+    frameworks = [framework(molecule) for molecule in real]
+    parts = b3db.split(frameworks)
+    held_out = {frameworks[i] for n in ("validation", "test") for i in parts[n]}
     generator = np.random.default_rng(SEED)
     training = [real[i] for i in parts["train"]]
     made = recombine(
         training,
         num_train - len(training),
-        lambda molecule: scaffold(molecule) not in held_out,
+        lambda molecule: framework(molecule) not in held_out,
         generator,
     )
     ordered = [*training, *made]
@@ -190,12 +204,12 @@ def build(lines: Iterable[str], num_train: int) -> dict[str, np.ndarray]:
     )
     rates = np.repeat([LEFT_OUT[name] for name in parts], sizes)
     labels[generator.random(labels.shape) < rates[:, None]] = data.MISSING
-    names = [scaffold(molecule) for molecule in ordered]
+    names = [framework(molecule) for molecule in ordered]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return {
         **columns(ordered),
         "labels": labels,
-        "scaffolds": np.array([numbers[name] for name in names], np.int16),
+        "frameworks": np.array([numbers[name] for name in names], np.int16),
     }
 
 
@@ -212,7 +226,7 @@ def main() -> None:
         "licence": "CC0 1.0",
         "rebuild": "python -m workloads.ogbg.make_b3db B3DB_classification.tsv",
         "rdkit": rdBase.rdkitVersion,
-        "split": "by Bemis-Murcko scaffold; training also has recombined molecules",
+        "split": "by Bemis-Murcko framework; training also has recombined molecules",
         "molecules": b3db.SIZES,
         "tasks": b3db_tasks.names(),
     }
