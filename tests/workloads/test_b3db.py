@@ -8,6 +8,7 @@ import pytest
 from checks import losses_on_one_batch
 
 from algoperf.data.embedded import load_embedded, read_about
+from algoperf.errors import UserError
 from algoperf.workload import Evaluator
 from workloads.ogbg import b3db, data
 from workloads.ogbg.average_precision import mean_average_precision
@@ -279,16 +280,18 @@ def test_tasks_of_a_molecule(make):
 def test_build_makes_new_molecules_that_leave_held_out_frameworks_alone(
     make, monkeypatch
 ):
-    sizes = {"train": 12, "validation": 1, "test": 1}
+    sizes = {"train": 7, "validation": 1, "test": 1}
     monkeypatch.setattr(b3db, "SIZES", sizes)
-    arrays = make.build(TABLE, 12)
-    assert len(arrays["labels"]) == len(arrays["frameworks"]) == 14
-    train, held_out = arrays["frameworks"][:12], arrays["frameworks"][12:]
+    arrays = make.build(TABLE, 7)
+    assert len(arrays["labels"]) == len(arrays["frameworks"]) == 9
+    train, held_out = arrays["frameworks"][:7], arrays["frameworks"][7:]
     assert not set(train.tolist()) & set(held_out.tolist())
-    assert (arrays["labels"][5:12, 0] == data.MISSING).all()  # 5 of train are real
-    again = make.build(TABLE, 12)
+    assert (arrays["labels"][5:7, 0] == data.MISSING).all()  # 5 of train are real
+    again = make.build(TABLE, 7)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, again[name])
+    with pytest.raises(UserError, match="do not give"):
+        make.build(TABLE, 500)
 
 
 def test_mini_facts_agree_with_the_file():

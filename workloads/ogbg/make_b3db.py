@@ -17,6 +17,7 @@ from rdkit import Chem, RDLogger, rdBase
 from rdkit.Chem import BRICS
 
 from algoperf.data.embedded import read_about, save_embedded
+from algoperf.errors import UserError
 from workloads.ogbg import b3db, b3db_tasks, data
 
 Molecule = Chem.Mol
@@ -25,6 +26,7 @@ SEED = 2021
 # Of the labels of each split so many are left out; few where the metric is computed.
 LEFT_OUT = {"train": 0.4, "validation": 0.1, "test": 0.1}
 RECOMBINED_ATOMS = range(10, 46)
+MAX_TRIES = 100  # for each recombined molecule
 
 # Indices of the features are those of the Open Graph Benchmark (Hu et al. 2020).
 _HYBRIDS = {"SP": 0, "SP2": 1, "SP3": 2, "SP3D": 3, "SP3D2": 4}
@@ -111,7 +113,11 @@ def recombine(
     wanted: Callable[[Molecule], bool],
     generator: np.random.Generator,
 ) -> list[Molecule]:
-    """Returns so many new molecules, each of two halves that fit each other."""
+    """Returns so many new molecules, each of two halves that fit each other.
+
+    Raises:
+      UserError: the molecules do not give so many.
+    """
     every = [half for molecule in molecules for half in halves(molecule)]
     by_environment: dict[tuple[str, str], list[Molecule]] = {}
     for environment, half in every:
@@ -120,7 +126,11 @@ def recombine(
     label.label = Chem.MolzipLabel.Isotope
     known = {structure(molecule) for molecule in molecules}
     made: list[Molecule] = []
+    tries = 0
     while len(made) < count:
+        tries += 1
+        if tries > MAX_TRIES * count:
+            raise UserError(f"{len(molecules)} molecules do not give {count} others")
         (side, other), half = every[generator.integers(len(every))]
         partners = by_environment[(other, side)]
         partner = partners[generator.integers(len(partners))]

@@ -1,6 +1,19 @@
 """ogbg: predict 128 assays of molecules (MLCommons AlgoPerf workload ogbg).
 
 The loss is a sum of sigmoid cross-entropies (the official code calls its type softmax).
+
+Mini scale: 64 tasks of the molecules of B3DB, a network of 141,952 parameters, about 27
+molecules a batch, 5.3 epochs in `step_hint` steps. Targets are provisional, from these
+runs over three quarters of `step_hint` (2 cores of an AMD EPYC; warm-up 5 %, cosine to
+0, b2 0.99, decay 0.1, global norm clipped at 1):
+
+| optimizer   | at the end: validation, test |
+|-------------|------------------------------|
+| NAdamW 3e-3 | 0.400, 0.392                 |
+| NAdamW 3e-4 | 0.263, 0.255                 |
+| NAdamW 3e-2 | 0.214, 0.212                 |
+
+A model that knows no more than how frequent each task is has 0.106 and 0.102.
 """
 
 import dataclasses
@@ -131,8 +144,8 @@ MINI = Ogbg(
     loss_type=spec.LossType.SIGMOID_CROSS_ENTROPY,
     target_metric_name="mean_average_precision",
     target_direction=Direction.MAXIMIZE,
-    validation_target_value=0.5,
-    test_target_value=0.5,
+    validation_target_value=0.4,
+    test_target_value=0.39,
     num_train_examples=b3db.NUM_TRAIN,
     num_eval_train_examples=b3db.NUM_EVAL_TRAIN,
     num_validation_examples=b3db.NUM_VALIDATION,
@@ -142,7 +155,7 @@ MINI = Ogbg(
     eval_batch_size=184,
     step_hint=2400,
     eval_period_steps=120,
-    max_allowed_runtime_sec=100.0,
+    max_allowed_runtime_sec=90.0,
     default_dropout_rate=0.1,
     output_params=("head",),
 )
@@ -158,7 +171,7 @@ WORKLOADS: tuple[Workload, ...] = (
     variant(FULL, "ogbg_silu", (0.282178, 0.272144), activation=nn.silu),
     variant(FULL, "ogbg_model_size", (0.269446, 0.253051), **SMALLER),
     MINI,
-    variant(MINI, "ogbg_gelu", (0.5, 0.5), activation=nn.gelu),
-    variant(MINI, "ogbg_silu", (0.5, 0.5), activation=nn.silu),
-    variant(MINI, "ogbg_model_size", (0.5, 0.5), **MINI_SMALLER),
+    variant(MINI, "ogbg_gelu", (0.4, 0.39), activation=nn.gelu),
+    variant(MINI, "ogbg_silu", (0.4, 0.39), activation=nn.silu),
+    variant(MINI, "ogbg_model_size", (0.4, 0.39), **MINI_SMALLER),
 )
