@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import Descriptors, rdMolDescriptors
-
-Molecule = Chem.Mol
+from rdkit.Chem import Mol as Molecule
 
 HIGH = (0.92, 1.0)  # quantiles
 MIDDLE = (0.45, 0.55)
