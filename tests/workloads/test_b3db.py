@@ -187,7 +187,7 @@ def test_variants_have_the_shapes_of_their_models():
 @pytest.mark.slow
 @pytest.mark.parametrize("workload", VARIANTS, ids=lambda w: w.variant)
 def test_mini_models_learn_one_batch(workload):
-    losses = losses_on_one_batch(workload, workload.dataset("train", 16, seed=0)[0])
+    losses = losses_on_one_batch(workload, workload.dataset("train", 32, seed=0)[0])
     assert 0.5 < losses[0] < 1.1
     assert losses[5] < losses[0] - 0.02
 
