@@ -9,7 +9,7 @@ has 26 nodes and 56 edges, each bond counted in both directions.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,35 +47,62 @@ prepared set takes 270 MB.
 
 
 class Molecules:
-    """The molecules of a split, in flat arrays mapped from disk."""
+    """Molecules in flat arrays, in memory or mapped from disk.
 
-    def __init__(self, folder: Path, split: str):
-        self._path = folder / split
-        self.nodes = self._load("nodes", np.uint8, NODE_FEATURES)  # of all molecules
-        self.bonds = self._load("bonds", np.uint8, EDGE_FEATURES)
-        self.ends = self._load("ends", np.uint16, 2)  # nodes of each bond
-        self.labels = self._load("labels", np.int8, NUM_TASKS)
-        sizes = self._load("sizes", np.int64, 2)  # (molecules, 2): nodes, bonds
+    Attributes:
+      nodes: (nodes of all molecules, 9) uint8.
+      bonds: (bonds of all molecules, 3) uint8.
+      ends: (bonds of all molecules, 2) uint16, nodes of the molecule.
+      labels: (molecules, tasks) int8, MISSING where not known.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], name: str):
+        """Takes those four and 'sizes' (molecules, 2) int64: nodes, bonds.
+
+        Raises:
+          DataError: they do not belong together; says the name.
+        """
+        self.nodes, self.bonds = arrays["nodes"], arrays["bonds"]
+        self.ends, self.labels = arrays["ends"], arrays["labels"]
+        sizes = arrays["sizes"]
         self.num_nodes, self.num_bonds = sizes.T
         self.first_node = np.cumsum(self.num_nodes) - self.num_nodes
         self.first_bond = np.cumsum(self.num_bonds) - self.num_bonds
         rows = (len(self.nodes), len(self.bonds), len(self.ends), len(self.labels))
         wanted = (self.num_nodes.sum(), *[self.num_bonds.sum()] * 2, len(sizes))
         if rows != wanted:
-            raise DataError(f"{self._path}: the arrays do not belong together")
+            raise DataError(f"{name}: the arrays do not belong together")
 
     def __len__(self) -> int:
         return len(self.num_nodes)
 
-    def _load(self, name: str, dtype: Any, width: int) -> np.ndarray:
-        path = self._path / f"{name}.npy"
-        try:
-            array = mapped(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error})") from error
-        if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
-            raise DataError(f"{path} holds {array.dtype} {array.shape}")
-        return array
+
+COLUMNS: Mapping[str, tuple[Any, int]] = {  # of ogbg-molpcba: dtype, width
+    "nodes": (np.uint8, NODE_FEATURES),
+    "bonds": (np.uint8, EDGE_FEATURES),
+    "ends": (np.uint16, 2),
+    "labels": (np.int8, NUM_TASKS),
+    "sizes": (np.int64, 2),
+}
+
+
+def open_molecules(folder: Path, split: str) -> Molecules:
+    """Returns the molecules of a split of the prepared set, mapped from disk."""
+    arrays = {
+        name: _load(folder / split / f"{name}.npy", dtype, width)
+        for name, (dtype, width) in COLUMNS.items()
+    }
+    return Molecules(arrays, str(folder / split))
+
+
+def _load(path: Path, dtype: Any, width: int) -> np.ndarray:
+    try:
+        array = mapped(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
+        raise DataError(f"{path} holds {array.dtype} {array.shape}")
+    return array
 
 
 class Batches:
@@ -141,7 +168,7 @@ class Batches:
             members = self._chosen[self._packing.row(row)]
         graph = pack(self._molecules, members, self._pack_size)
         stored = self._molecules.labels[members]
-        labels = np.zeros((self._pack_size + 1, NUM_TASKS), np.float32)
+        labels = np.zeros((self._pack_size + 1, stored.shape[1]), np.float32)
         weights = np.zeros_like(labels)
         labels[: len(members)] = stored == 1
         weights[: len(members)] = stored != MISSING
@@ -189,10 +216,25 @@ def pipeline(
     'eval_train' is 43,793 training molecules, spread over the set.
     """
     folder = DATA_SOURCE.folder(options.folder)
-    molecules = Molecules(folder, "train" if split == "eval_train" else split)
+    molecules = open_molecules(folder, "train" if split == "eval_train" else split)
+    return batched(molecules, split, NUM_EVAL_TRAIN, batch_size, seed, options)
+
+
+def batched(
+    molecules: Molecules,
+    split: str,
+    num_eval_train: int,
+    batch_size: int,
+    seed: int,
+    options: DataOptions,
+) -> grain.MapDataset:
+    """Returns the batches of a split made of its molecules, see `Batches`.
+
+    'eval_train' is so many of the training molecules, spread over the set.
+    """
     chosen = None
     if split == "eval_train":
-        wanted = min(NUM_EVAL_TRAIN, len(molecules))
+        wanted = min(num_eval_train, len(molecules))
         chosen = np.arange(wanted) * len(molecules) // wanted
     stream = seed if split == "train" else None
     return grain.MapDataset.source(
@@ -278,7 +320,7 @@ def check(record: Any, name: str) -> dict[str, np.ndarray]:
 
 def count(folder: Path) -> dict[str, int]:
     """Returns the number of molecules of each split."""
-    return {split: len(Molecules(folder, split)) for split in SPLITS}
+    return {split: len(open_molecules(folder, split)) for split in SPLITS}
 
 
 DATA_SOURCE = DataSource(
