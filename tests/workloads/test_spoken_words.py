@@ -127,14 +127,14 @@ def test_vocabulary():
     assert sorted(set(tokens)) == list(range(1, spoken_words.VOCAB_SIZE))
 
 
-def test_features_have_about_mean_0_and_variance_1():
+def test_features_have_mean_0_and_are_larger_than_positions():
     (audio, paddings), _ = read("train", 128)[0].values()
     features, is_padding = spoken_words.LOG_MEL(
         jnp.asarray(audio), jnp.asarray(paddings)
     )
     real = np.asarray(features)[np.asarray(is_padding) == 0]
-    assert abs(real.mean()) < 0.2
-    assert 0.8 < real.std() < 1.25
+    assert abs(real.mean()) < 0.5
+    assert 2.5 < real.std() < 3.7
 
 
 def test_batches_have_the_documented_shapes():
@@ -169,7 +169,7 @@ def test_evaluation_splits_have_the_stated_sizes():
 
 
 def test_nothing_heard_and_one_phrase_for_all_are_far_from_the_targets():
-    """No transcript at all has rate 1; the best one for all says a word or two."""
+    """No transcript at all has rate 1; one word, once or more, for all hardly less."""
     references = [u.text for u in utterances("validation")]
     assert word_error_rate(references, [""] * len(references)) == 1.0
     best = min(

@@ -82,8 +82,8 @@ MINI = SpeechRecognition(
     default_batch_size=16,
     max_batch_size=32,
     eval_batch_size=64,
-    step_hint=1600,
-    eval_period_steps=80,
+    step_hint=2000,
+    eval_period_steps=100,
     max_allowed_runtime_sec=100.0,
     output_params=("head",),
 )
