@@ -81,10 +81,10 @@ MINI = SpeechRecognition(
     num_test_examples=spoken_words.NUM_TEST,
     default_batch_size=16,
     max_batch_size=32,
-    eval_batch_size=64,
+    eval_batch_size=32,
     step_hint=2000,
     eval_period_steps=100,
-    max_allowed_runtime_sec=100.0,
+    max_allowed_runtime_sec=90.0,
     output_params=("head",),
 )
 MINI_NORM_AND_SPEC_AUGMENT = {

@@ -36,7 +36,7 @@ VOCAB_SIZE = 1 + len(CHARACTERS)  # 0 is the blank
 SPLITS = ("train", "validation", "test")
 NUM_TRAIN = 8_192
 NUM_EVAL_TRAIN = 32
-NUM_VALIDATION = 304
+NUM_VALIDATION = 320
 NUM_TEST = 160
 
 FEWEST_WORDS, MOST_WORDS = 3, 5
