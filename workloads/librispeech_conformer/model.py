@@ -92,7 +92,7 @@ class Convolution(nn.Module):
 
     activation: Activation
     kernel_size: int
-    batch_norm_momentum: float
+    batch_norm_momentum: float = 0.999
 
     @nn.compact
     def __call__(
@@ -131,7 +131,7 @@ class Block(nn.Module):
     activation: Activation
     attention_temperature: float
     post_layer_norm: bool
-    batch_norm_momentum: float
+    batch_norm_momentum: float = 0.999
 
     @nn.compact
     def __call__(
