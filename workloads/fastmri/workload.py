@@ -53,7 +53,7 @@ class FastMRI(Workload):
         }
 
     def trivial_logits(self, batch: spec.Batch) -> jax.Array:
-        """Returns the input (B, H, W), the image with zeros where nothing is measured."""
+        """Returns the input (B, H, W): unmeasured columns are taken as zeros."""
         return batch["inputs"]
 
     def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:

@@ -92,6 +92,7 @@ class Convolution(nn.Module):
 
     activation: Activation
     kernel_size: int
+    batch_norm_momentum: float = 0.999
 
     @nn.compact
     def __call__(
@@ -115,7 +116,7 @@ class Convolution(nn.Module):
             kernel_init=KERNEL_INIT,
             name="conv",
         )(x_BTD)
-        batch_norm = BatchNorm(name="batch_norm")
+        batch_norm = BatchNorm(self.batch_norm_momentum, name="batch_norm")
         x_BTD = self.activation(batch_norm(x_BTD, paddings_BT, use_running_average))
         out = nn.Dense(width, kernel_init=KERNEL_INIT, name="out")
         return Dropout()(out(x_BTD), train, dropout_rate)
@@ -130,6 +131,7 @@ class Block(nn.Module):
     activation: Activation
     attention_temperature: float
     post_layer_norm: bool
+    batch_norm_momentum: float = 0.999
 
     @nn.compact
     def __call__(
@@ -148,7 +150,12 @@ class Block(nn.Module):
             self.num_heads, self.attention_temperature, name="attention"
         )
         x_BTD = x_BTD + attention(x_BTD, *rest)
-        convolution = Convolution(self.activation, self.kernel_size, name="convolution")
+        convolution = Convolution(
+            self.activation,
+            self.kernel_size,
+            self.batch_norm_momentum,
+            name="convolution",
+        )
         x_BTD = x_BTD + convolution(x_BTD, *rest, use_running_average)
         after = FeedForward(self.activation, self.expansion, name="after")
         x_BTD = x_BTD + 0.5 * after(x_BTD, *rest)
@@ -169,6 +176,8 @@ class Conformer(nn.Module):
     post_layer_norm: bool = True
     frequency_masks: int = 2
     time_masks: int = 10
+    max_mask_bins: int = 27
+    batch_norm_momentum: float = 0.999
     features: LogMel = LOG_MEL
 
     @nn.compact
@@ -197,6 +206,7 @@ class Conformer(nn.Module):
                 paddings_BT,
                 self.frequency_masks,
                 self.time_masks,
+                self.max_mask_bins,
             )
         x_BTD, paddings_BT = Subsample(self.width, name="subsample")(x_BTM, paddings_BT)
         x_BTD = x_BTD + positions_1d(x_BTD.shape[1], self.width)
@@ -209,6 +219,7 @@ class Conformer(nn.Module):
                 self.activation,
                 self.attention_temperature,
                 self.post_layer_norm,
+                self.batch_norm_momentum,
                 name=f"block_{i}",
             )
             x_BTD = block(x_BTD, paddings_BT, train, dropout_rate, use_running_average)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from algoperf import spec
 from algoperf.records import Direction
 from algoperf.workload import Workload, variant
-from workloads.common.speech import librispeech
+from workloads.common.speech import librispeech, spoken_words
 from workloads.common.speech.recognition import SpeechRecognition
 from workloads.librispeech_conformer.model import Conformer
 
@@ -41,6 +41,46 @@ FULL = SpeechRecognition(
     output_params=("head",),
 )
 
+MINI_TARGETS = (0.25, 0.17)
+MINI = SpeechRecognition(
+    base_workload="librispeech_conformer",
+    variant="librispeech_conformer",
+    scale="mini",
+    model=Conformer(
+        vocab_size=spoken_words.VOCAB_SIZE,
+        width=48,
+        num_layers=2,
+        num_heads=4,
+        kernel_size=9,
+        frequency_masks=1,
+        time_masks=2,
+        max_mask_bins=5,
+        batch_norm_momentum=0.95,
+        features=spoken_words.LOG_MEL,
+    ),
+    vocabulary=spoken_words.load_vocabulary,
+    pipeline=spoken_words.dataset,
+    input_shape=(spoken_words.MAX_SAMPLES,),
+    input_dtype=jnp.int16,
+    loss_type=spec.LossType.CTC_LOSS,
+    target_metric_name="wer",
+    official_metric_name="official_wer",
+    target_direction=Direction.MINIMIZE,
+    validation_target_value=MINI_TARGETS[0],
+    test_target_value=MINI_TARGETS[1],
+    num_train_examples=spoken_words.NUM_TRAIN,
+    num_eval_train_examples=spoken_words.NUM_EVAL_TRAIN,
+    num_validation_examples=spoken_words.NUM_VALIDATION,
+    num_test_examples=spoken_words.NUM_TEST,
+    default_batch_size=8,
+    max_batch_size=32,
+    eval_batch_size=32,
+    step_hint=2000,
+    eval_period_steps=100,
+    max_allowed_runtime_sec=90.0,
+    output_params=("head",),
+)
+
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(
@@ -58,4 +98,15 @@ WORKLOADS: tuple[Workload, ...] = (
     variant(
         FULL, "librispeech_conformer_gelu", (0.094114, 0.056629), activation=nn.gelu
     ),
+    MINI,
+    variant(
+        MINI,
+        "librispeech_conformer_attention_temperature",
+        MINI_TARGETS,
+        attention_temperature=1.6,
+    ),
+    variant(
+        MINI, "librispeech_conformer_layernorm", MINI_TARGETS, post_layer_norm=False
+    ),
+    variant(MINI, "librispeech_conformer_gelu", MINI_TARGETS, activation=nn.gelu),
 )

@@ -104,6 +104,8 @@ class Deepspeech(nn.Module):
     decoder_layer_norm: bool = True
     frequency_masks: int = 2
     time_masks: int = 10
+    max_mask_bins: int = 27
+    batch_norm_momentum: float = 0.999
     features: LogMel = LOG_MEL
 
     @nn.compact
@@ -132,6 +134,7 @@ class Deepspeech(nn.Module):
                 paddings_BT,
                 self.frequency_masks,
                 self.time_masks,
+                self.max_mask_bins,
             )
         subsample = Subsample(self.width, self.activation, name="subsample")
         x_BTD, paddings_BT = subsample(x_BTM, paddings_BT)
@@ -140,7 +143,7 @@ class Deepspeech(nn.Module):
         def norm(name: str, x_BTD: jax.Array) -> jax.Array:
             if self.layer_norm:
                 return LayerNorm(name=f"{name}_norm")(x_BTD)
-            batch_norm = BatchNorm(name=f"{name}_batch_norm")
+            batch_norm = BatchNorm(self.batch_norm_momentum, name=f"{name}_batch_norm")
             return batch_norm(x_BTD, paddings_BT, use_running_average)
 
         for i in range(self.num_lstm_layers):

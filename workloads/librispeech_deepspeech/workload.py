@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from algoperf import spec
 from algoperf.records import Direction
 from algoperf.workload import Workload, variant
-from workloads.common.speech import librispeech
+from workloads.common.speech import librispeech, spoken_words
 from workloads.common.speech.recognition import SpeechRecognition
 from workloads.librispeech_deepspeech.model import Deepspeech
 
@@ -49,6 +49,50 @@ NORM_AND_SPEC_AUGMENT: dict[str, Any] = {
     "time_masks": 15,
 }
 
+MINI_TARGETS = (0.23, 0.16)
+MINI = SpeechRecognition(
+    base_workload="librispeech_deepspeech",
+    variant="librispeech_deepspeech",
+    scale="mini",
+    model=Deepspeech(
+        vocab_size=spoken_words.VOCAB_SIZE,
+        width=48,
+        num_lstm_layers=2,
+        num_feed_forward_layers=1,
+        frequency_masks=1,
+        time_masks=2,
+        max_mask_bins=5,
+        batch_norm_momentum=0.95,
+        features=spoken_words.LOG_MEL,
+    ),
+    vocabulary=spoken_words.load_vocabulary,
+    pipeline=spoken_words.dataset,
+    input_shape=(spoken_words.MAX_SAMPLES,),
+    input_dtype=jnp.int16,
+    loss_type=spec.LossType.CTC_LOSS,
+    target_metric_name="wer",
+    official_metric_name="official_wer",
+    target_direction=Direction.MINIMIZE,
+    validation_target_value=MINI_TARGETS[0],
+    test_target_value=MINI_TARGETS[1],
+    num_train_examples=spoken_words.NUM_TRAIN,
+    num_eval_train_examples=spoken_words.NUM_EVAL_TRAIN,
+    num_validation_examples=spoken_words.NUM_VALIDATION,
+    num_test_examples=spoken_words.NUM_TEST,
+    default_batch_size=16,
+    max_batch_size=32,
+    eval_batch_size=32,
+    step_hint=2000,
+    eval_period_steps=100,
+    max_allowed_runtime_sec=90.0,
+    output_params=("head",),
+)
+MINI_NORM_AND_SPEC_AUGMENT = {
+    **NORM_AND_SPEC_AUGMENT,
+    "frequency_masks": 2,
+    "time_masks": 3,
+}
+
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(
@@ -63,5 +107,14 @@ WORKLOADS: tuple[Workload, ...] = (
         (0.14342, 0.090976),
         {"eval_batch_size": 128},
         **NORM_AND_SPEC_AUGMENT,
+    ),
+    MINI,
+    variant(MINI, "librispeech_deepspeech_tanh", MINI_TARGETS, activation=nn.tanh),
+    variant(MINI, "librispeech_deepspeech_no_resnet", MINI_TARGETS, residual=False),
+    variant(
+        MINI,
+        "librispeech_deepspeech_norm_and_spec_aug",
+        MINI_TARGETS,
+        **MINI_NORM_AND_SPEC_AUGMENT,
     ),
 )

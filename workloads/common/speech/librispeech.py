@@ -8,7 +8,7 @@ train-clean-100. Audio is stored as integers of 16 bits, one utterance after ano
 import concurrent.futures
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from algoperf.data.examples import DataError, DataOptions, OnCorrupt, end
 from algoperf.data.mapped import mapped
-from algoperf.data.pipeline import ENDLESS, Batch, shuffled
 from algoperf.data.source import DataSource
 from algoperf.errors import UserError
 from workloads.common import sentencepiece
+from workloads.common.speech import batches
 from workloads.common.speech.features import LogMel
 
 SAMPLE_RATE = 16_000
@@ -92,6 +92,9 @@ about 110 GB.
 class Utterances:
     """The utterances of a split, in flat arrays that are mapped from disk."""
 
+    max_samples = MAX_SAMPLES
+    max_tokens = MAX_TOKENS
+
     def __init__(self, folder: Path, split: str):
         self._audio, self._audio_starts = _flat(folder / f"{split}.audio", np.int16)
         self._tokens, self._token_starts = _flat(folder / f"{split}.tokens", np.uint16)
@@ -111,80 +114,6 @@ class Utterances:
     def tokens(self, index: int) -> np.ndarray:
         """Returns the tokens of a transcript, uint16."""
         return self._tokens[slice(*self._token_starts[index : index + 2])]
-
-    def batch(self, indices: Iterable[int | None]) -> Batch:
-        """Returns 'inputs' and 'targets', values and paddings; None is all padding."""
-        wanted = list(indices)
-        inputs = _Padded(len(wanted), MAX_SAMPLES, np.int16, np.uint8)
-        targets = _Padded(len(wanted), MAX_TOKENS, np.int32, np.float32)
-        for row, index in enumerate(wanted):
-            inputs.fill(row, () if index is None else self.samples(index))
-            targets.fill(row, () if index is None else self.tokens(index))
-        return {
-            "inputs": (inputs.values, inputs.paddings),
-            "targets": (targets.values, targets.paddings),
-        }
-
-
-class _Padded:
-    """Rows of one length, each written once: batches are large."""
-
-    def __init__(self, rows: int, length: int, dtype: Any, padding_dtype: Any):
-        self.values = np.empty((rows, length), dtype)
-        self.paddings = np.empty((rows, length), padding_dtype)
-
-    def fill(self, row: int, values: Sequence[int] | np.ndarray) -> None:
-        size = len(values)
-        self.values[row, :size] = values
-        self.values[row, size:] = 0
-        self.paddings[row, :size] = 0
-        self.paddings[row, size:] = 1
-
-
-class TrainBatches:
-    """`self[position]`: batch number `position` of an endless shuffled stream."""
-
-    def __init__(
-        self, utterances: Utterances, batch_size: int, seed: int, options: DataOptions
-    ):
-        self._utterances = utterances
-        self._batch_size = batch_size
-        self._seed = seed
-        self._rows = options.rows(batch_size)
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, position: int) -> Batch:
-        first = position * self._batch_size + self._rows.start
-        count = self._rows.stop - self._rows.start
-        order = shuffled(self._seed, first, count, len(self._utterances))
-        return self._utterances.batch(map(int, order))
-
-
-class EvalBatches:
-    """`self[i]`: the i-th batch of the chosen utterances, in order."""
-
-    def __init__(
-        self,
-        utterances: Utterances,
-        chosen: Sequence[int],
-        batch_size: int,
-        options: DataOptions,
-    ):
-        self._utterances, self._chosen = utterances, chosen
-        self._batch_size = batch_size
-        self._rows = options.rows(batch_size)
-
-    def __len__(self) -> int:
-        return -(-len(self._chosen) // self._batch_size)
-
-    def __getitem__(self, index: int) -> Batch:
-        first = index * self._batch_size
-        places = range(first, first + self._batch_size)[self._rows]
-        there = [self._chosen[p] if p < len(self._chosen) else None for p in places]
-        weights = np.array([place is not None for place in there], np.float32)
-        return {**self._utterances.batch(there), "weights": weights}
 
 
 def _flat(path: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -206,22 +135,12 @@ def pipeline(
 ) -> grain.MapDataset:
     """Returns the batches of 'train' (endless) or of an evaluation split.
 
-    'inputs' are samples (B, 320000) int16 and their paddings uint8, 'targets' are
-    tokens (B, 256) int32 and their paddings float32: 1 on padding, else 0. In
-    evaluation 'weights' (B,) float32 is 0 on rows that are padding. 'eval_train' is
-    5,376 training utterances, spread over the set.
+    They are described at `batches.batch`, samples (B, 320000), tokens (B, 256);
+    'eval_train' is 5,376 training utterances, spread over the set.
     """
     folder = DATA_SOURCE.folder(options.folder)
     utterances = Utterances(folder, "train" if split == "eval_train" else split)
-    if split == "train":
-        return grain.MapDataset.source(
-            TrainBatches(utterances, batch_size, seed, options)
-        )
-    chosen: Sequence[int] = range(len(utterances))
-    if split == "eval_train":
-        wanted = min(NUM_EVAL_TRAIN, len(utterances))
-        chosen = [i * len(utterances) // wanted for i in range(wanted)]
-    return grain.MapDataset.source(EvalBatches(utterances, chosen, batch_size, options))
+    return batches.read(utterances, split, batch_size, seed, options, NUM_EVAL_TRAIN)
 
 
 def load_vocabulary(data_dir: Path | None) -> Any:
