@@ -4,17 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
+
 from algoperf.errors import UserError
-
-
-def _package() -> Any:
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise UserError(
-            "subwords need the package sentencepiece: pip install 'algoperf[full]'"
-        ) from error
-    return sentencepiece
 
 
 def learn(sentences: Iterator[str], path: Path, vocab_size: int, **ids: int) -> None:
@@ -29,9 +21,8 @@ def learn(sentences: Iterator[str], path: Path, vocab_size: int, **ids: int) -> 
     Raises:
       UserError: the texts are too few for so large a vocabulary.
     """
-    package = _package()
     try:
-        package.SentencePieceTrainer.train(
+        sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
             model_prefix=str(path.with_suffix("")),
             vocab_size=vocab_size,
@@ -54,8 +45,12 @@ def load(path: Path) -> Any:
     Raises:
       UserError: the file is missing or broken.
     """
-    package = _package()
     try:
-        return package.SentencePieceProcessor(model_file=str(path))
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as a SentencePiece model") from error
+
+
+def from_bytes(model: bytes) -> Any:
+    """Returns the `SentencePieceProcessor` of the bytes of a model."""
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
