@@ -126,9 +126,9 @@ def test_trivial_translations_are_far_from_the_target():
         # The best of many constant translations, chosen on the references themselves.
         constants = ["", commonest, verse, *targets[::100]]
         best = max(bleu([c] * len(references), references) for c in constants)
-        assert best < 0.2 * MINI.validation_target_value
+        assert best < 0.3 * MINI.validation_target_value
         copied = bleu([german for german, _ in texts(split)], references)
-        assert copied < 0.2 * MINI.validation_target_value
+        assert copied < 0.3 * MINI.validation_target_value
         print(split, best, copied)
 
 
@@ -177,7 +177,7 @@ def test_build_script(tmp_path, monkeypatch, capsys):
         database.executemany("insert into bible values (?, ?, ?, ?, ?)", rows)
     database.close()
     monkeypatch.setattr(bible, "EMBEDDED", tmp_path / "bible")
-    monkeypatch.setattr(bible, "VOCAB_SIZE", 40)
+    monkeypatch.setattr(bible, "VOCAB_SIZE", 30)
     monkeypatch.setattr(bible, "NUM_VALIDATION", 5)
     monkeypatch.setattr(bible, "NUM_TEST", 4)
     monkeypatch.setattr(make_bible, "EVERY", 4)

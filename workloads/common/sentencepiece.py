@@ -1,5 +1,6 @@
 """Vocabularies of subwords (Kudo 2018, arXiv:1804.10959): learned, stored, loaded."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,24 @@ import sentencepiece
 from algoperf.errors import UserError
 
 
-def learn(sentences: Iterator[str], path: Path, vocab_size: int, **ids: int) -> None:
-    """Learns a unigram vocabulary that covers every character, and writes it.
+def trained(sentences: Iterator[str], vocab_size: int, **ids: int) -> bytes:
+    """Learns a unigram vocabulary that covers every character; returns the model.
+
+    The same sentences give the same bytes.
 
     Args:
       sentences: texts, one after another.
-      path: of the model, ends in '.model'.
       vocab_size: of the vocabulary, special tokens counted.
       **ids: of the special tokens: pad_id, bos_id, eos_id, unk_id; -1 for none.
 
     Raises:
       UserError: the texts are too few for so large a vocabulary.
     """
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
-            model_prefix=str(path.with_suffix("")),
+            model_writer=model,
             vocab_size=vocab_size,
             model_type="unigram",
             character_coverage=1.0,
@@ -36,7 +39,12 @@ def learn(sentences: Iterator[str], path: Path, vocab_size: int, **ids: int) -> 
             f"cannot learn a vocabulary of {vocab_size:,} subwords: "
             f"{' '.join(str(error).split())[-200:]}"
         ) from error
-    path.with_suffix(".vocab").unlink()  # the same once more, as text
+    return model.getvalue()
+
+
+def learn(sentences: Iterator[str], path: Path, vocab_size: int, **ids: int) -> None:
+    """Writes what `trained` returns."""
+    path.write_bytes(trained(sentences, vocab_size, **ids))
 
 
 def load(path: Path) -> Any:

@@ -21,9 +21,9 @@ VOCAB_SIZE = 2000
 ROW_LENGTH = 64  # of training, in subwords
 MAX_LENGTH = 36  # of a verse with its end
 NUM_TRAIN = 9_876
-NUM_EVAL_TRAIN = 64
-NUM_VALIDATION = 128
-NUM_TEST = 128
+NUM_EVAL_TRAIN = 32
+NUM_VALIDATION = 64
+NUM_TEST = 64
 
 
 @functools.cache

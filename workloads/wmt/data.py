@@ -247,7 +247,7 @@ def prepare(
     say("learning subwords")
     train = _texts(raw, "train")
     vocabulary = folder / VOCABULARY
-    learn_vocabulary(_sample(train), vocabulary, vocab_size)
+    vocabulary.write_bytes(learn_vocabulary(_sample(train), vocab_size))
     processor = sentencepiece.load(vocabulary)
     for split in SPLITS:
         _encode(_texts(raw, split), processor, folder, split, say)
@@ -278,12 +278,10 @@ def _sample(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
             break
 
 
-def learn_vocabulary(texts: Iterator[str], path: Path, vocab_size: int) -> None:
-    """Learns the subwords of both languages, and writes them."""
-    sentencepiece.learn(
-        texts, path, vocab_size,
-        pad_id=PAD, bos_id=START, eos_id=END, unk_id=UNKNOWN,
-    )  # fmt: skip
+def learn_vocabulary(texts: Iterator[str], vocab_size: int) -> bytes:
+    """Learns the subwords of both languages; returns the model."""
+    ids = {"pad_id": PAD, "bos_id": START, "eos_id": END, "unk_id": UNKNOWN}
+    return sentencepiece.trained(texts, vocab_size, **ids)
 
 
 def encode(

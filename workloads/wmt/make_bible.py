@@ -8,7 +8,6 @@ same input gives the same bytes (with sentencepiece 0.2.3).
 
 import argparse
 import sqlite3
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +64,6 @@ def is_short(pair: tuple[str, str]) -> bool:
     return all(1 <= len(text.split()) <= MAX_WORDS for text in pair)
 
 
-def learn(train: TextPairs) -> bytes:
-    """Learns the subwords from the training pairs; returns the model."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / data.VOCABULARY
-        texts = (text for pair in train for text in pair)
-        data.learn_vocabulary(texts, path, bible.VOCAB_SIZE)
-        return path.read_bytes()
-
-
 def choose(pairs: TextPairs, processor: Any, number: int | None) -> TextPairs:
     """Returns the pairs that fit into a row, or so many of them, spread over the set.
 
@@ -93,7 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("database", type=Path)
     splits = split_chapters(read_chapters(parser.parse_args().database))
-    model = learn(splits["train"])
+    texts = (text for pair in splits["train"] for text in pair)
+    model = data.learn_vocabulary(texts, bible.VOCAB_SIZE)
     processor = sentencepiece.from_bytes(model)
     arrays = {"vocabulary": np.frombuffer(model, np.uint8)}
     numbers = {"validation": bible.NUM_VALIDATION, "test": bible.NUM_TEST}

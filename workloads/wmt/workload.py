@@ -1,4 +1,10 @@
-"""WMT: translate German to English (MLCommons AlgoPerf workload wmt)."""
+"""WMT: translate German to English (MLCommons AlgoPerf workload wmt).
+
+Mini scale: 2 + 2 layers, 564,096 parameters, on short verses of the Bible, 8 rows of 64
+subwords a batch, two verses a row: about 2.9 epochs in `step_hint` steps. Targets are
+provisional: what NAdamW with rate 5e-3 reached in 75 % of `step_hint` steps with its
+schedule fitted to them.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -192,21 +198,22 @@ MINI = Wmt(
     loss_type=spec.LossType.SOFTMAX_CROSS_ENTROPY,
     target_metric_name="bleu",
     target_direction=Direction.MAXIMIZE,
-    validation_target_value=10.0,
-    test_target_value=10.0,
+    validation_target_value=9.1,
+    test_target_value=7.8,
     num_train_examples=bible.NUM_TRAIN,
     num_eval_train_examples=bible.NUM_EVAL_TRAIN,
     num_validation_examples=bible.NUM_VALIDATION,
     num_test_examples=bible.NUM_TEST,
-    default_batch_size=16,
-    eval_batch_size=64,
-    step_hint=1600,
-    eval_period_steps=80,
+    default_batch_size=8,
+    eval_batch_size=32,
+    step_hint=1800,
+    eval_period_steps=90,
     max_allowed_runtime_sec=120.0,
     output_params=("shared",),
 )
 
-TARGETS = (MINI.validation_target_value, 10.0)
+# The same for all variants until they are calibrated.
+TARGETS = (9.1, 7.8)
 
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
