@@ -24,6 +24,7 @@ def trained(sentences: Iterator[str], vocab_size: int, **ids: int) -> bytes:
       UserError: the texts are too few for so large a vocabulary.
     """
     model = io.BytesIO()
+    options: dict[str, Any] = dict(ids)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
@@ -32,7 +33,7 @@ def trained(sentences: Iterator[str], vocab_size: int, **ids: int) -> bytes:
             model_type="unigram",
             character_coverage=1.0,
             minloglevel=2,
-            **ids,
+            **options,
         )
     except RuntimeError as error:
         raise UserError(
