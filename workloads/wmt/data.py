@@ -5,10 +5,12 @@ WMT 2014, from TensorFlow Datasets. Subwords are learned from the first 10 milli
 characters of the training pairs, both languages together. A training row takes pairs as
 long as source and target fit; pairs with more than 256 subwords on a side are left out,
 as published. In evaluation each pair has a row of its own, cut at 256.
+
+The mini scale has its own pairs (`bible`), and the same rows.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,29 +61,28 @@ wmt17_translate/de-en/1.0.0 and wmt14_translate/de-en/1.0.0. The prepared set ta
 
 
 class Pairs:
-    """The pairs of a split, in flat arrays; ids are mapped from disk."""
+    """The pairs of a split, in flat arrays."""
 
-    def __init__(self, folder: Path, split: str):
-        self._path = folder / f"{split}.ids"
-        try:
-            self.lengths = np.load(folder / f"{split}.lengths.npy")  # (pairs, 2)
-            self._ids = mapped(self._path, np.uint16)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._path} cannot be read ({error})") from error
-        total = int(self.lengths.sum(dtype=np.int64))
-        if self.lengths.ndim != 2 or total != len(self._ids):
-            raise DataError(
-                f"{self._path} has {len(self._ids):,} ids, expected {total:,}"
-            )
-        both = self.lengths.sum(axis=1, dtype=np.int64)
+    def __init__(self, lengths: np.ndarray, ids: np.ndarray, name: str):
+        """Takes lengths (pairs, 2) of source and target, and the ids of all pairs.
+
+        Raises:
+          DataError: they do not belong together; `name` says what is broken.
+        """
+        total = int(lengths.sum(dtype=np.int64))
+        if lengths.ndim != 2 or total != len(ids):
+            raise DataError(f"{name} has {len(ids):,} ids, expected {total:,}")
+        self.lengths = lengths
+        self._ids = ids
+        both = lengths.sum(axis=1, dtype=np.int64)
         self._starts = np.cumsum(both) - both
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def fitting(self) -> np.ndarray:
-        """Returns the indices of the pairs that fit into a row."""
-        return np.flatnonzero((self.lengths <= MAX_LENGTH).all(axis=1))
+    def fitting(self, length: int) -> np.ndarray:
+        """Returns the indices of the pairs that fit into a row of `length`."""
+        return np.flatnonzero((self.lengths <= length).all(axis=1))
 
     def side(self, members: np.ndarray, side: int) -> np.ndarray:
         """Returns the ids of the members, one after another; side 0 is the source."""
@@ -89,17 +90,36 @@ class Pairs:
         return self._ids[ranges(starts, self.lengths[members, side])]
 
 
-class TrainBatches:
-    """`self[i]`: batch number i of packed rows; see `pipeline`."""
+def open_pairs(folder: Path, split: str) -> Pairs:
+    """Returns the pairs of a prepared split; ids are mapped from disk."""
+    path = folder / f"{split}.ids"
+    try:
+        lengths = np.load(folder / f"{split}.lengths.npy")
+        ids = mapped(path, np.uint16)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    return Pairs(lengths, ids, str(path))
 
-    def __init__(self, pairs: Pairs, batch_size: int, seed: int, options: DataOptions):
+
+class TrainBatches:
+    """`self[i]`: batch number i of packed rows; see `batches`."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        length: int,
+        batch_size: int,
+        seed: int,
+        options: DataOptions,
+    ):
         self._pairs = pairs
+        self._length = length
         self._batch_size = batch_size
         self._rows = options.rows(batch_size)
-        self._fitting = pairs.fitting()
+        self._fitting = pairs.fitting(length)
         if not len(self._fitting):
-            raise UserError(f"no training pair fits into {MAX_LENGTH} subwords")
-        limits = np.array([MAX_LENGTH, MAX_LENGTH])
+            raise UserError(f"no training pair fits into {length} subwords")
+        limits = np.array([length, length])
         self._packing = Packing(pairs.lengths[self._fitting], limits, seed)
 
     def __len__(self) -> int:
@@ -126,7 +146,7 @@ class TrainBatches:
         # where its row does.
         start = np.cumsum(lengths) - lengths
         row_start = start[np.cumsum(per_row) - per_row]
-        place = ranges(row * MAX_LENGTH + start - row_start[row], lengths)
+        place = ranges(row * self._length + start - row_start[row], lengths)
         arrays = {
             name: self._pairs.side(pairs, side),
             f"{name}_position": ranges(np.zeros_like(lengths), lengths),
@@ -134,17 +154,17 @@ class TrainBatches:
         }
         out = {}
         for key, values in arrays.items():
-            flat = np.zeros(len(members) * MAX_LENGTH, np.int32)
+            flat = np.zeros(len(members) * self._length, np.int32)
             flat[place] = values
-            out[key] = flat.reshape(-1, MAX_LENGTH)
+            out[key] = flat.reshape(-1, self._length)
         return out
 
 
 class _Rows:
     """One pair a row, for evaluation."""
 
-    def __init__(self, pairs: Pairs, chosen: np.ndarray):
-        self._pairs, self._chosen = pairs, chosen
+    def __init__(self, pairs: Pairs, length: int, chosen: np.ndarray):
+        self._pairs, self._length, self._chosen = pairs, length, chosen
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -153,36 +173,60 @@ class _Rows:
         member = self._chosen[index : index + 1]
         example = {}
         for side, name in enumerate(("inputs", "targets")):
-            ids = self._pairs.side(member, side)[:MAX_LENGTH]
-            example[name] = np.zeros(MAX_LENGTH, np.int32)
+            ids = self._pairs.side(member, side)[: self._length]
+            example[name] = np.zeros(self._length, np.int32)
             example[name][: len(ids)] = ids
         weights = (example["targets"] != PAD).astype(np.float32)
         return {**example, "weights": weights}
 
 
-def pipeline(
-    split: str, batch_size: int, seed: int, options: DataOptions
+def batches(
+    split: str,
+    pairs: Pairs,
+    length: int,
+    num_eval_train: int,
+    batch_size: int,
+    seed: int,
+    options: DataOptions,
 ) -> grain.MapDataset:
     """Returns the batches of 'train' (endless) or of an evaluation split.
 
-    All have 'inputs' and 'targets' (B, 256) int32, 0 on padding, and 'weights' (B, 256)
-    float32, 0 where 'targets' is. Those of 'train' hold several pairs a row, with
-    'inputs_position', 'inputs_segmentation' (from 1), 'targets_position' and
-    'targets_segmentation', (B, 256) int32. 'eval_train' is 3,072 training pairs, spread
-    over the set.
+    All have 'inputs' and 'targets' (B, length) int32, 0 on padding, and 'weights'
+    (B, length) float32, 0 where 'targets' is. Those of 'train' hold several pairs a
+    row, with 'inputs_position', 'inputs_segmentation' (from 1), 'targets_position' and
+    'targets_segmentation', (B, length) int32. 'eval_train' is `num_eval_train` of the
+    training pairs, spread over the set.
+
+    Args:
+      split: 'train', 'eval_train', 'validation' or 'test'.
+      pairs: of this split, for 'eval_train' those of 'train'.
+      length: of a row, in subwords.
+      num_eval_train: at most so many training pairs are evaluated.
+      batch_size: rows of a batch on all hosts together.
+      seed: fixes the order of training pairs.
+      options: which rows are made here.
     """
-    folder = DATA_SOURCE.folder(options.folder)
-    pairs = Pairs(folder, "train" if split == "eval_train" else split)
     if split == "train":
-        return grain.MapDataset.source(TrainBatches(pairs, batch_size, seed, options))
+        return grain.MapDataset.source(
+            TrainBatches(pairs, length, batch_size, seed, options)
+        )
     chosen = np.arange(len(pairs))
     if split == "eval_train":
-        fitting = pairs.fitting()
-        wanted = min(NUM_EVAL_TRAIN, len(fitting))
+        fitting = pairs.fitting(length)
+        wanted = min(num_eval_train, len(fitting))
         chosen = fitting[np.arange(wanted) * len(fitting) // wanted]
     return eval_examples(
-        _Rows(pairs, chosen), batch_size, options, lambda example, _: example
+        _Rows(pairs, length, chosen), batch_size, options, lambda example, _: example
     )
+
+
+def pipeline(
+    split: str, batch_size: int, seed: int, options: DataOptions
+) -> grain.MapDataset:
+    """Returns the batches of WMT, of rows of 256; see `batches`."""
+    folder = DATA_SOURCE.folder(options.folder)
+    pairs = open_pairs(folder, "train" if split == "eval_train" else split)
+    return batches(split, pairs, MAX_LENGTH, NUM_EVAL_TRAIN, batch_size, seed, options)
 
 
 def load_vocabulary(data_dir: Path | None) -> Any:
@@ -211,10 +255,7 @@ def prepare(
     say("learning subwords")
     train = _texts(raw, "train", on_corrupt)
     vocabulary = folder / VOCABULARY
-    sentencepiece.learn(
-        _sample(train), vocabulary, vocab_size,
-        pad_id=PAD, bos_id=START, eos_id=END, unk_id=UNKNOWN,
-    )  # fmt: skip
+    vocabulary.write_bytes(learn_vocabulary(_sample(train), vocab_size))
     processor = sentencepiece.load(vocabulary)
     for split in SPLITS:
         _encode(_texts(raw, split, on_corrupt), processor, folder, split, say)
@@ -249,6 +290,22 @@ def _sample(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
             break
 
 
+def learn_vocabulary(texts: Iterator[str], vocab_size: int) -> bytes:
+    """Learns the subwords of both languages; returns the model."""
+    ids = {"pad_id": PAD, "bos_id": START, "eos_id": END, "unk_id": UNKNOWN}
+    return sentencepiece.trained(texts, vocab_size, **ids)
+
+
+def encode(
+    pairs: Sequence[tuple[str, str]], processor: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns lengths (pairs, 2) int32 and the ids of all pairs, uint16, with ends."""
+    texts = [text for pair in pairs for text in pair]
+    ids = processor.encode(texts, add_eos=True)
+    lengths = np.array([len(i) for i in ids], np.int32).reshape(-1, 2)
+    return lengths, np.concatenate([np.array(i, np.uint16) for i in ids])
+
+
 def _encode(
     pairs: Iterator[tuple[str, str]],
     processor: Any,
@@ -259,11 +316,9 @@ def _encode(
     lengths: list[np.ndarray] = []
     with (folder / f"{split}.ids").open("wb") as file:
         for chunk in _chunks(pairs):
-            texts = [text for pair in chunk for text in pair]
-            ids = processor.encode(texts, add_eos=True)
-            file.write(np.concatenate([np.array(i, np.uint16) for i in ids]).tobytes())
-            sizes = np.array([len(i) for i in ids], np.int32)
-            lengths.append(sizes.reshape(-1, 2))
+            sizes, ids = encode(chunk, processor)
+            file.write(ids.tobytes())
+            lengths.append(sizes)
             if len(lengths) % 100 == 0:
                 say(f"{split}: {len(lengths) * PAIRS_AT_ONCE:,} pairs")
     joined = np.concatenate([np.zeros((0, 2), np.int32), *lengths])
@@ -278,7 +333,7 @@ def _chunks(pairs: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 def count(folder: Path) -> dict[str, int]:
     """Returns the number of pairs of each split."""
-    return {split: len(Pairs(folder, split)) for split in SPLITS}
+    return {split: len(open_pairs(folder, split)) for split in SPLITS}
 
 
 DATA_SOURCE = DataSource(
