@@ -75,8 +75,8 @@ MINI = SpeechRecognition(
     default_batch_size=8,
     max_batch_size=32,
     eval_batch_size=32,
-    step_hint=2000,
-    eval_period_steps=100,
+    step_hint=2880,
+    eval_period_steps=180,
     max_allowed_runtime_sec=90.0,
     output_params=("head",),
 )

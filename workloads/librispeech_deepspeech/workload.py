@@ -82,8 +82,8 @@ MINI = SpeechRecognition(
     default_batch_size=16,
     max_batch_size=32,
     eval_batch_size=32,
-    step_hint=2000,
-    eval_period_steps=100,
+    step_hint=2400,
+    eval_period_steps=150,
     max_allowed_runtime_sec=90.0,
     output_params=("head",),
 )

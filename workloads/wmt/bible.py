@@ -23,7 +23,7 @@ MAX_LENGTH = 36  # of a verse with its end
 NUM_TRAIN = 9_876
 NUM_EVAL_TRAIN = 32
 NUM_VALIDATION = 64
-NUM_TEST = 64
+NUM_TEST = 32
 
 
 @functools.cache

@@ -36,8 +36,8 @@ VOCAB_SIZE = 1 + len(CHARACTERS)  # 0 is the blank
 SPLITS = ("train", "validation", "test")
 NUM_TRAIN = 8_192
 NUM_EVAL_TRAIN = 32
-NUM_VALIDATION = 320
-NUM_TEST = 160
+NUM_VALIDATION = 224
+NUM_TEST = 64
 
 FEWEST_WORDS, MOST_WORDS = 3, 5
 PAUSE = (160, 1_200)  # samples before, between and after words: 20 to 150 ms
