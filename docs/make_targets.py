@@ -43,10 +43,14 @@ on the reference machine: 2 cores of an AMD EPYC.
 
 
 def stores() -> list[tuple[Workload, Store]]:
-    """Returns workloads that have been calibrated, with their stores."""
+    """Returns all workloads of the mini scale, with their stores, empty ones too."""
     mini = [w for w in registry.all_workloads() if w.scale == "mini"]
-    paths = {workload: STORES / f"{workload.name}.json.xz" for workload in mini}
-    return [(w, Store.read(path)) for w, path in paths.items() if path.exists()]
+    facts = [calibration.facts_of(w) | {"max_steps": None} for w in mini]
+    paths = [STORES / f"{w.name}.json.xz" for w in mini]
+    return [
+        (w, Store.open(path, fact))
+        for w, path, fact in zip(mini, paths, facts, strict=True)
+    ]
 
 
 def page(found: Sequence[tuple[Workload, Store]]) -> str:
@@ -57,7 +61,9 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
         [
             HEAD,
             "## Targets\n",
-            "Trivial is the metric of a predictor that does not look at its input.\n",
+            "Trivial is the metric of a predictor that does not look at its input (of "
+            "fastmri and\nwmt, the input itself). Provisional targets are from a few "
+            "runs by hand.\n",
             table(("workload", "trivial", *TARGET), targets_with_trivial, bases),
             "## Time\n",
             "Fresh runs take the best point with seeds of their own and plan for the "
@@ -71,11 +77,15 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
             table(("workload", *WEAK), weak_runs, bases),
             "## Variants\n",
             "A variant tries the best points of its base's search.\n",
-            table(("workload", *TARGET), lambda _, store: targets(store), variants),
+            table(("workload", *TARGET), targets, variants),
             "## Curves\n",
             "Thin: the points of the search; black: the repeats of the best; dashed: "
             "the target.\n",
-            *(f"![{w.variant}](calibration/{w.variant}.svg)\n" for w, _ in bases),
+            *(
+                f"![{w.variant}](calibration/{w.variant}.svg)\n"
+                for w, s in bases
+                if s.runs
+            ),
         ]
     )
 
@@ -105,14 +115,21 @@ def number(value: float | None) -> str:
 def targets_with_trivial(workload: Workload, store: Store) -> list[str]:
     """Returns the cells of a base workload's targets."""
     trivial = workload.trivial_metrics()[workload.target_metric_name]
-    return [number(trivial), *targets(store)]
+    return [number(trivial), *targets(workload, store)]
 
 
-def targets(store: Store) -> list[str]:
+def targets(workload: Workload, store: Store) -> list[str]:
     """Returns the cells named TARGET."""
     search, repeats = store.of(Phase.SEARCH), store.of(Phase.REPEATS)
-    best = calibration.best_run(search, store.direction)
-    found = [NOTHING] * 3
+    found = [
+        f"{number(workload.validation_target_value)}, provisional",
+        f"{number(workload.test_target_value)}, provisional",
+        NOTHING,
+    ]
+    set_by = NOTHING
+    if search:
+        best = calibration.best_run(search, store.direction)
+        set_by = f"{best.space}, rate {best.hyperparameters['learning_rate']:.2g}"
     if repeats:
         target = store.targets()
         spread = " to ".join(map(number, target.spread))
@@ -120,7 +137,7 @@ def targets(store: Store) -> list[str]:
     return [
         store.facts["metric"],
         *found,
-        f"{best.space}, rate {best.hyperparameters['learning_rate']:.2g}",
+        set_by,
         str(len(search)),
         str(len(repeats)),
     ]
@@ -229,9 +246,9 @@ def main() -> None:
     found = stores()
     PAGE.write_text(page(found))
     for workload, store in found:
-        if workload.variant == workload.base_workload:
+        if store.runs and workload.variant == workload.base_workload:
             draw(workload, store, STORES / f"{workload.variant}.svg")
-    print(f"wrote {PAGE}: {len(found)} workloads")
+    print(f"wrote {PAGE}: {sum(bool(s.runs) for _, s in found)} calibrations")
 
 
 if __name__ == "__main__":
