@@ -18,6 +18,7 @@ from algoperf.workload import Workload
 DOCS = Path(__file__).resolve().parent
 STORES = DOCS / "calibration"
 PAGE = DOCS / "targets.md"
+FEWEST_REPEATS = 5  # with fewer, the target is provisional still
 COLOURS = {
     "adamw": "#3b7dd8",
     "nadamw": "#2f9e63",
@@ -130,7 +131,7 @@ def targets(workload: Workload, store: Store) -> list[str]:
     if search:
         best = calibration.best_run(search, store.direction)
         set_by = f"{best.space}, rate {best.hyperparameters['learning_rate']:.2g}"
-    if repeats:
+    if len(repeats) >= FEWEST_REPEATS:
         target = store.targets()
         spread = " to ".join(map(number, target.spread))
         found = [number(target.validation), number(target.test), spread]
