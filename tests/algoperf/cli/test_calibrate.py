@@ -24,7 +24,7 @@ def test_repeats_need_a_search(tmp_path, capsys):
     assert "--phases=search" in capsys.readouterr().err
 
 
-@pytest.fixture()
+@pytest.fixture
 def weak(tmp_path):
     """A submission with a list of one point."""
     folder = tmp_path / "weak"
