@@ -334,5 +334,7 @@ def _summary(store: "Store") -> str:
             reached = f"reached at step {row['step']:.0f}" if row else "not reached"
             lines.append(f"{run.phase} {run.space} {run.trial}: {reached}")
     for run in store.of(Phase.TIMED):
+        if run.step_sec is None:
+            continue  # of --max_steps
         lines.append(f"budget: {budget_sec(run):.1f} s")
     return "\n".join(lines)
