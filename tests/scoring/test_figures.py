@@ -9,7 +9,7 @@ from scoring.figures import MAX_POINTS, curves_figure, profile_figure, styles
 from scoring.rules import load_rules
 from scoring.score import score_runs
 
-RULES = load_rules("mini")
+RULES = load_rules("mini_fast")
 STYLE = {"adamw": {"color": "#000000", "dash": "solid"}}
 ACCURACY = RULES.goals["imagenet_resnet_mini"]
 PPL = RULES.goals["finewebedu_lm_mini"]

@@ -11,7 +11,7 @@ from algoperf.errors import UserError
 from scoring import load_rules, read_runs, score_runs, write_page
 
 EVIL = "<img src=x onerror=alert(1)>&\"'{}$title%{x}"
-RULES = load_rules("mini")
+RULES = load_rules("mini_fast")
 
 
 class _Elements(HTMLParser):
@@ -125,7 +125,7 @@ def test_page_of_many_submissions_folds_its_trials(tmp_path, write_trial):
 def test_page_without_any_evaluation(tmp_path, write_trial):
     write_trial(tmp_path / "runs", times=[], values=[], status="failed", message="oom")
     parsed = _Elements(_write(tmp_path / "runs", tmp_path / "page.html"))
-    assert "No score: no target of mini was reached." in parsed.text
+    assert "No score: no target of mini_fast was reached." in parsed.text
     assert "oom" in parsed.text
 
 

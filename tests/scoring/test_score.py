@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def _score(runs: Runs, **kwargs):
-    return score_runs(runs, load_rules("mini"), **kwargs)
+    return score_runs(runs, load_rules("mini_fast"), **kwargs)
 
 
 def test_by_hand(mini_runs):
@@ -88,12 +88,12 @@ def test_unknown_workloads_are_ignored_with_a_warning(mini_runs, make_trial):
     extra = make_trial("a", "mnist", times=[1], values=[1])
     result = _score(dataclasses.replace(runs, trials=(*runs.trials, extra)))
     assert result.scores[0] == 1
-    assert result.warnings == ("ignored, not in the rules mini: mnist",)
+    assert result.warnings == ("ignored, not in the rules mini_fast: mnist",)
 
 
 def _three_studies_of_five() -> Rules:
     return dataclasses.replace(
-        load_rules("mini"), protocols=load_rules("v0.5").protocols
+        load_rules("mini_fast"), protocols=load_rules("v0.5").protocols
     )
 
 
@@ -152,7 +152,7 @@ def test_status_does_not_undo_a_target_that_was_reached(make_trial, status):
 def test_record_that_reached_another_target_is_warned_of(make_trial):
     trial = make_trial(times=[1], values=[0.5], record={"status": "reached"})
     warnings = _score(Runs(trials=(trial,), skipped=())).warnings
-    goal = load_rules("mini").goals["imagenet_resnet_mini"]
+    goal = load_rules("mini_fast").goals["imagenet_resnet_mini"]
     says = f"reached its own target, but never {goal}"
     assert any(says in warning for warning in warnings)
 

@@ -25,7 +25,7 @@ from scoring.tables import (
 
 
 def _score(runs: Runs) -> Result:
-    return score_runs(runs, load_rules("mini"))
+    return score_runs(runs, load_rules("mini_fast"))
 
 
 def _printed(runs: Runs, result: Result, **options) -> str:
@@ -60,7 +60,7 @@ def _printed(runs: Runs, result: Result, **options) -> str:
             "a is fastest with a score of 1.0000: it alone has times that count, on "
             "2 of 2 workloads.",
         ),
-        ({"a": (None, None)}, "No score: no target of mini was reached."),
+        ({"a": (None, None)}, "No score: no target of mini_fast was reached."),
         (
             {"a": (10, None)},
             "a reached the target on 1 of 2 workloads; its score says nothing yet, "
