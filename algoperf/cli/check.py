@@ -10,11 +10,18 @@ USAGE = (
     "algoperf check NAME_OR_PATH [--workloads X,Y|all] [--scale mini|full]\n"
     "         [--ruleset external|self] [--steps N]"
 )
+QUICK = "mini_fast"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf check`."""
-    common.define_workloads_flag(values)
+    flags.DEFINE_list(
+        "workloads",
+        None,
+        "Names that `algoperf workloads` lists; all: every base workload of the scale. "
+        f"By default those of the suite {QUICK}, or all at scale full.",
+        flag_values=values,
+    )
     common.define_choice_flags(values)
     common.define_data_flags(values)
     flags.DEFINE_integer(
@@ -29,16 +36,20 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     loaded = submission.load_submission(registry.find_submission(name))
     space = common.search_space(values, loaded)
+    names = values.workloads
+    if names is None:
+        names = registry.find_suite(QUICK)[0] if values.scale == "mini" else ["all"]
     workloads = [
         common.configured(workload, values)
-        for workload in registry.select_workloads(values.workloads, values.scale)
+        for workload in registry.select_workloads(names, values.scale)
     ]
     total = 0
     for workload in workloads:
         point = None if space is None else tuning.trial_point(space, 0, 1)
         violations = contract.violations(loaded, workload, point, values.steps)
         total += len(violations)
-        print(f"{loaded.name} on {workload.name}: {len(violations) or 'no'} violations")
+        count = len(violations) or "no"
+        print(f"{loaded.name} on {workload.name}: {count} violations", flush=True)
         for violation in violations:
             print(f"  - {violation}", flush=True)
     return 1 if total else 0
