@@ -300,4 +300,3 @@ def test_mini_facts_agree_with_the_file():
     assert facts["num_train_examples"] == about["train"]
     assert facts["num_validation_examples"] == about["validation"]
     assert facts["num_test_examples"] == about["test"]
-    assert MINI.step_hint == 20 * MINI.eval_period_steps
