@@ -22,7 +22,7 @@ from algoperf.errors import UserError
 from algoperf.workload import derive
 from workloads.ogbg import data
 from workloads.ogbg.average_precision import average_precision, mean_average_precision
-from workloads.ogbg.data import Batches, Molecules
+from workloads.ogbg.data import Batches, Molecules, open_molecules
 from workloads.ogbg.model import GraphsTuple, MessagePassing
 from workloads.ogbg.workload import FULL, WORKLOADS
 
@@ -346,7 +346,7 @@ def test_a_batch_depends_on_seed_and_position_alone_and_hosts_share_it(data_dir)
     dataset = read(data_dir, "train", 16, seed=3)
     later = next(batches(read(data_dir, "train", 16, seed=3)[7:]))
     jax.tree.map(np.testing.assert_array_equal, dataset[7], later)
-    assert isinstance(Molecules(data_dir / "ogbg", "train").nodes, Mapped)
+    assert isinstance(open_molecules(data_dir / "ogbg", "train").nodes, Mapped)
     moved = pickle.loads(cloudpickle.dumps(dataset))[7]
     jax.tree.map(np.testing.assert_array_equal, moved, later)
     other = read(data_dir, "train", 16, seed=4)[7]

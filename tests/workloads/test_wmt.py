@@ -613,7 +613,7 @@ def test_the_stream_follows_from_the_seed_and_any_position_can_be_read(data_dir)
     straight = [batch for batch, _ in zip(batches(stream), range(5), strict=False)]
     for i in (4, 0, 3):
         jax.tree.map(np.testing.assert_array_equal, stream[i], straight[i])
-    assert isinstance(data.Pairs(data_dir / "wmt", "train")._ids, Mapped)
+    assert isinstance(data.open_pairs(data_dir / "wmt", "train")._ids, Mapped)
     moved = pickle.loads(cloudpickle.dumps(stream))[4]
     jax.tree.map(np.testing.assert_array_equal, moved, straight[4])
     again, other = read(data_dir, "train"), read(data_dir, "train", seed=1)
