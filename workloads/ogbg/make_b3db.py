@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path)
     table = parser.parse_args().table
-    RDLogger.DisableLog("rdApp.*")
+    RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     arrays = build(table.read_text().splitlines(), b3db.NUM_TRAIN)
     about = {
         "name": "B3DB, molecules and the blood-brain barrier (Meng et al. 2021)",
