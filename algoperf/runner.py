@@ -35,7 +35,7 @@ from algoperf.data.pipeline import InputQueue
 from algoperf.errors import UserError
 from algoperf.recorder import Recorder
 from algoperf.records import Row, Status
-from algoperf.trials import Seeds, StepKeys, TrialConfig, global_batch_size
+from algoperf.trials import Seeds, TrialConfig, global_batch_size
 from algoperf.workload import Evaluator
 
 
@@ -170,7 +170,7 @@ class _Trial:
         )
         self.in_flight = StepsInFlight()
         self.evaluator = Evaluator(config.workload)
-        self._step_keys = StepKeys(seeds.key(3))
+        self._step_key = seeds.key(3)
         data = self.workload.dataset("train", batch_size, seed=seeds.data_seed)
         fresh = self._fresh_state(seeds)
         self.checkpoints = Checkpoints(recorder.folder)
@@ -245,7 +245,7 @@ class _Trial:
     def _train_step(self) -> bool:
         """Selects data and updates; returns whether the submission is done."""
         state, workload = self.state, self.workload
-        data_key, update_key, self._eval_key = self._step_keys(state.step)
+        data_key, update_key, self._eval_key = _step_keys(self._step_key, state.step)
         batch = self.functions.data_selection(
             workload,
             self.queue,
@@ -417,6 +417,12 @@ class _Trial:
         """Stops threads."""
         self.queue.close()
         self.checkpoints.close()
+
+
+@jax.jit
+def _step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    data, update, evaluation = jax.random.split(jax.random.fold_in(key, step), 3)
+    return data, update, evaluation
 
 
 def _missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | None:

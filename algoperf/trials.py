@@ -70,42 +70,6 @@ def _as_int(key: jax.Array) -> int:
     return int(jax.random.bits(key, (), "uint32"))
 
 
-class StepKeys:
-    """The keys of each step: of data selection, update and prepare_for_eval.
-
-    They are made many steps at a time and kept on the host: one by one, they would cost
-    a call to the device at every step. Called with a step, it gives three keys (2,)
-    uint32, whatever the order of the calls.
-    """
-
-    AT_ONCE = 64
-
-    def __init__(self, key: jax.Array):
-        self._key = key
-        self._first: int | None = None  # step of the keys that are there
-        self._keys = np.empty((0, 3, 2), np.uint32)
-
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the keys of a step."""
-        first = step - step % self.AT_ONCE
-        if first != self._first:
-            steps = first + np.arange(self.AT_ONCE)
-            self._first, self._keys = (
-                first,
-                np.asarray(_keys_of_steps(self._key, steps)),
-            )
-        data, update, evaluation = self._keys[step - first]
-        return data, update, evaluation
-
-
-@jax.jit
-def _keys_of_steps(key: jax.Array, steps: jax.Array) -> jax.Array:
-    """Returns three keys for each step: (steps, 3, 2) uint32."""
-    return jax.vmap(lambda step: jax.random.split(jax.random.fold_in(key, step), 3))(
-        steps
-    )
-
-
 def study_seed(seed: int, study: int) -> int:
     """Returns the seed that the search space of a study is sampled with."""
     return Seeds.derive(seed, study, 1).study_seed

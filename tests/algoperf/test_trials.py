@@ -1,14 +1,13 @@
-"""Batch sizes, budgets and keys of trials."""
+"""Batch sizes and budgets of trials."""
 
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 from synthetic import SYNTHETIC
 
 from algoperf.errors import UserError
-from algoperf.trials import StepKeys, global_batch_size
+from algoperf.trials import global_batch_size
 from algoperf.workload import derive
 
 SILU = derive(SYNTHETIC, variant="synthetic_silu")
@@ -77,19 +76,3 @@ def test_self_tuning_has_half_as_much_again(make_config):
     external, own = make_config(), make_config(ruleset="self")
     assert external.budget_sec == SYNTHETIC.max_allowed_runtime_sec
     assert own.budget_sec == 1.5 * SYNTHETIC.max_allowed_runtime_sec
-
-
-def test_keys_of_a_step_follow_from_its_number_whatever_the_order():
-    key = jax.random.PRNGKey(5)
-    keys = StepKeys(key)
-    for step in (0, 63, 64, 200, 1, 128):
-        wanted = jax.random.split(jax.random.fold_in(key, step), 3)
-        np.testing.assert_array_equal(np.stack(keys(step)), wanted)
-
-
-def test_a_key_of_a_step_is_one_that_jax_takes():
-    update = StepKeys(jax.random.PRNGKey(5))(3)[1]
-    assert (update.shape, update.dtype) == ((2,), np.uint32)
-    drawn = jax.random.normal(jax.random.split(update)[0], (3,))
-    inside = jax.jit(lambda k: jax.random.normal(jax.random.split(k)[0], (3,)))(update)
-    np.testing.assert_array_equal(drawn, inside)
