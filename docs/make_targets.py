@@ -27,8 +27,8 @@ COLOURS = {
 }
 HEAD = """# Targets of the mini scale
 
-Written by `python docs/make_targets.py` from the runs in `docs/calibration/`; none of
-these numbers was typed in.
+Written by `python docs/make_targets.py` from the runs in `docs/calibration/`. But for
+provisional targets, which were set by hand, none of these numbers was typed in.
 
 Targets are set as in Dahl et al. 2023 (arXiv:2306.07179, section 5.1). AdamW, NadamW,
 Nesterov and heavy-ball momentum are searched with a quasi-random sequence each. The
