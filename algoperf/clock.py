@@ -7,7 +7,6 @@ at most a few steps behind the host, so that the time read between evaluations i
 to a few steps as well.
 """
 
-import collections
 import contextlib
 import dataclasses
 import enum
@@ -18,7 +17,7 @@ from typing import Any
 
 import jax
 
-MAX_STEPS_IN_FLIGHT = 4
+TOKEN_PERIOD = 4  # steps
 # A window of steps counts as contended when its mean step time is more than this
 # factor above the lower quartile of all windows of the trial.
 CONTENTION_FACTOR = 1.1
@@ -76,38 +75,45 @@ def _first_element(array: jax.Array) -> jax.Array:
 
 
 class StepsInFlight:
-    """Lets the host run ahead of the device by a fixed number of steps.
+    """Lets the host run ahead of the device by a few steps, twice `period` at most.
 
     A step's own outputs cannot be waited for later, since the next step may have
-    donated them; so each step leaves a token, one number computed from its smallest
-    output.
+    donated them; so every `period` steps a step leaves a token, one number computed
+    from its smallest output. Not every step: the next one waits for the token if it
+    is to overwrite what the token reads.
     """
 
-    def __init__(self, limit: int = MAX_STEPS_IN_FLIGHT):
-        self.limit = limit
-        self._tokens: collections.deque[jax.Array] = collections.deque()
+    def __init__(self, period: int = TOKEN_PERIOD):
+        self.period = period
+        self._steps = 0
+        self._token: jax.Array | None = None
 
-    def add(self, outputs: Any) -> int:
-        """Adds a dispatched step; waits until at most `limit` are unfinished.
+    def add(self, outputs: Any) -> bool:
+        """Adds a dispatched step.
 
-        Returns how many steps are known to have finished since the last call.
+        Every `period` steps, waits until all but the newest `period` have finished;
+        returns whether it did.
         """
-        arrays = [
-            leaf
-            for leaf in jax.tree.leaves(outputs)
-            if isinstance(leaf, jax.Array) and leaf.size
-        ]
-        if arrays:
-            self._tokens.append(_first_element(min(arrays, key=lambda a: a.size)))
-        if len(self._tokens) <= self.limit:
-            return 0
-        self._tokens.popleft().block_until_ready()
-        return 1
+        self._steps += 1
+        if self._steps % self.period:
+            return False
+        before, self._token = self._token, _token(outputs)
+        jax.block_until_ready(before)
+        return before is not None
 
     def drain(self) -> None:
-        """Waits for all steps."""
-        jax.block_until_ready(list(self._tokens))
-        self._tokens.clear()
+        """Waits for the step that left the newest token, and begins anew."""
+        jax.block_until_ready(self._token)
+        self._steps, self._token = 0, None
+
+
+def _token(outputs: Any) -> jax.Array | None:
+    arrays = [
+        leaf
+        for leaf in jax.tree.leaves(outputs)
+        if isinstance(leaf, jax.Array) and leaf.size
+    ]
+    return _first_element(min(arrays, key=lambda a: a.size)) if arrays else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -275,7 +275,7 @@ class _Trial:
 
     def _finished_step(self) -> int:
         """The newest step that is known to have finished on the device."""
-        return self.state.step - self.in_flight.limit
+        return self.state.step - self.in_flight.period
 
     def _common_arguments(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,7 @@ Augment = Callable[[Batch, np.random.Generator], Batch]
 # Endless in practice: grain wants a length, and positions must stay exact in int64.
 ENDLESS = 2**48
 PREFETCH_BATCHES = 2  # at least so many wait on the device
-# More are made in one go while they are small.
+# More are made in one go while they are small, and sent in one go.
 MAX_BURST_BATCHES = 32
 BURST_BYTES = 32 * 2**20
 
@@ -94,12 +94,13 @@ class _TrainBatches:
     two epochs, so that nothing is dropped.
     """
 
-    def __init__(self, arrays, batch_size, seed, augment, options):
+    def __init__(self, arrays, batch_size, seed, augment, options, prepare):
         self._arrays = dict(arrays)
         self._num_examples = len(next(iter(self._arrays.values())))
         self._batch_size = batch_size
         self._seed = seed
         self._augment = augment
+        self._prepare = prepare
         self._rows = options.rows(batch_size)
         self._host = options.host
 
@@ -111,7 +112,8 @@ class _TrainBatches:
         count = self._rows.stop - self._rows.start
         indices = shuffled(self._seed, first, count, self._num_examples)
         batch = {name: array[indices] for name, array in self._arrays.items()}
-        if self._augment is None:
+        batch = self._prepare(batch)
+        if self._augment is None:  # a generator costs more than a small batch
             return batch
         stream = [self._seed, 1, position, *([self._host] if self._host else [])]
         return self._augment(batch, np.random.default_rng(stream))
@@ -151,6 +153,7 @@ def train_batches(
     seed: int,
     augment: Augment | None = None,
     options: DataOptions = ALL_HERE,
+    prepare: Callable[[Batch], Batch] = dict,
 ) -> grain.MapDataset:
     """Returns the endless training stream over arrays of shape (examples, ...).
 
@@ -158,11 +161,12 @@ def train_batches(
       arrays: fields of the examples; all share their first axis.
       batch_size: examples in a batch.
       seed: fixes order and augmentation, with the position alone.
-      augment: maps a batch and a random generator to a batch.
+      augment: maps a prepared batch and a random generator to a batch.
       options: which rows of the batch are made here.
+      prepare: maps a batch to a batch, without chance.
     """
     return grain.MapDataset.source(
-        _TrainBatches(arrays, batch_size, seed, augment, options)
+        _TrainBatches(arrays, batch_size, seed, augment, options, prepare)
     )
 
 
@@ -203,6 +207,12 @@ def batches(
     )
 
 
+def _burst(batch: Batch) -> int:
+    """Returns how many batches like this one are made in one go."""
+    size = sum(array.nbytes for array in jax.tree.leaves(batch))
+    return min(MAX_BURST_BATCHES, BURST_BYTES // max(size, 1))
+
+
 class InputQueue(Iterator[dict[str, Any]]):
     """What `data_selection` draws from: batches prefetched to the device.
 
@@ -232,6 +242,7 @@ class InputQueue(Iterator[dict[str, Any]]):
         self._workers, self._threads = workers, threads
         self._ready: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
         self._changed = threading.Condition()
+        self._refill_at = PREFETCH_BATCHES
         self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -247,7 +258,7 @@ class InputQueue(Iterator[dict[str, Any]]):
             if not self._ready:
                 raise self._error or RuntimeError("the input queue is closed")
             batch, skipped = self._ready.popleft()
-            if len(self._ready) == PREFETCH_BATCHES:
+            if len(self._ready) == self._refill_at:
                 self._changed.notify_all()
         self.position += 1
         self.skipped += skipped
@@ -255,18 +266,23 @@ class InputQueue(Iterator[dict[str, Any]]):
 
     def _fill(self, dataset: grain.MapDataset) -> None:
         made = batches(dataset, self._workers, self._threads)
+        group: list[tuple[dict[str, Any], int]] = []
         try:
             for batch in made:
-                skipped = int(batch.pop(SKIPPED, 0))
-                size = sum(array.nbytes for array in jax.tree.leaves(batch))
-                burst = min(MAX_BURST_BATCHES, BURST_BYTES // max(size, 1))
-                self._append(jax.device_put(batch, self._sharding), skipped)
-                if len(self._ready) >= PREFETCH_BATCHES + burst:
+                group.append((batch, int(batch.pop(SKIPPED, 0))))
+                burst = _burst(batch)
+                # What waits lasts while a group as large is made.
+                if len(group) >= min(burst, len(self._ready)):
+                    self._send(group)
+                    group = []
+                self._refill_at = max(PREFETCH_BATCHES, burst // 2)
+                if len(self._ready) >= self._refill_at + burst:
                     self._wait_for_room()
                 if self._closed:
                     return
             raise StopIteration
         except BaseException as error:  # raised again where the batch is asked for
+            self._send(group)
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -274,16 +290,17 @@ class InputQueue(Iterator[dict[str, Any]]):
             if hasattr(made, "close"):  # grain's, of worker processes
                 made.close()
 
-    def _append(self, batch: dict[str, Any], skipped: int) -> None:
+    def _send(self, group: list[tuple[dict[str, Any], int]]) -> None:
+        sent = jax.device_put([batch for batch, _ in group], self._sharding)
         with self._changed:
-            self._ready.append((batch, skipped))
-            if len(self._ready) == 1:
-                self._changed.notify_all()
+            skipped = [number for _, number in group]
+            self._ready.extend(zip(sent, skipped, strict=True))
+            self._changed.notify_all()
 
     def _wait_for_room(self) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or len(self._ready) <= PREFETCH_BATCHES
+                lambda: self._closed or len(self._ready) <= self._refill_at
             )
 
     def close(self) -> None:

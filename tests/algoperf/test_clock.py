@@ -89,15 +89,16 @@ def test_no_window_is_no_step_time():
 
 
 def test_steps_in_flight_are_limited():
-    in_flight = StepsInFlight(limit=2)
+    in_flight = StepsInFlight(period=2)
     outputs = {"w": jnp.ones((3, 3)), "b": jnp.ones(2), "n": 1, "empty": jnp.ones(0)}
-    assert [in_flight.add(outputs) for _ in range(4)] == [0, 0, 1, 1]
+    waited = [in_flight.add(outputs) for _ in range(6)]
+    assert waited == [False, False, False, True, False, True]
     in_flight.drain()
-    assert in_flight.add(outputs) == 0
+    assert [in_flight.add(outputs) for _ in range(3)] == [False] * 3
 
 
 def test_donated_outputs_can_still_be_waited_for():
-    in_flight = StepsInFlight(limit=1)
+    in_flight = StepsInFlight(period=1)
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jnp.zeros((4, 4))
     for _ in range(5):

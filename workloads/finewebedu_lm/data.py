@@ -94,8 +94,8 @@ def king_james(
             examples("train"),
             batch_size,
             seed,
-            lambda batch, _: shift(batch),
-            options,
+            options=options,
+            prepare=shift,
         )
     return eval_batches(examples(split), batch_size, shift_and_weigh, options)
 
@@ -127,8 +127,8 @@ def fineweb_edu(
             {"tokens": prepare.rows(folder, "train")},
             batch_size,
             seed,
-            lambda batch, _: shift(batch),
-            options,
+            options=options,
+            prepare=shift,
         )
     rows = prepare.rows(folder, "train" if split == "eval_train" else split)
     if split == "eval_train":  # spread over the training set
