@@ -1,13 +1,14 @@
 """What a benchmark asks for, as data: workloads, targets, studies, trials, r_max.
 
-Rules are JSON files in `scoring/rules/`; a file of the user's own has the same form.
-Judging reads everything from here and knows no workload by name.
+Rules are JSON files in `scoring/rules/`; a file of the user's own has the same form, in
+JSON or TOML. Judging reads everything from here and knows no workload by name.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from algoperf.errors import UserError, unknown_name
 from algoperf.records import RULESETS, Direction
 
 FOLDER = Path(__file__).resolve().parent / "rules"
+MAX_BYTES = 2**20  # of a rules file; more than that is something else
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Goal:
     metric: str  # without the split: 'accuracy'
     direction: Direction
     target: float
+    budget_sec: float | None = None  # of submission time, external tuning
 
     @property
     def column(self) -> str:
@@ -42,6 +45,7 @@ class Protocol:
 
     studies: int
     trials: int  # per study
+    budget_factor: float = 1.0  # what multiplies the budgets of the goals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Rules:
     held_out: Mapping[str, str]  # variant -> the base workload that it vouches for
     goals: Mapping[str, Goal]  # of every base workload and every variant
     protocols: Mapping[str, Protocol]  # by ruleset: 'external', 'self'
+    # Parts of the base workloads that are benchmarks of their own, by name.
+    subsets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -65,6 +71,14 @@ class Rules:
         if ruleset not in self.protocols:
             raise unknown_name("ruleset", ruleset, self.protocols)
         return self.protocols[ruleset]
+
+    def subset_of_exactly(self, workloads: Iterable[str]) -> str | None:
+        """Returns the name of the rules for just these base workloads, or None."""
+        wanted = set(workloads)
+        for subset, names in self.subsets.items():
+            if set(names) == wanted:
+                return f"{self.name}_{subset}"
+        return None
 
 
 def known_rules() -> list[str]:
@@ -80,7 +94,7 @@ def known_rules() -> list[str]:
 
 
 def load_rules(name_or_path: str | Path) -> Rules:
-    """Loads rules by name ('v0.5') or from a JSON file (any path, or '*.json').
+    """Loads rules by name ('v0.5', 'v0.6_2025') or from a JSON or TOML file.
 
     Raises:
       UserError: unknown name, unreadable file, or a file that is not of this form.
@@ -92,23 +106,36 @@ def load_rules(name_or_path: str | Path) -> Rules:
         stem, _, subset = name.rpartition("_")
         return _read_rules(FOLDER / f"{stem}.json", subset)
     path = Path(name_or_path)
-    if path.is_file() or path.suffix == ".json" or len(path.parts) > 1:
+    if path.is_file() or path.suffix in (".json", ".toml") or len(path.parts) > 1:
         return _read_rules(path)
     raise unknown_name("rules", name, known_rules())
 
 
 def _read_rules(path: Path, subset: str | None = None) -> Rules:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"rules file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"rules file {path} is not JSON: {error}") from error
+    value = _read_value(path)
     try:
         rules = _parse_rules(value)
     except _Malformed as error:
         raise UserError(f"rules file {path}: {error}") from error
     return rules if subset is None else _part(rules, subset, value["subsets"][subset])
+
+
+def _read_value(path: Path) -> Any:
+    """Reads JSON, or TOML if the file is named so."""
+    form = "TOML" if path.suffix == ".toml" else "JSON"
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"rules file {path} has more than {MAX_BYTES:,} bytes")
+        text = content.decode("utf-8")
+        return tomllib.loads(text) if form == "TOML" else json.loads(text)
+    except OSError as error:
+        raise UserError(f"rules file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"rules file {path} is not {form}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"rules file {path} is nested too deep") from error
 
 
 def _part(rules: Rules, subset: str, workloads: Sequence[str]) -> Rules:
@@ -118,6 +145,7 @@ def _part(rules: Rules, subset: str, workloads: Sequence[str]) -> Rules:
         name=f"{rules.name}_{subset}",
         base_workloads=tuple(workloads),
         held_out=MappingProxyType({}),
+        subsets=MappingProxyType({}),
     )
 
 
@@ -145,6 +173,9 @@ def _parse_rules(value: Any) -> Rules:
     r_max = _number(value, "r_max", "")
     if r_max <= 1:
         raise _Malformed(f"'r_max' must be greater than 1, not {r_max:g}")
+    for name in workloads:
+        if not name.isprintable():
+            raise _Malformed(f"the name {name!r} has characters that cannot be shown")
     rulesets = _get(value, "rulesets", dict, "")
     return Rules(
         name=_get(value, "name", str, ""),
@@ -153,7 +184,22 @@ def _parse_rules(value: Any) -> Rules:
         held_out=MappingProxyType(held_out),
         goals=MappingProxyType(goals),
         protocols=MappingProxyType({key: _protocol(rulesets, key) for key in RULESETS}),
+        subsets=MappingProxyType(_subsets(value, base)),
     )
+
+
+def _subsets(value: Mapping[str, Any], base: Sequence[str]) -> dict[str, Any]:
+    if "subsets" not in value:
+        return {}
+    subsets = _get(value, "subsets", dict, "")
+    for name in subsets:
+        workloads = _get(subsets, name, list, "subsets.")
+        strange = [workload for workload in workloads if workload not in base]
+        if strange:
+            raise _Malformed(f"'subsets.{name}': no base workload {strange[0]!r}")
+        if not workloads or len(set(workloads)) < len(workloads):
+            raise _Malformed(f"'subsets.{name}' must be different names, at least one")
+    return {name: tuple(workloads) for name, workloads in subsets.items()}
 
 
 def _goal(workloads: Mapping[str, Any], name: str) -> Goal:
@@ -168,6 +214,7 @@ def _goal(workloads: Mapping[str, Any], name: str) -> Goal:
         metric=_get(entry, "metric", str, where),
         direction=Direction(direction),
         target=_number(entry, "validation_target", where),
+        budget_sec=_positive(entry, "budget_sec", where, None),
     )
 
 
@@ -178,7 +225,8 @@ def _protocol(rulesets: Mapping[str, Any], name: str) -> Protocol:
     for key, count in counts.items():
         if count < 1:
             raise _Malformed(f"'{where}{key}' must be at least 1, not {count}")
-    return Protocol(**counts)
+    factor = _positive(entry, "budget_factor", where, 1.0)
+    return Protocol(**counts, budget_factor=1.0 if factor is None else factor)
 
 
 def _get(mapping: Any, key: str, kind: type, where: str) -> Any:
@@ -188,6 +236,8 @@ def _get(mapping: Any, key: str, kind: type, where: str) -> Any:
     if key not in mapping:
         raise _Malformed(f"lacks the key '{where}{key}'")
     value = mapping[key]
+    if isinstance(value, str) and not value.isprintable():
+        raise _Malformed(f"'{where}{key}' has characters that cannot be shown")
     if not isinstance(value, kind) or isinstance(value, bool):
         raise _Malformed(
             f"'{where}{key}' must be of type {kind.__name__}, not {value!r}"
@@ -197,8 +247,28 @@ def _get(mapping: Any, key: str, kind: type, where: str) -> Any:
 
 def _number(mapping: Any, key: str, where: str) -> float:
     if isinstance(mapping, dict) and type(mapping.get(key)) is int:
-        return float(mapping[key])
-    value = _get(mapping, key, float, where)
+        value = _as_float(mapping[key])
+    else:
+        value = _get(mapping, key, float, where)
     if not math.isfinite(value):
         raise _Malformed(f"'{where}{key}' must be finite, not {value}")
     return float(value)
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _positive(
+    mapping: Mapping[str, Any], key: str, where: str, default: float | None
+) -> float | None:
+    """Returns an optional number of the file, greater than zero."""
+    if key not in mapping:
+        return default
+    value = _number(mapping, key, where)
+    if value <= 0:
+        raise _Malformed(f"'{where}{key}' must be greater than 0, not {value:g}")
+    return value

@@ -137,19 +137,30 @@ def _warnings(
     unknown = sorted({w for _, w in groups} - set(rules.workloads))
     if unknown:
         yield f"ignored, not in the rules {rules.name}: {', '.join(unknown)}"
+    run_by_any = {w for _, w in groups}
+    never = [w for w in rules.base_workloads if w not in run_by_any]
+    if submissions and never:
+        yield _never_run(never, rules)
     for submission in submissions:
         mine = {
             workload: groups[submission, workload]
             for workload in rules.workloads
             if (submission, workload) in groups
         }
-        missing = [workload for workload in rules.workloads if workload not in mine]
+        missing = [w for w in rules.workloads if w not in mine and w not in never]
         if missing:
             yield f"{submission} has no run of {', '.join(missing)}: counted as missed"
         yield from _count_warnings(submission, mine, protocol)
         for workload, trials in mine.items():
             for trial in trials:
                 yield from _trial_warnings(trial, rules, workload)
+
+
+def _never_run(never: Sequence[str], rules: Rules) -> str:
+    """Says which workloads nobody ran, and which subset is free of them."""
+    line = f"no submission ran {', '.join(never)}: counted as missed by all"
+    part = rules.subset_of_exactly(w for w in rules.base_workloads if w not in never)
+    return line if part is None else f"{line}; to leave them out: --benchmark {part}"
 
 
 def _count_warnings(

@@ -3,7 +3,7 @@
 import pytest
 
 import scoring
-from algoperf import cli, records, registry
+from algoperf import cli, records, registry, trials
 from algoperf.records import Status
 
 MINI = registry.select_workloads(["all"], "mini")
@@ -17,6 +17,19 @@ def test_the_rules_have_the_targets_of_the_workloads():
         assert goal.metric == workload.target_metric_name
         assert goal.direction is workload.target_direction
         assert goal.target == workload.validation_target_value
+        assert goal.budget_sec == workload.max_allowed_runtime_sec
+    assert rules.protocol("self").budget_factor == trials.SELF_TUNING_BUDGET_FACTOR
+
+
+@pytest.mark.parametrize("name", ["v0.5", "v0.6"])
+def test_published_rules_have_the_targets_and_budgets_of_the_full_workloads(name):
+    rules = scoring.load_rules(name)
+    for base in rules.base_workloads:
+        workload, goal = registry.find_workload(base, "full"), rules.goals[base]
+        assert goal.metric == workload.target_metric_name
+        assert goal.direction is workload.target_direction
+        assert goal.target == workload.validation_target_value
+        assert goal.budget_sec == workload.published_budgets_sec[name.removeprefix("v")]
 
 
 def train_and_score(submission, name, tmp_path, capsys):

@@ -31,11 +31,71 @@ def test_v05_is_the_benchmark_of_2024():
     assert len(rules.held_out) == 6
     assert rules.r_max == 4
     assert rules.protocol("external") == Protocol(studies=3, trials=5)
-    assert rules.protocol("self") == Protocol(studies=3, trials=1)
+    assert rules.protocol("self") == Protocol(studies=3, trials=1, budget_factor=3)
     assert rules.goals["wmt"].column == "validation/bleu"
     assert rules.goals["wmt"].direction is Direction.MAXIMIZE
     assert str(rules.goals["criteo1tb"]) == "loss <= 0.123735"
     assert rules.held_out["wmt_glu_tanh"] == "wmt"
+
+
+def test_v06_is_the_nine_workloads_without_held_out_ones():
+    rules, old = load_rules("v0.6"), load_rules("v0.5")
+    assert set(rules.base_workloads) == {*old.base_workloads, "finewebedu_lm"}
+    assert not rules.held_out
+    assert rules.protocol("external") == Protocol(studies=3, trials=5)
+    assert rules.protocol("self") == Protocol(studies=3, trials=1, budget_factor=1.5)
+    assert str(rules.goals["finewebedu_lm"]) == "ppl <= 22.2995"
+    board = load_rules("v0.6_2025")
+    assert board.base_workloads == old.base_workloads
+    for workload in old.base_workloads:
+        assert rules.goals[workload].target == old.goals[workload].target
+    assert rules.subset_of_exactly(old.base_workloads) == "v0.6_2025"
+    assert rules.subset_of_exactly(["wmt"]) is None
+    assert board.subset_of_exactly(old.base_workloads) is None
+
+
+def test_budgets_of_variants_are_those_of_their_base_workloads():
+    rules = load_rules("v0.5")
+    for variant, base in rules.held_out.items():
+        assert rules.goals[variant].budget_sec == rules.goals[base].budget_sec
+
+
+def test_toml_is_read_like_json(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(VALID))
+    (tmp_path / "a.toml").write_text(
+        """
+        name = "mine"
+        r_max = 4
+        base_workloads = ["a"]
+        [rulesets]
+        external = {studies = 3, trials = 5}
+        self = {studies = 3, trials = 1}
+        [held_out]
+        a_b = "a"
+        [workloads]
+        a = {metric = "wer", direction = "minimize", validation_target = 1}
+        a_b = {metric = "wer", direction = "minimize", validation_target = 0.5}
+        """
+    )
+    assert load_rules(tmp_path / "a.toml") == load_rules(tmp_path / "a.json")
+    (tmp_path / "a.toml").write_text("a = [")
+    with pytest.raises(UserError, match="is not TOML"):
+        load_rules(tmp_path / "a.toml")
+
+
+def test_budget_and_factor_are_optional(tmp_path):
+    assert _load(tmp_path, VALID).goals["a"].budget_sec is None
+    assert _load(tmp_path, VALID).protocol("self").budget_factor == 1
+    content = copy.deepcopy(VALID)
+    content["workloads"]["a"]["budget_sec"] = 60
+    content["rulesets"]["self"]["budget_factor"] = 1.5
+    assert _load(tmp_path, content).goals["a"].budget_sec == 60
+    assert _load(tmp_path, content).protocol("self").budget_factor == 1.5
+
+
+def _load(folder, content):
+    (folder / "mine.json").write_text(json.dumps(content))
+    return load_rules(folder / "mine.json")
 
 
 def test_mini_is_one_study_of_one_trial_without_held_out_workloads():
@@ -75,7 +135,7 @@ def test_own_file_in_a_path_with_spaces(tmp_path):
 
 
 def test_unknown_name_gets_the_nearest():
-    with pytest.raises(UserError, match=r"unknown rules 'v05'; did you mean v0\.5\?"):
+    with pytest.raises(UserError, match=r"unknown rules 'v05'; did you mean v0\.5 or"):
         load_rules("v05")
 
 
@@ -110,6 +170,15 @@ def test_unknown_ruleset_gets_the_nearest():
         (["workloads", "a", "metric"], None, "lacks the key 'workloads.a.metric'"),
         (["workloads", "a", "direction"], "up", "minimize or maximize, not 'up'"),
         (["workloads", "a", "validation_target"], float("nan"), "must be finite"),
+        (["workloads", "a", "validation_target"], 10**400, "must be finite"),
+        (["workloads", "a", "metric"], "w\ner", "cannot be shown"),
+        (["workloads", "a\ud800"], VALID["workloads"]["a"], "cannot be shown"),
+        (["workloads", "a", "budget_sec"], 0, "must be greater than 0, not 0"),
+        (["workloads", "a", "budget_sec"], "1h", "must be of type float"),
+        (["rulesets", "self", "budget_factor"], -1, "must be greater than 0"),
+        (["subsets"], ["a"], "'subsets' must be of type dict"),
+        (["subsets"], {"b": []}, "'subsets.b' must be different names"),
+        (["subsets"], {"b": ["c"]}, "'subsets.b': no base workload 'c'"),
     ],
 )
 def test_malformed_files_are_explained_in_one_line(tmp_path, path, value, message):
@@ -131,7 +200,11 @@ def test_malformed_files_are_explained_in_one_line(tmp_path, path, value, messag
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "7", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1, 2]", "7", "\xff", "[" * 10**5, "1" * 10**4, " " * 2**21],
+    ids=range(8),
+)
 def test_files_that_are_no_json_object(tmp_path, text):
     file = tmp_path / "bad.json"
     file.write_bytes(text.encode("latin-1"))

@@ -77,10 +77,27 @@ def test_part_of_a_benchmark_scores_with_a_warning(make_trial):
     rules = load_rules("v0.5")
     result = score_runs(Runs(trials=(trial, variant), skipped=()), rules)
     assert result.scores[0] == pytest.approx(1 / 8)
-    assert any("a has no run of criteo1tb, fastmri" in w for w in result.warnings)
+    assert any("no submission ran criteo1tb, fastmri" in w for w in result.warnings)
     without = score_runs(Runs(trials=(trial,), skipped=()), rules)
     assert without.scores[0] == 0
     assert without.times[0, rules.base_workloads.index("ogbg")] == 5
+
+
+def test_a_subset_that_is_just_what_was_run_is_named(make_trial):
+    rules = load_rules("v0.6")
+    trials = [
+        make_trial(submission, workload, times=[5], values=[1])
+        for submission in "ab"
+        for workload in load_rules("v0.6_2025").base_workloads
+        if (submission, workload) != ("b", "wmt")
+    ]
+    warnings = score_runs(Runs(trials=tuple(trials), skipped=()), rules).warnings
+    assert (
+        "no submission ran finewebedu_lm: counted as missed by all; to leave them out: "
+        "--benchmark v0.6_2025"
+    ) in warnings
+    assert "b has no run of wmt: counted as missed" in warnings
+    assert not any(w.startswith("a has no run") for w in warnings)
 
 
 def test_unknown_workloads_are_ignored_with_a_warning(mini_runs, make_trial):
