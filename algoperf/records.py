@@ -141,15 +141,25 @@ def read_measurements(
     """Reads rows of numbers; empty cells are left out of their row.
 
     Raises:
-      RecordError: the file is missing, empty, lacks a required column, or a row has
-        a wrong number of cells or a cell that is not a number.
+      RecordError: the file is missing, empty, lacks a required column, has one twice,
+        or a row has a wrong number of cells or a cell that is not a number.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise RecordError(f"{path} is missing") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    return parse_measurements(content, path, required)
+
+
+def parse_measurements(
+    content: bytes, path: Path, required: Iterable[str] = (GLOBAL_STEP, SUBMISSION_TIME)
+) -> list[Row]:
+    """Parses what `read_measurements` reads; `path` is for error messages."""
+    try:
+        lines = list(csv.reader(io.StringIO(content.decode("utf-8"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     if not lines:
         raise RecordError(f"{path} is empty")
@@ -157,6 +167,9 @@ def read_measurements(
     missing = [column for column in required if column not in columns]
     if missing:
         raise RecordError(f"{path} lacks the column {missing[0]!r}")
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise RecordError(f"{path} has the column {twice!r} twice")
     rows = []
     for number, cells in enumerate(body, start=2):
         if len(cells) != len(columns):
@@ -184,7 +197,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         version, status = record["schema_version"], Status(record["status"])
     except FileNotFoundError as error:
         raise RecordError(f"{path} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(f"{path} cannot be read: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise RecordError(

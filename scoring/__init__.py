@@ -9,6 +9,8 @@
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
+from scoring.cache import default_folder as default_cache_folder
+from scoring.guards import check_mixed, contention, is_contended
 from scoring.page import write_page
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
@@ -31,7 +33,11 @@ __all__ = [
     "Runs",
     "Skipped",
     "Trial",
+    "check_mixed",
+    "contention",
+    "default_cache_folder",
     "headline",
+    "is_contended",
     "known_rules",
     "load_rules",
     "print_report",

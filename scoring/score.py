@@ -8,7 +8,7 @@ import numpy as np
 
 from algoperf.errors import unknown_name
 from algoperf.records import Status
-from scoring import profile, time_to_target
+from scoring import guards, profile, time_to_target
 from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Protocol, Rules
 from scoring.time_to_target import Mode
@@ -154,6 +154,9 @@ def _warnings(
         for workload, trials in mine.items():
             for trial in trials:
                 yield from _trial_warnings(trial, rules, workload)
+        yield from guards.contention_warnings(
+            trial for trials in mine.values() for trial in trials
+        )
 
 
 def _never_run(never: Sequence[str], rules: Rules) -> str:

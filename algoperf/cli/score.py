@@ -1,5 +1,6 @@
 """Score records, ours or the official benchmark's: table, CSV, JSON and page."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from algoperf.errors import UserError
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
     "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
-    "         [--json FILE]        (a DIR holds one folder per submission)"
+    "         [--json FILE] [--allow_mixed] [--nocache]\n"
+    "         (a DIR holds one folder per submission)"
 )
 
 
@@ -22,7 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "benchmark",
         "mini",
-        "Workloads, targets and protocol: a benchmark's name, or a JSON file.",
+        "Workloads, targets and protocol: a benchmark's name, or a JSON or TOML file.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -49,6 +51,18 @@ def define_flags(values: flags.FlagValues) -> None:
         "Write scores.csv and performance_profile.csv into this folder.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "allow_mixed",
+        False,
+        "Score records of different hardware, code or targets together.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "cache",
+        True,
+        "Keep what was read in the user's cache folder, for the next call.",
+        flag_values=values,
+    )
     common.define_json_flag(values)
 
 
@@ -59,8 +73,14 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     if not positional:
         raise UserError("no DIR to score, see algoperf score --help")
     rules = scoring.load_rules(values.benchmark)
-    runs = scoring.read_runs([Path(directory) for directory in positional])
+    runs = scoring.read_runs(
+        [Path(directory) for directory in positional],
+        ruleset=values.ruleset,
+        cache_folder=scoring.default_cache_folder() if values.cache else None,
+    )
+    mixed = scoring.check_mixed(runs, rules, allow=values.allow_mixed)
     result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
+    result = dataclasses.replace(result, warnings=(*mixed, *result.warnings))
     written = []
     if values.csv is not None:
         folder = Path(values.csv)

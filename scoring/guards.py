@@ -1,0 +1,154 @@
+"""What makes times incomparable: other machines, other code, other targets, contention.
+
+Three things must be the same in all records that are scored together:
+
+- hardware: kind and number of devices, number of processes, model and cores of the
+  host's processor. How busy the machine was is not part of it.
+- code: the revision of this repository, and the versions of algoperf, jax, jaxlib and
+  flax, which compile and define what is timed. Other packages are not: optax belongs to
+  a submission as its own code does, the rest never runs on the submission's clock.
+- benchmark: the schema of the record, and the target of each workload.
+
+Official logs say nothing of these, nor do records that lack the fields: they are one
+group, 'unknown', which is another group than any that is known.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from algoperf.errors import UserError
+from scoring.read import Runs, Trial
+from scoring.rules import Rules
+
+UNKNOWN = "unknown"
+PACKAGES = ("algoperf", "jax", "jaxlib", "flax")
+# A trial is contended if what else ran on the machine may have added more than this to
+# its time, as a share.
+CONTENTION_BOUND = 0.1
+
+
+def check_mixed(runs: Runs, rules: Rules, *, allow: bool = False) -> tuple[str, ...]:
+    """Checks that the trials of the rules' workloads may be compared.
+
+    Returns a warning for each thing that differs.
+
+    Raises:
+      UserError: something differs, and `allow` is false.
+    """
+    trials = [trial for trial in runs.trials if trial.workload in rules.goals]
+    warnings = list(_mixtures(trials))
+    if warnings and not allow:
+        raise UserError(f"{warnings[0]}; score them apart, or give --allow_mixed")
+    return tuple(warnings)
+
+
+def _mixtures(trials: Iterable[Trial]) -> Iterator[str]:
+    trials = list(trials)
+    yield from _mixture("hardware", trials, hardware)
+    yield from _mixture("code", trials, code)
+    yield from _mixture("schema", trials, _schema)
+    by_workload: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        if target(trial) is not None:
+            by_workload[trial.workload].append(trial)
+    for workload, group in by_workload.items():
+        yield from _mixture(f"target of {workload}", group, lambda t: target(t) or "")
+
+
+def _mixture(
+    what: str, trials: Iterable[Trial], describe: Callable[[Trial], str]
+) -> Iterator[str]:
+    """Yields a line if the trials are of several groups: which, and who is in each."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for trial in trials:
+        groups[describe(trial)].add(trial.submission)
+    if len(groups) > 1:
+        parts = [
+            f"{name} ({', '.join(sorted(submissions))})"
+            for name, submissions in sorted(groups.items())
+        ]
+        yield f"records of different {what}: {'; '.join(parts)}"
+
+
+def hardware(trial: Trial) -> str:
+    """Returns the hardware of a trial, or 'unknown'."""
+    devices, host = _object(trial, "devices"), _object(trial, "host")
+    parts = []
+    if devices:
+        kind = devices.get("device_kind") or devices.get("platform") or "unnamed"
+        parts.append(f"{devices.get('device_count') or 1} x {kind}")
+        if (processes := devices.get("process_count") or 1) != 1:
+            parts.append(f"{processes} processes")
+    if host:
+        parts.append(f"{host.get('cpu') or 'unnamed processor'}")
+        parts.append(f"{host.get('cores') or 'unknown number of'} cores")
+    return ", ".join(parts) or UNKNOWN
+
+
+def code(trial: Trial) -> str:
+    """Returns revision and versions of a trial, or 'unknown'."""
+    versions = _object(trial, "versions")
+    revision = (trial.record or {}).get("git_revision")
+    parts = [f"{name} {versions[name]}" for name in PACKAGES if versions.get(name)]
+    if revision:
+        parts.append(f"revision {_short(revision)}")
+    return ", ".join(parts) or UNKNOWN
+
+
+def _short(revision: str) -> str:
+    """Returns twelve digits of a commit, and whether files were changed since."""
+    commit, _, rest = revision.partition("-")
+    return commit[:12] + (f"-{rest}" if rest else "")
+
+
+def target(trial: Trial) -> str | None:
+    """Returns the target that ended a trial; None if it had none, or no record."""
+    facts = _object(trial, "target")
+    if facts.get("validation") is None:
+        return None
+    return f"{facts.get('metric')} {facts['validation']:g}"
+
+
+def _schema(trial: Trial) -> str:
+    if trial.record is None or "schema_version" not in trial.record:
+        return UNKNOWN
+    return f"version {trial.record['schema_version']}"
+
+
+def _object(trial: Trial, name: str) -> dict[str, Any]:
+    value = (trial.record or {}).get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def contention(trial: Trial) -> float:
+    """Returns how much contention may have added to a trial's time, as a share of it.
+
+    An upper bound from the step times of the record: the share of windows that were
+    contended, times how much slower than the uncontended step time the slowest window
+    was. 0 if the record says nothing.
+    """
+    facts = _object(trial, "step_time")
+    windows, contended = facts.get("windows") or 0, facts.get("contended_windows") or 0
+    seconds, slowest = facts.get("seconds") or 0, facts.get("slowest_window") or 0
+    if not windows or not seconds:
+        return 0.0
+    return min(contended / windows, 1.0) * max(slowest / seconds - 1, 0.0)
+
+
+def is_contended(trial: Trial) -> bool:
+    """Whether contention may have added more than `CONTENTION_BOUND` to a trial."""
+    return contention(trial) > CONTENTION_BOUND
+
+
+def contention_warnings(trials: Iterable[Trial]) -> Iterator[str]:
+    """Yields a line per submission that has contended trials, naming them."""
+    groups: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        if is_contended(trial):
+            groups[trial.submission].append(trial)
+    for submission, group in groups.items():
+        places = ", ".join(
+            f"{trial.place} (up to {100 * contention(trial):.0f} %)" for trial in group
+        )
+        yield f"other load may have slowed {submission}: {places}"
