@@ -107,13 +107,14 @@ def find_places(root: Path, skipped: list[Skipped]) -> Iterator[Place]:
     """Yields the trials of all submissions; adds what is none of them to `skipped`."""
     for name, path in _subfolders(root, skipped):
         submission = _SUBMISSION.fullmatch(name)
-        if submission is None:  # pragma: no cover - every name matches
-            continue
+        assert submission is not None  # as any name does
         children = _subfolders(path, skipped, _STUDY)
         studies = [child for child in children if _STUDY.fullmatch(child[0])]
         if not studies and any(_holds_trials(*child) for child in children):
             studies, children = [("study_0", path)], []
         if not studies:
+            if skipped and skipped[-1].path == path:
+                continue  # it could not be listed
             reason = "holds no folder named study_<i> or <workload>_<framework>"
             skipped.append(Skipped(path=path, reason=reason))
             continue
@@ -124,35 +125,34 @@ def find_places(root: Path, skipped: list[Skipped]) -> Iterator[Place]:
         for study_name, folder in studies:
             study = _STUDY.fullmatch(study_name)
             assert study is not None
-            for place in _find_in_study(folder, skipped):
-                stamp = max(place.stamp, submission[2] or "", study[2] or "")
-                yield dataclasses.replace(
-                    place, submission=submission[1], study=int(study[1]), stamp=stamp
-                )
+            number, stamp = int(study[1]), max(submission[2] or "", study[2] or "")
+            yield from _find_in_study(folder, submission[1], number, stamp, skipped)
 
 
-def _find_in_study(study: Path, skipped: list[Skipped]) -> Iterator[Place]:
-    """Yields the trials of one study, its number and submission yet to be filled in."""
-    for name, path in _subfolders(study, skipped, _WORKLOAD):
+def _find_in_study(
+    folder: Path, submission: str, study: int, stamp: str, skipped: list[Skipped]
+) -> Iterator[Place]:
+    """Yields the trials in the folder of one study; `stamp` is that of the folder."""
+    for name, path in _subfolders(folder, skipped, _WORKLOAD):
         workload = _WORKLOAD.fullmatch(name)
         if workload is None:
             reason = "not a folder named <workload>_jax or <workload>_pytorch"
             skipped.append(Skipped(path=path, reason=reason))
             continue
-        for trial_name, folder in _subfolders(path, skipped, _TRIAL):
+        for trial_name, trial_path in _subfolders(path, skipped, _TRIAL):
             trial = _TRIAL.fullmatch(trial_name)
             if trial is None:
                 reason = "not a folder named trial_<k>"
-                skipped.append(Skipped(path=folder, reason=reason))
+                skipped.append(Skipped(path=trial_path, reason=reason))
                 continue
             yield Place(
-                submission="",
-                study=0,
+                submission=submission,
+                study=study,
                 workload=workload[1],
                 framework=workload[2],
                 trial=int(trial[1]),
-                stamp=max(workload[3] or "", trial[2] or ""),
-                path=folder,
+                stamp=max(stamp, workload[3] or "", trial[2] or ""),
+                path=trial_path,
             )
 
 

@@ -248,9 +248,13 @@ def _parse_plain(content: bytes) -> dict[str, FloatArray] | None:
     (the public archive has 2.7 million cells), and judging needs a third of them.
     """
     header, _, body = content.partition(b"\n")
-    names = header.rstrip(b"\r").split(b",")
+    names = header.removesuffix(b"\r").split(b",")
     width, rows = len(names), body.count(b"\n")
-    if len(set(names)) < width or body.translate(None, _NUMERIC):
+    if (
+        b"\r" in header[:-1]
+        or len(set(names)) < width
+        or body.translate(None, _NUMERIC)
+    ):
         return None
     # A line feed stays with the cell after it, where `float` does not mind it.
     cells = body.replace(b"\n", b",\n").split(b",")

@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+MAX_REASON = 200  # characters of what is wrong with a trial, its path apart
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
     """One training run, as recorded."""
@@ -130,8 +133,8 @@ def _read_places(
             if entry is None or entry.stamps != stamps:
                 entry = cache.Entry(stamps=stamps, parsed=parse.parse_trial(place.path))
         except RecordError as error:
-            item = Skipped(path=place.path, reason=str(error), is_broken=True)
-            failed.append(item)
+            reason = _shortened(str(error), len(name) + MAX_REASON)
+            failed.append(Skipped(path=place.path, reason=reason, is_broken=True))
             continue
         entries[name] = entry
         trials[place.key] = _trial(place, entry.parsed)
@@ -140,6 +143,10 @@ def _read_places(
     if cache_folder is not None:
         cache.save(cache_folder, root, entries, known)
     return failed
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _trial(place: Place, parsed: Parsed) -> Trial:
