@@ -75,7 +75,7 @@ def load(folder: Path, root: Path) -> dict[str, Entry]:
     """Returns what is kept of the trials under `root`, by path; {} if nothing is."""
     path = _file(folder, root)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
             if facts["version"] != _version():
                 return {}

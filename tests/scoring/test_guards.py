@@ -1,0 +1,146 @@
+"""What must not be compared is refused, what ran beside other load is named."""
+
+import pytest
+
+from algoperf import cli
+from algoperf.errors import UserError
+from scoring import guards
+from scoring.read import Runs
+from scoring.rules import load_rules
+from scoring.score import score_runs
+
+RULES = load_rules("mini_fast")
+FACTS = {
+    "schema_version": 1,
+    "status": "reached",
+    "host": {"cpu": "EPYC", "cores": 2, "memory_gib": 23.5},
+    "devices": {"platform": "cpu", "device_kind": "cpu", "device_count": 1},
+    "versions": {"algoperf": "0.1", "jax": "0.10", "jaxlib": "0.10", "numpy": "2.4"},
+    "git_revision": "c3b3a5c5ac08252d614245383dcc96f9ba452d40",
+    "target": {"metric": "accuracy", "direction": "maximize", "validation": 0.862},
+}
+
+
+def _runs(make_trial, *records, workload="imagenet_resnet_mini"):
+    trials = [
+        make_trial(f"s{number}", workload, times=[1], values=[1], record=record)
+        for number, record in enumerate(records)
+    ]
+    return Runs(trials=tuple(trials), skipped=())
+
+
+def test_records_of_one_kind_are_let_through(make_trial):
+    quiet = {**FACTS, "step_time": {"seconds": 1.0}, "start_time": "2026"}
+    busy = {**FACTS, "step_time": {"seconds": 2.0}, "start_time": "2027"}
+    other_memory = {**FACTS, "host": {**FACTS["host"], "memory_gib": 8.0}}
+    other_numpy = {**FACTS, "versions": {**FACTS["versions"], "numpy": "2.0"}}
+    runs = _runs(make_trial, quiet, busy, other_memory, other_numpy)
+    assert guards.check_mixed(runs, RULES) == ()
+    assert guards.check_mixed(_runs(make_trial, None, None), RULES) == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("devices", {"device_kind": "NVIDIA H100", "device_count": 8}, "hardware"),
+        ("devices", {"device_kind": "cpu", "device_count": 2}, "hardware"),
+        ("host", {"cpu": "Xeon", "cores": 2}, "hardware"),
+        ("host", {"cpu": "EPYC", "cores": 4}, "hardware"),
+        ("git_revision", FACTS["git_revision"] + "-dirty", "code"),
+        ("versions", {**FACTS["versions"], "jax": "0.11"}, "code"),
+        ("versions", {**FACTS["versions"], "flax": "0.12"}, "code"),
+        ("target", {"metric": "accuracy", "validation": 0.8}, "target of imagenet"),
+        ("schema_version", 2, "schema"),
+    ],
+    ids=range(9),
+)
+def test_records_that_differ_are_refused_by_name(make_trial, key, value, message):
+    runs = _runs(make_trial, FACTS, {**FACTS, key: value}, FACTS)
+    with pytest.raises(UserError, match=f"records of different {message}") as caught:
+        guards.check_mixed(runs, RULES)
+    text = str(caught.value)
+    assert "(s0, s2)" in text
+    assert "(s1)" in text
+    assert "--allow_mixed" in text
+    assert "\n" not in text
+    (warning,) = guards.check_mixed(runs, RULES, allow=True)
+    assert warning in text
+
+
+def test_official_logs_are_a_group_of_their_own(make_trial):
+    runs = _runs(make_trial, FACTS, None)
+    warnings = guards.check_mixed(runs, RULES, allow=True)
+    assert len(warnings) == 3  # hardware, code, schema
+    assert all("unknown (s1)" in warning for warning in warnings)
+
+
+def test_a_trial_without_a_target_of_its_own_goes_with_any(make_trial):
+    untold = {**FACTS, "target": {"metric": "accuracy", "validation": None}}
+    assert guards.check_mixed(_runs(make_trial, FACTS, untold), RULES) == ()
+
+
+def test_workloads_that_are_not_scored_do_not_count(make_trial):
+    strange = _runs(make_trial, FACTS, None, workload="mnist")
+    assert guards.check_mixed(strange, RULES) == ()
+
+
+def _steps(windows, contended, slowest, seconds=1.0):
+    return {
+        **FACTS,
+        "step_time": {
+            "windows": windows,
+            "contended_windows": contended,
+            "slowest_window": slowest,
+            "seconds": seconds,
+        },
+    }
+
+
+def test_contention_bounds_the_time_that_was_added(make_trial):
+    """Windows of equal steps: 6 calm ones, 4 that took up to 1.5 times as long."""
+    (trial,) = _runs(make_trial, _steps(10, 4, 3.0, seconds=2.0)).trials
+    assert guards.contention(trial) == pytest.approx(0.2)
+    calm, worst = [2.0] * 6, [2.0, 2.4, 2.9, 3.0]
+    assert sum(calm + worst) / (10 * 2.0) - 1 <= guards.contention(trial)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        FACTS,
+        {**FACTS, "step_time": {"seconds": None, "windows": 0}},
+        {**FACTS, "step_time": None},
+        _steps(10, 0, 1.0),
+        _steps(10, 1, 1.9),
+        _steps(10, 10, None),
+    ],
+)
+def test_steady_trials_and_those_that_say_nothing(make_trial, record):
+    (trial,) = _runs(make_trial, record).trials
+    assert not guards.is_contended(trial)
+
+
+def test_contended_trials_are_warned_of(make_trial):
+    runs = _runs(make_trial, _steps(10, 5, 2.0), _steps(10, 1, 1.5))
+    warnings = score_runs(runs, RULES).warnings
+    named = [warning for warning in warnings if "other load" in warning]
+    assert named == [
+        "other load may have slowed s0: study_0/imagenet_resnet_mini/trial_1 "
+        "(up to 50 %)"
+    ]
+
+
+def test_on_the_command_line(tmp_path, write_trial, capsys):
+    write_trial(tmp_path, "a", **FACTS)
+    other = {**FACTS, "devices": {"device_kind": "H100", "device_count": 1}}
+    write_trial(tmp_path, "b", **other)
+    assert cli.main(["score", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "algoperf: records of different hardware: 1 x H100, EPYC, 2 cores (b); "
+        "1 x cpu, EPYC, 2 cores (a); score them apart, or give --allow_mixed\n"
+    )
+    assert cli.main(["score", str(tmp_path), "--allow_mixed"]) == 0
+    assert "warning: records of different hardware" in capsys.readouterr().out
