@@ -156,9 +156,9 @@ def _log_axis(trials: Sequence[Trial], goal: Goal) -> Figure:
     """Returns a log axis for a falling metric whose end would be a flat line; or {}."""
     values = [t.columns[goal.column] for t in trials if goal.column in t.columns]
     pool = np.concatenate([np.array([goal.target]), *values])
-    pool = pool[np.isfinite(pool)]
-    is_falling = goal.direction is Direction.MINIMIZE and pool.min() > 0
-    if not is_falling or pool.max() / pool.min() <= LOG_FROM:
+    pool = pool[np.abs(pool) < 1e100]  # finite, and so is what is computed from them
+    is_falling = goal.direction is Direction.MINIMIZE and (pool > 1e-100).all()
+    if not is_falling or not pool.size or pool.max() / pool.min() <= LOG_FROM:
         return {}
     # A run that explodes must not flatten all others: it leaves the figure at the top.
     top = min(pool.max(), 10 * np.quantile(pool, 0.98))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from algoperf.errors import UserError
+from scoring.parse import one_line
 from scoring.read import Runs, Trial
 from scoring.rules import Rules
 
@@ -65,7 +66,7 @@ def _mixture(
         groups[describe(trial)].add(trial.submission)
     if len(groups) > 1:
         parts = [
-            f"{name} ({', '.join(sorted(submissions))})"
+            f"{one_line(name)} ({', '.join(sorted(submissions))})"
             for name, submissions in sorted(groups.items())
         ]
         yield f"records of different {what}: {'; '.join(parts)}"

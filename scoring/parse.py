@@ -124,6 +124,13 @@ def parse_trial(folder: Path) -> Parsed:
     return Parsed(record=record, columns=columns, notes=tuple(notes))
 
 
+def one_line(text: str, length: int = 500) -> str:
+    """Returns a text of unknown origin so that it can be printed as part of a line."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: 10 * length])
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= length else f"{shown[:length]}..."
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """Reads a file of at most `limit` bytes; a larger one is not even opened.
 

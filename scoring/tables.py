@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from algoperf.records import Status, write_text
+from scoring.parse import one_line
 from scoring.read import Runs, Trial
 from scoring.score import Result
 
@@ -143,8 +144,8 @@ def trial_table(trials: Iterable[Trial]) -> Table:
 
 
 def message(trial: Trial) -> str:
-    """Returns what the record of a trial says about its end; '' if nothing."""
-    return str((trial.record or {}).get("message") or "")
+    """Returns what the record of a trial says about its end, in one line, or ''."""
+    return one_line(str((trial.record or {}).get("message") or ""))
 
 
 def status_counts(runs: Runs) -> dict[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from scoring import tables
 from scoring.read import Runs, Skipped
 from scoring.rules import load_rules
 from scoring.score import Result, score_runs
@@ -164,3 +165,11 @@ def test_json_has_no_infinities(mini_runs):
         "counts": False,
     }
     assert second["workloads"]["finewebedu_lm_mini"]["seconds"] is None
+
+
+def test_a_message_is_one_line_without_control_characters(make_trial):
+    record = {"status": "failed", "message": "a\x1b[2J\n\tb  c" + 999 * "d"}
+    text = tables.message(make_trial(record=record))
+    assert text.startswith("a [2J b cddd")
+    assert text.endswith("d...")
+    assert len(text) == 503
