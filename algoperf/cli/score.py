@@ -18,6 +18,8 @@ USAGE = (
     "         (a DIR holds one folder per submission)"
 )
 
+MAX_BROKEN = 20  # trials that are named on standard error
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf score`."""
@@ -102,6 +104,9 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     common.show(values.json, scoring.to_json(result), print_text)
     broken = [item for item in runs.skipped if item.is_broken]
-    for item in broken:
+    for item in broken[:MAX_BROKEN]:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
+    if len(broken) > MAX_BROKEN:
+        more = f"{len(broken) - MAX_BROKEN} more trials"
+        print(f"algoperf: left out of the score: {more}", file=sys.stderr)
     return 1 if broken else 0

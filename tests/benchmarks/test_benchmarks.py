@@ -18,3 +18,12 @@ def test_loop_overhead(tmp_path):
     result = json.loads(file.read_text())
     assert result["5 ms"]["ratio_of_medians"] > 0
     assert result["host"]["cores"] >= 1
+
+
+def test_score_archive(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "score_archive.py", "--submissions=1"]
+    subprocess.run([*command, "--scales=1", f"--json={file}"], check=True)
+    (costs,) = json.loads(file.read_text())["costs"].values()
+    assert costs["first call"]["seconds"] > 0
+    assert costs["second call"]["peak_mib"] > 1
