@@ -131,7 +131,9 @@ def _read_places(
         entry = known.get(name)
         try:
             if entry is None or entry.stamps != stamps:
-                entry = cache.Entry(stamps=stamps, parsed=parse.parse_trial(place.path))
+                parsed = parse.parse_trial(place.path)
+                _check_workload(place, parsed)
+                entry = cache.Entry(stamps=stamps, parsed=parsed)
         except RecordError as error:
             reason = _shortened(str(error), len(name) + MAX_REASON)
             failed.append(Skipped(path=place.path, reason=reason, is_broken=True))
@@ -143,6 +145,16 @@ def _read_places(
     if cache_folder is not None:
         cache.save(cache_folder, root, entries, known)
     return failed
+
+
+def _check_workload(place: Place, parsed: Parsed) -> None:
+    """Refuses the record of another workload, say of a folder that was copied."""
+    workload = (parsed.record or {}).get("workload") or place.workload
+    if workload != place.workload:
+        raise RecordError(
+            f"{place.path / records.RECORD_FILE} is of {parse.one_line(workload, 80)}, "
+            f"not of {place.workload}"
+        )
 
 
 def _shortened(text: str, length: int) -> str:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from algoperf import records
+from algoperf import cli, records
 from scoring import cache, parse
 from scoring.read import Runs, read_runs
 
@@ -202,6 +202,19 @@ def test_old_files_are_deleted(runs_folder, folder):
     _read(runs_folder, folder)
     assert not (folder / "trials-old.npz").exists()
     assert (folder / "trials-new.npz").exists()
+
+
+def test_on_the_command_line(runs_folder, parsed):
+    arguments = ["score", str(runs_folder), "--allow_mixed"]
+    kept = cache.default_folder()
+    for off in ("--nocache", "--cache=false"):
+        assert cli.main([*arguments, off]) == 0
+        assert not kept.exists()
+    parsed.clear()
+    for _ in range(2):
+        assert cli.main(arguments) == 0
+        assert len(parsed) == 3
+    assert len(list(kept.iterdir())) == 1
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -368,6 +368,18 @@ def test_records_with_fields_of_a_wrong_kind(tmp_path, write_trial, facts, reaso
     assert reason in reasons[0]
 
 
+def test_the_record_of_another_workload_is_refused(tmp_path, write_trial):
+    name = "imagenet_resnet_mini"
+    write_trial(tmp_path, trial=1)
+    broken = write_trial(tmp_path, trial=2, status="reached")
+    facts = {"schema_version": 1, "status": "reached", "workload": "wmt_mini"}
+    records.write_json(broken / records.RECORD_FILE, facts)
+    _, reasons = _only_trial(tmp_path)
+    assert reasons[0].endswith(f"is of wmt_mini, not of {name}")
+    records.write_json(broken / records.RECORD_FILE, {**facts, "workload": name})
+    assert len(read_runs([tmp_path]).trials) == 2
+
+
 @pytest.mark.parametrize("text", ["[" * 10**5, "1" * 10**4, '{"a":NaN}', "\xff"])
 def test_json_that_no_record_would_hold(tmp_path, write_trial, text):
     write_trial(tmp_path, trial=1)
@@ -456,6 +468,22 @@ def test_official_logs_of_both_rulesets(tmp_path, write_trial, above):
     shutil.rmtree(logs / "external_tuning")
     with pytest.raises(UserError, match=r"give .*self_tuning and --ruleset self"):
         read_runs([tmp_path], ruleset="external")
+
+
+def test_logs_as_v06_leaves_them(tmp_path, write_trial):
+    """Beside the trials stand the logs of each start, in them much that is not read."""
+    trial = write_trial(tmp_path / "logs/self_tuning", "ademamix", "wmt_pytorch")
+    (trial.parent / "wmt_pytorch_03-18-2025-06-17-33.log").write_text("trial_1")
+    for name in ("flags_0.json", "meta_data_0.json", "measurements.csv"):
+        (trial / name).write_text("{")
+    (trial / "events.out.tfevents.1742313207.918f2014d619.44.0.v2").write_bytes(b"\0")
+    (trial / "checkpoint_100").mkdir()
+    (tmp_path / "logs" / "curve_plotting").mkdir()
+    runs = read_runs([tmp_path], ruleset="self")
+    assert [(trial.submission, trial.workload) for trial in runs.trials] == [
+        ("ademamix", "wmt")
+    ]
+    assert runs.skipped == ()
 
 
 def test_a_dir_of_duplicates_alone_is_no_error(tmp_path, write_trial):
