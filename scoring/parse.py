@@ -31,7 +31,10 @@ from algoperf.records import RecordError, Status
 
 FloatArray = NDArray[np.float64]
 
-MAX_CSV_BYTES = 2**24  # 50,000 evaluations; the longest published run has 230
+MAX_CSV_BYTES = 2**24
+# The longest run of the public archive has 186 evaluations of 18 cells.
+MAX_LINES = 200_000
+MAX_CELLS = 4_000_000
 MAX_JSON_BYTES = 2**20
 MAX_DEPTH = 16  # of objects within objects
 MAX_TIME = 1e12  # seconds; thirty thousand years
@@ -115,6 +118,10 @@ def parse_trial(folder: Path) -> Parsed:
         if not whole:
             raise RecordError(f"{path} was cut off in its first line")
         notes.append("the last line was cut off and is left out")
+    if max(whole.count(b"\n"), whole.count(b"\r")) > MAX_LINES:
+        raise RecordError(f"{path} has more than {MAX_LINES:,} lines")
+    if whole.count(b",") > MAX_CELLS:
+        raise RecordError(f"{path} has more than {MAX_CELLS:,} cells")
     columns = _parse_plain(whole)
     if columns is None:
         columns = _parse_unusual(path, whole)

@@ -66,6 +66,8 @@ def test_paths_with_spaces_and_hidden_or_loose_files(tmp_path, write_trial):
         (GOOD.replace("1.5", "-1.5"), "accumulated_submission_time cannot be -1.5"),
         (GOOD.replace("2.5", "1e300"), "accumulated_submission_time cannot be 1e+300"),
         (GOOD[:30], "was cut off in its first line"),
+        (GOOD + "\n" * 2**18, "more than 200,000 lines"),
+        (GOOD + "," * 2**23 + "\n", "more than 4,000,000 cells"),
         (GOOD.replace("0.1", "\x00"), "could not convert"),
         (GOOD + "9" * 2**16 + "\n", "1 cells"),
         (GOOD.replace("0.9", '"' + "9" * 2**18 + '"'), "field larger than field limit"),
@@ -76,7 +78,7 @@ def test_paths_with_spaces_and_hidden_or_loose_files(tmp_path, write_trial):
         (GOOD.replace("\n2.5", "\n\n2.5"), "0 cells"),
         (GOOD.replace("1.5", "\xff"), "cannot be read"),
     ],
-    ids=range(18),
+    ids=range(20),
 )
 def test_broken_measurements_are_skipped_and_the_rest_is_read(
     tmp_path, write_trial, text, reason
