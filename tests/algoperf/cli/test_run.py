@@ -79,7 +79,7 @@ def test_an_unreadable_record_is_named_and_gives_a_bad_status(out, tmp_path, cap
     broken = _folder(tmp_path, "momentum")
     broken.mkdir(parents=True)
     columns = "global_step,accumulated_submission_time"
-    (broken / records.EVAL_FILE).write_text(f"{columns}\n1")
+    (broken / records.EVAL_FILE).write_text(f"{columns}\n1\n")
     assert cli.main(["score", str(out), str(tmp_path)]) == 1
     assert "1 cells, the header has 2" in capsys.readouterr().err
 
