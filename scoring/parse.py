@@ -5,7 +5,7 @@ damage is mended, and said in a note:
 
 - A file of evaluations whose last line has no end was cut off in that line, as happens
   to the official logger when it is killed; the cut may go through a number, so the line
-  is left out. Our own files are replaced as a whole: if the record says that the trial
+  is left out, unless it looks whole. Our own files are replaced as a whole: if the record says that the trial
   has ended, the line that is missing may be the one that counts, and the trial is
   refused.
 - An evaluation without a time or a step cannot be placed and is left out.
@@ -251,8 +251,21 @@ def _check_fields(
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Returns the lines that have an end."""
-    return content[: max(content.rfind(b"\n"), content.rfind(b"\r")) + 1]
+    """Returns the lines that have an end; a last line that needs none gets one.
+
+    That is one with all its cells, the last of them no shorter than its column has
+    them elsewhere: written by hand, most likely, not cut off in a number.
+    """
+    end = max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
+    whole, last = content[:end], content[end:]
+    if not last:
+        return content
+    header, *rows = whole.splitlines() or [b""]
+    if rows and last.count(b",") == header.count(b","):
+        shortest = min(len(row.rpartition(b",")[2]) for row in rows)
+        if len(last.rpartition(b",")[2]) >= max(shortest, 1):
+            return content + b"\n"
+    return whole
 
 
 def _parse_plain(content: bytes) -> dict[str, FloatArray] | None:

@@ -223,12 +223,18 @@ def _only_trial(folder):
 def test_a_last_line_that_was_cut_off_is_left_out_of_a_run_that_was_stopped(
     tmp_path, write_trial, status
 ):
-    """Cut within a number, 0.9 to 0.90, it would look whole."""
     folder = write_trial(tmp_path, status=status)
-    (folder / records.EVAL_FILE).write_text(GOOD[:-1])
+    (folder / records.EVAL_FILE).write_text(GOOD[:-2])
     trial, reasons = _only_trial(tmp_path)
     np.testing.assert_array_equal(trial.times, [1.5])
     assert reasons == ["the last line was cut off and is left out"]
+
+
+def test_a_last_line_without_an_end_counts_where_it_looks_whole(tmp_path, write_trial):
+    (write_trial(tmp_path) / records.EVAL_FILE).write_text(GOOD[:-1])
+    trial, reasons = _only_trial(tmp_path)
+    assert trial.times.size == 2
+    assert not reasons
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s.is_final])
@@ -237,7 +243,7 @@ def test_a_last_line_that_was_cut_off_costs_a_run_that_had_ended(
 ):
     write_trial(tmp_path, trial=1)
     folder = write_trial(tmp_path, trial=2, status=status)
-    (folder / records.EVAL_FILE).write_text(GOOD[:-1])
+    (folder / records.EVAL_FILE).write_text(GOOD[:-2])
     trial, reasons = _only_trial(tmp_path)
     assert trial.trial == 1
     assert "was cut off in its last line, after the trial had ended" in reasons[0]
