@@ -10,6 +10,7 @@ Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
 from scoring.page import write_page
+from scoring.published import Published, known_published, load_published
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
 from scoring.score import Result, score_runs
@@ -26,13 +27,16 @@ __all__ = [
     "Goal",
     "Mode",
     "Protocol",
+    "Published",
     "Result",
     "Rules",
     "Runs",
     "Skipped",
     "Trial",
     "headline",
+    "known_published",
     "known_rules",
+    "load_published",
     "load_rules",
     "print_report",
     "read_runs",

@@ -20,6 +20,7 @@ from scoring.read import Runs, Trial
 from scoring.score import Result
 
 NOT_COUNTED = "†"
+YOURS = "(yours)"
 
 
 def headline(result: Result) -> str:
@@ -98,6 +99,27 @@ def footnotes(result: Result) -> list[str]:
     return [f"{NOT_COUNTED} reached, but does not count: {why}"]
 
 
+def label(result: Result, submission: int) -> str:
+    """Returns a submission's name; beside published ones, yours are marked."""
+    name = result.submissions[submission]
+    is_mine = result.published and name not in result.published
+    return f"{name} {YOURS}" if is_mine else name
+
+
+def standings(result: Result) -> list[str]:
+    """Returns where each of your submissions stands among the published ones."""
+    lines = []
+    for s in result.ranking:
+        if not result.published or result.submissions[s] in result.published:
+            continue
+        place = 1 + int((result.scores > result.scores[s]).sum())
+        lines.append(
+            f"{result.submissions[s]} stands in place {place} of "
+            f"{len(result.submissions)}, with a score of {result.scores[s]:.4f}."
+        )
+    return lines
+
+
 def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table:
     """Returns score and time to target per workload, best submission first.
 
@@ -114,7 +136,7 @@ def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table
         table.add_column(heading, justify="right", no_wrap=True)
     for s in result.ranking:
         table.add_row(
-            Text(result.submissions[s]),
+            Text(label(result, s)),
             f"{result.scores[s]:.4f}",
             *(format_time(result, s, w) for w in columns),
         )
@@ -159,7 +181,8 @@ def print_report(runs: Runs, result: Result, console: Console | None = None) -> 
     lines are as long as they need to be.
     """
     console = console or Console(highlight=False)
-    _print_line(console, headline(result))
+    for line in (headline(result), *standings(result)):
+        _print_line(console, line)
     rules = f"rules {result.rules.name}, {result.ruleset} tuning, {result.mode} mode"
     _print_line(console, f"{rules}; time to target in seconds of submission time")
     _print_scores(console, result, range(len(result.workloads)))
@@ -263,6 +286,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "submissions": [
             {
                 "submission": result.submissions[s],
+                "is_published": result.submissions[s] in result.published,
                 "score": float(result.scores[s]),
                 "workloads": workloads(s),
                 "held_out_seconds": {

@@ -21,8 +21,16 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf score`."""
     flags.DEFINE_string(
         "benchmark",
-        "mini",
-        "Workloads, targets and protocol: a benchmark's name, or a JSON file.",
+        None,
+        "Workloads, targets and protocol: a benchmark's name, or a JSON file. By "
+        "default mini; with --against, the benchmark of the published field.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "against",
+        None,
+        "Show where the runs would stand in a published field: v0.5. Without a DIR, "
+        "show the field itself.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -56,11 +64,19 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Reads, judges, shows; returns 1 if a record could not be read."""
     import scoring
 
-    if not positional:
+    if not positional and values.against is None:
         raise UserError("no DIR to score, see algoperf score --help")
-    rules = scoring.load_rules(values.benchmark)
-    runs = scoring.read_runs([Path(directory) for directory in positional])
-    result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
+    published, benchmark = None, values.benchmark or "mini"
+    if values.against is not None:
+        published = scoring.load_published(values.against)
+        benchmark = values.benchmark or published.benchmark
+    rules = scoring.load_rules(benchmark)
+    runs = scoring.Runs(trials=(), skipped=())
+    if positional:
+        runs = scoring.read_runs([Path(directory) for directory in positional])
+    result = scoring.score_runs(
+        runs, rules, ruleset=values.ruleset, mode=values.rules, published=published
+    )
     written = []
     if values.csv is not None:
         folder = Path(values.csv)
