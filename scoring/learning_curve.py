@@ -46,6 +46,7 @@ RESAMPLES = 200
 COVERAGE = 0.9  # of the interval, if residuals were all that can be wrong
 FEWEST_IMPROVING = 0.55  # share of pairs of evaluations of which the later is better
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trends:
     """Fits to nested prefixes of a curve; see the module for the formula."""
@@ -64,6 +65,15 @@ class Trends:
     def seconds(self, gain: float) -> FloatArray:
         """Returns when each trend has a gain, [L]; inf if never."""
         return self.scale * _inverse(self.exponents, self.slopes, gain - self.levels)
+
+    def trusted(self, gain: float) -> slice:
+        """Returns the last COMPARED trends, as far as the prediction level allows.
+
+        The prediction level is past the last trend that never has the gain.
+        """
+        is_never_L = ~np.isfinite(self.seconds(gain))
+        level = 1 + int(np.flatnonzero(is_never_L).max(initial=-1))
+        return slice(max(level, len(is_never_L) - COMPARED), None)
 
     @property
     def asymptotes(self) -> FloatArray:
@@ -84,7 +94,9 @@ def _growth(log_x: FloatArray | float, exponents: FloatArray) -> FloatArray:
     return -np.expm1(-safe * log_x) / safe
 
 
-def _inverse(exponents: FloatArray, slopes: FloatArray, gains: FloatArray) -> FloatArray:
+def _inverse(
+    exponents: FloatArray, slopes: FloatArray, gains: FloatArray
+) -> FloatArray:
     """Returns the x whose growth times slope is the gain; inf if there is none."""
     safe = np.where(np.abs(exponents) < 1e-9, 1e-9, exponents)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -193,8 +205,9 @@ def _least_squares(
     centred_LP = growth_LP - mean_L[:, None]
     deviations_LP = gains_LP - middle_L[:, None]
     weighed_LP = weights_LP * centred_LP
+    spread_L = (weighed_LP * centred_LP).sum(axis=1)
     slopes_L = (weighed_LP * deviations_LP).sum(axis=1)
-    slopes_L /= (weighed_LP * centred_LP).sum(axis=1)
+    slopes_L /= np.maximum(spread_L, np.finfo(float).tiny)
     residuals_LP = deviations_LP - slopes_L[:, None] * centred_LP
     errors_L = (weights_LP * residuals_LP**2).sum(axis=1)
     return slopes_L, middle_L - slopes_L * mean_L, errors_L
@@ -238,17 +251,19 @@ def _refine(
 class Prediction:
     """When a run that was stopped would have reached its target, or why that is open.
 
-    The interval holds COVERAGE of the times that the curve's own residuals allow, and
-    the times of the last trusted trends. It knows nothing of what is yet to come, a
-    learning rate that falls, say, so it is right less often than COVERAGE says:
-    docs/records.md has how often it was.
+    The interval holds COVERAGE of the times that the curve's own residuals allow, the
+    times of the last trusted trends, and those of a straight line and of a logarithm
+    (exponents -1 and 0). It knows nothing of what is yet to come, a learning rate that
+    falls, say, and holds the truth less often than COVERAGE says: docs/prediction.md
+    has how often it did.
     """
 
     run: float  # seconds of submission time that the run had
     seconds: float = math.inf  # to the target; inf if there is no prediction
     low: float = math.inf
     high: float = math.inf
-    reason: str = ""  # why there is no prediction
+    reason: str = ""  # why there is no prediction: 'too few evaluations'
+    detail: str = ""  # of the reason: '3 of at least 6'
     distance: float = math.inf  # at most, of the last trusted trends, at the target
     tau: float = 0.0  # what the distance may be, in units of the metric
 
@@ -284,52 +299,45 @@ def predict_time(
     times_E, gains_E = times_E[is_used_E], sign * values_E[is_used_E]
     run = float(times_E[-1]) if times_E.size else 0.0
     if len(times_E) < MIN_EVALUATIONS:
-        reason = f"{len(times_E)} of at least {MIN_EVALUATIONS} evaluations"
-        return Prediction(run=run, reason=reason)
-    first = np.searchsorted(times_E, WORKING_LEVEL * run)
-    first = min(int(first), len(times_E) - MIN_EVALUATIONS)
+        detail = f"{len(times_E)} of at least {MIN_EVALUATIONS}"
+        return Prediction(run=run, reason="too few evaluations", detail=detail)
+    first = int(np.searchsorted(times_E, WORKING_LEVEL * run))
+    first = min(first, len(times_E) - MIN_EVALUATIONS)
     times_E, gains_E = times_E[first:], gains_E[first:]
     share = _improving_pairs(gains_E)
     if share < FEWEST_IMPROVING:
-        reason = f"not improving: in {share:.0%} of pairs the later evaluation is better"
-        return Prediction(run=run, reason=reason)
-    trends = fit_trends(times_E, gains_E, anchor=anchor)
-    target = sign * goal.target
-    seconds_L = np.maximum(trends.seconds(target), run)
-    seconds = float(seconds_L[-1])
-    if reason := _why_not(trends, seconds, goal, sign):
-        return Prediction(run=run, reason=reason)
-    # The prediction level is where the last trend without the target is left behind.
-    level = int(np.flatnonzero(~np.isfinite(seconds_L)).max(initial=-1)) + 1
-    last = slice(max(level, len(seconds_L) - COMPARED), None)
-    gains_L = trends.gains(seconds)[last]
-    is_enough = len(gains_L) == COMPARED
-    resampled_R = np.maximum(
-        _resampled_seconds(times_E, gains_E, trends, target, seed), run
-    )
-    tail = (1 - COVERAGE) / 2
-    ends = np.quantile(resampled_R, [tail, 1 - tail], method="nearest")
+        detail = f"in {share:.0%} of pairs the later evaluation is better"
+        return Prediction(run=run, reason="not improving", detail=detail)
+    trends, target = fit_trends(times_E, gains_E, anchor=anchor), sign * goal.target
+    if why := _why_not(trends, target, goal, sign):
+        return Prediction(run=run, reason=why[0], detail=why[1])
+    resampled = _resampled(times_E, gains_E, trends, seed)
+    low, high = _interval(times_E, gains_E, trends, resampled, target)
+    seconds = max(float(trends.seconds(target)[-1]), run)
     missing = max(target - float(trends.levels[-1]), 0.0)
     return Prediction(
         run=run,
         seconds=seconds,
-        low=float(min(ends[0], seconds_L[last].min())),
-        high=float(max(ends[1], seconds_L[last].max())),
-        distance=float(np.ptp(gains_L)) if is_enough else math.inf,
+        low=max(low, run),
+        high=max(high, run),
+        distance=_distance(trends, resampled, target, seconds),
         tau=TAU * missing if tau is None else tau,
     )
 
 
-def _why_not(trends: Trends, seconds: float, goal: Goal, sign: float) -> str:
-    """Returns why the last trend is no prediction; '' if it is one."""
+def _why_not(
+    trends: Trends, target: float, goal: Goal, sign: float
+) -> tuple[str, str] | None:
+    """Returns reason and detail why the last trend is no prediction; or None."""
+    seconds = float(trends.seconds(target)[-1])
     if trends.slopes[-1] <= 0:
-        return "not improving: the trend leads away from the target"
+        return "not improving", "the last trend leads away from the target"
     if not math.isfinite(seconds):
         asymptote = sign * float(trends.asymptotes[-1])
-        return f"levels off at {goal.metric} {asymptote:.4g}, short of the target"
+        return "levels off short of the target", f"at {goal.metric} {asymptote:.4g}"
     if seconds > FARTHEST * trends.scale:
-        return f"the target is further than {FARTHEST:g} times the time run"
-    return ""
+        return "too far", f"further than {FARTHEST:g} times the time run"
+    return None
 
 
 def _improving_pairs(gains_E: FloatArray) -> float:
@@ -338,10 +346,53 @@ def _improving_pairs(gains_E: FloatArray) -> float:
     return float((gains_E[later] > gains_E[earlier]).mean())
 
 
-def _resampled_seconds(
-    times_E: FloatArray, gains_E: FloatArray, trends: Trends, target: float, seed: int
+def _interval(
+    times_E: FloatArray,
+    gains_E: FloatArray,
+    trends: Trends,
+    resampled: Trends,
+    target: float,
+) -> tuple[float, float]:
+    """Returns the interval that `Prediction` describes, in seconds."""
+    tail = (1 - COVERAGE) / 2
+    ends = np.quantile(resampled.seconds(target), [tail, 1 - tail], method="nearest")
+    plain = _plain_seconds(times_E, gains_E, target)
+    trusted_L = trends.seconds(target)[trends.trusted(target)]
+    times = np.concatenate([ends, plain, trusted_L])
+    return float(times.min()), float(times.max())
+
+
+def _distance(
+    trends: Trends, resampled: Trends, target: float, seconds: float
+) -> float:
+    """Returns how far trends lie apart at a time, in units of the metric.
+
+    The trusted trends from each other, or resampled ones from the last trend, whichever
+    is more: trends of nearly the same evaluations agree even where all are wrong.
+    """
+    gains_L = trends.gains(seconds)[trends.trusted(target)]
+    if len(gains_L) < COMPARED:
+        return math.inf
+    apart_R = np.abs(resampled.gains(seconds) - gains_L[-1])
+    return max(float(np.ptp(gains_L)), float(np.quantile(apart_R, COVERAGE)))
+
+
+def _plain_seconds(
+    times_E: FloatArray, gains_E: FloatArray, target: float
 ) -> FloatArray:
-    """Returns times to the target of curves with residuals drawn anew, [R].
+    """Returns when a straight line and a logarithm reach the target, [2]."""
+    exponents = np.array([-1.0, 0.0])
+    scale = float(times_E[-1])
+    growth_2E = _growth(np.log(times_E / scale), exponents[:, None])
+    gains_2E = np.broadcast_to(gains_E, growth_2E.shape)
+    slopes, levels, _ = _least_squares(growth_2E, gains_2E, np.ones_like(growth_2E))
+    return scale * _inverse(exponents, slopes, target - levels)
+
+
+def _resampled(
+    times_E: FloatArray, gains_E: FloatArray, trends: Trends, seed: int
+) -> Trends:
+    """Returns trends of curves like this one, with residuals drawn anew, R of them.
 
     Residuals of the last trend are drawn with replacement, get a random sign, and are
     scaled up by what the three parameters took from them.
@@ -349,9 +400,8 @@ def _resampled_seconds(
     generator = np.random.default_rng(seed)
     count = len(times_E)
     log_x_E = np.log(times_E / trends.scale)
-    fitted_E = trends.levels[-1] + trends.slopes[-1] * _growth(
-        log_x_E, trends.exponents[-1:]
-    )
+    growth_E = _growth(log_x_E, trends.exponents[-1:])
+    fitted_E = trends.levels[-1] + trends.slopes[-1] * growth_E
     residuals_E = (gains_E - fitted_E) * math.sqrt(count / (count - 3))
     drawn_RE = residuals_E[generator.integers(count, size=(RESAMPLES, count))]
     signs_RE = generator.choice([-1.0, 1.0], size=drawn_RE.shape)
@@ -361,6 +411,10 @@ def _resampled_seconds(
     )
     best_R = np.argmin(errors_RG, axis=1)
     rows = np.arange(RESAMPLES)
-    gaps_R = target - levels_RG[rows, best_R]
-    x_R = _inverse(EXPONENTS[best_R], slopes_RG[rows, best_R], gaps_R)
-    return trends.scale * x_R
+    return Trends(
+        counts=np.full(RESAMPLES, count),
+        exponents=EXPONENTS[best_R],
+        slopes=slopes_RG[rows, best_R],
+        levels=levels_RG[rows, best_R],
+        scale=trends.scale,
+    )

@@ -191,7 +191,8 @@ def _held_out(result: Result) -> str:
     header += [_heading(name, "number", goals[name]) for name in result.held_out]
     rows = []
     for s in result.ranking:
-        times = (tables.format_seconds(time) for time in result.held_out_times[s])
+        variants = range(len(result.held_out))
+        times = (tables.format_held_out(result, s, v) for v in variants)
         rows.append(
             [
                 f"<td>{_breakable(result.submissions[s])}</td>",

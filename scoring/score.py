@@ -35,6 +35,7 @@ class Result:
     scores: FloatArray  # [S] in [0, 1]
     warnings: tuple[str, ...]
     published: tuple[str, ...] = ()  # those of `submissions` that others published
+    predicted: frozenset[tuple[str, str]] = frozenset()  # (submission, workload)
 
     @property
     def ranking(self) -> list[int]:

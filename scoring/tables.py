@@ -21,10 +21,16 @@ from scoring.score import Result
 
 NOT_COUNTED = "†"
 YOURS = "(yours)"
+PREDICTED = "~"
 
 
 def headline(result: Result) -> str:
     """Returns one sentence: who is fastest, and by how much."""
+    sentence = _headline(result)
+    return f"With predicted times: {sentence}" if result.predicted else sentence
+
+
+def _headline(result: Result) -> str:
     first, *others = result.ranking
     name, score = result.submissions[first], result.scores[first]
     reached = int(result.counts[first].sum())
@@ -85,18 +91,33 @@ def format_time(result: Result, submission: int, workload: int) -> str:
     """Returns a cell of the score table; a time that does not count has a dagger."""
     text = format_seconds(result.times[submission, workload])
     is_struck = text != "miss" and not result.counts[submission, workload]
+    text = _mark(result, submission, result.workloads[workload], text)
     return f"{text} {NOT_COUNTED}" if is_struck else text
+
+
+def format_held_out(result: Result, submission: int, variant: int) -> str:
+    """Returns the time on a held-out variant, marked if it is predicted."""
+    text = format_seconds(result.held_out_times[submission, variant])
+    return _mark(result, submission, result.held_out[variant], text)
+
+
+def _mark(result: Result, submission: int, workload: str, text: str) -> str:
+    is_predicted = (result.submissions[submission], workload) in result.predicted
+    return f"{PREDICTED}{text}" if is_predicted else text
 
 
 def footnotes(result: Result) -> list[str]:
     """Returns what the marks in the score table mean, as far as they occur."""
+    lines = []
     struck = np.isfinite(result.times) & ~result.counts
-    if not struck.any():
-        return []
-    why = f"more than {result.rules.r_max:g} times the best counted time"
-    if result.held_out:
-        why += ", or the target on the held-out variant was missed"
-    return [f"{NOT_COUNTED} reached, but does not count: {why}"]
+    if struck.any():
+        why = f"more than {result.rules.r_max:g} times the best counted time"
+        if result.held_out:
+            why += ", or the target on the held-out variant was missed"
+        lines.append(f"{NOT_COUNTED} reached, but does not count: {why}")
+    if result.predicted:
+        lines.append(f"{PREDICTED} predicted, not measured: a run in it was stopped")
+    return lines
 
 
 def label(result: Result, submission: int) -> str:
@@ -238,11 +259,16 @@ def _width(console: Console, table: Table) -> int:
 
 def write_scores_csv(path: Path, result: Result) -> None:
     """Writes submission, score and seconds per workload ('inf' for a miss)."""
-    rows = [
+    rows: list[list[Any]] = [
         [result.submissions[s], float(result.scores[s]), *result.times[s].tolist()]
         for s in result.ranking
     ]
-    _write_csv(path, ["submission", "score", *result.workloads], rows)
+    header = ["submission", "score", *result.workloads]
+    if result.predicted:  # a column that names the workloads whose time is predicted
+        header.append("predicted")
+        for row in rows:
+            row.append(" ".join(sorted(w for s, w in result.predicted if s == row[0])))
+    _write_csv(path, header, rows)
 
 
 def write_profile_csv(path: Path, result: Result) -> None:
@@ -296,5 +322,6 @@ def to_json(result: Result) -> dict[str, Any]:
             }
             for s in result.ranking
         ],
+        "predicted": [list(pair) for pair in sorted(result.predicted)],
         "warnings": list(result.warnings),
     }

@@ -48,6 +48,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "code, to repeat published numbers.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "predict",
+        False,
+        "Also predict, from their learning curves, when trials that were stopped would "
+        "have reached their target; in a table of its own.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "score_predicted",
+        False,
+        "Let settled predictions count in the score, each marked with ~.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "report", None, "Write a self-contained HTML page here.", flag_values=values
     )
@@ -77,6 +90,13 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     result = scoring.score_runs(
         runs, rules, ruleset=values.ruleset, mode=values.rules, published=published
     )
+    forecasts = None
+    if values.predict or values.score_predicted:
+        from scoring import predict
+
+        forecasts = predict.predict_runs(runs, rules)
+        if values.score_predicted:
+            result = predict.score_predicted(runs, rules, forecasts, result, published)
     written = []
     if values.csv is not None:
         folder = Path(values.csv)
@@ -93,10 +113,15 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     def print_text() -> None:
         scoring.print_report(runs, result)
+        if forecasts is not None:
+            predict.print_predictions(forecasts)
         for path in written:
             print(f"written: {path.resolve()}")
 
-    common.show(values.json, scoring.to_json(result), print_text)
+    value = scoring.to_json(result)
+    if forecasts is not None:
+        value["predictions"] = predict.predictions_json(forecasts)
+    common.show(values.json, value, print_text)
     broken = [item for item in runs.skipped if item.is_broken]
     for item in broken:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
