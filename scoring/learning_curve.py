@@ -37,7 +37,7 @@ MIN_POINTS = 4  # of one trend, which has three parameters
 MAX_TRENDS = 12
 WORKING_LEVEL = 0.5  # of the time run; the rules of a curve's start are others
 COMPARED = 3  # trusted trends that must agree
-TAU = 0.1  # of what is missing to the target: by default this much may trends differ
+TAU = 0.2  # by default, of what the last trend has missing to the target
 EXPONENTS = np.linspace(-1.0, 6.0, 43)  # [G] tried before the best is refined
 HUBER = 1.345  # residuals beyond this many deviations weigh less
 ANCHOR_AT = 2.0  # the anchor stands at this many times the time run
@@ -157,7 +157,7 @@ def prefix_counts(evaluations: int) -> np.ndarray:
 
 
 def _fit(
-    log_x_P: FloatArray, gains_LP: FloatArray, mask_LP: FloatArray, rounds: int = 2
+    log_x_P: FloatArray, gains_LP: FloatArray, mask_LP: FloatArray, rounds: int = 4
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Returns exponent, slope and level of each row, [L]; `mask_LP` weighs points."""
     growth_GP = _growth(log_x_P, EXPONENTS[:, None])
