@@ -264,13 +264,17 @@ class Prediction:
     high: float = math.inf
     reason: str = ""  # why there is no prediction: 'too few evaluations'
     detail: str = ""  # of the reason: '3 of at least 6'
-    distance: float = math.inf  # at most, of the last trusted trends, at the target
-    tau: float = 0.0  # what the distance may be, in units of the metric
+    trend_distance: float = math.inf  # of the last trusted trends, at the target
+    resampled_distance: float = math.inf  # of resampled trends from the last one, there
+    tau: float = 0.0  # what distances may be, in units of the metric
 
     @property
     def is_settled(self) -> bool:
-        """Whether the proximity condition holds."""
-        return self.distance <= self.tau
+        """Whether the proximity condition holds, for resampled trends as well.
+
+        Trends of nearly the same evaluations agree even where all of them are wrong.
+        """
+        return max(self.trend_distance, self.resampled_distance) <= self.tau
 
 
 def predict_time(
@@ -314,13 +318,16 @@ def predict_time(
     resampled = _resampled(times_E, gains_E, trends, seed)
     low, high = _interval(times_E, gains_E, trends, resampled, target)
     seconds = max(float(trends.seconds(target)[-1]), run)
+    gains_L = trends.gains(seconds)[trends.trusted(target)]
+    apart_R = np.abs(resampled.gains(seconds) - gains_L[-1])
     missing = max(target - float(trends.levels[-1]), 0.0)
     return Prediction(
         run=run,
         seconds=seconds,
         low=max(low, run),
         high=max(high, run),
-        distance=_distance(trends, resampled, target, seconds),
+        trend_distance=float(np.ptp(gains_L)) if len(gains_L) == COMPARED else math.inf,
+        resampled_distance=float(np.quantile(apart_R, COVERAGE)),
         tau=TAU * missing if tau is None else tau,
     )
 
@@ -360,21 +367,6 @@ def _interval(
     trusted_L = trends.seconds(target)[trends.trusted(target)]
     times = np.concatenate([ends, plain, trusted_L])
     return float(times.min()), float(times.max())
-
-
-def _distance(
-    trends: Trends, resampled: Trends, target: float, seconds: float
-) -> float:
-    """Returns how far trends lie apart at a time, in units of the metric.
-
-    The trusted trends from each other, or resampled ones from the last trend, whichever
-    is more: trends of nearly the same evaluations agree even where all are wrong.
-    """
-    gains_L = trends.gains(seconds)[trends.trusted(target)]
-    if len(gains_L) < COMPARED:
-        return math.inf
-    apart_R = np.abs(resampled.gains(seconds) - gains_L[-1])
-    return max(float(np.ptp(gains_L)), float(np.quantile(apart_R, COVERAGE)))
 
 
 def _plain_seconds(

@@ -42,7 +42,9 @@ class Outcome:
     line: float  # what a straight line predicts
 
 
-def outcomes(runs: Runs, rules: Rules, fraction: float) -> Iterator[Outcome]:
+def outcomes(
+    runs: Runs, rules: Rules, fraction: float, anchor: float
+) -> Iterator[Outcome]:
     """Yields what is predicted for each curve that has its target."""
     for trial in runs.trials:
         goal = rules.goals.get(trial.workload)
@@ -55,10 +57,32 @@ def outcomes(runs: Runs, rules: Rules, fraction: float) -> Iterator[Outcome]:
         values_E = trial.columns[goal.column][is_seen_E]
         yield Outcome(
             trial.workload,
-            predict_time(times_E, values_E, goal),
+            predict_time(times_E, values_E, goal, anchor=anchor),
             true,
             straight_line(times_E, values_E, goal),
         )
+
+
+def false_alarms(runs: Runs, rules: Rules, fraction: float) -> dict[str, int]:
+    """Counts curves that missed, and those predicted to have their target in the run.
+
+    The prediction is from the first part of the run.
+    """
+    counts = {"missed": 0, "predicted": 0, "predicted_and_settled": 0}
+    for trial in runs.trials:
+        goal = rules.goals.get(trial.workload)
+        if goal is None or goal.column not in trial.columns or not trial.times.size:
+            continue
+        if first_reached(trial, goal) is not None:
+            continue
+        end = float(trial.times[-1])
+        is_seen_E = trial.times <= fraction * end
+        values_E = trial.columns[goal.column][is_seen_E]
+        found = predict_time(trial.times[is_seen_E], values_E, goal)
+        counts["missed"] += 1
+        counts["predicted"] += found.seconds <= end
+        counts["predicted_and_settled"] += found.seconds <= end and found.is_settled
+    return counts
 
 
 def straight_line(times_E: np.ndarray, values_E: np.ndarray, goal: Goal) -> float:
@@ -125,30 +149,42 @@ def planted(
       tau: share of what is missing to the target, of the noiseless curve, after a
         third of the evaluations.
     """
-    stops, errors = [], []
+    errors: dict[str, list[float]] = {"settled": [], "trends_agree": []}
+    stops = []
     for _ in range(curves):
         evaluations = int(generator.integers(30, 120))
-        exponent = generator.uniform(-1.0, 2.0)
         times_E = np.linspace(1.0, 100.0, evaluations)
-        curve = _curve(exponent)
+        curve = _curve(generator.uniform(-1.0, 2.0))
         target = float(curve(np.array(100.0)))
         bound = tau * (target - float(curve(np.array(33.0))))
         noisy_E = curve(times_E) + generator.normal(0, noise * bound, evaluations)
         goal = Goal(metric="gain", direction=Direction.MAXIMIZE, target=target)
+        is_open = dict.fromkeys(errors, True)
         for seen in range(MIN_EVALUATIONS, evaluations):
-            prediction = predict_time(times_E[:seen], noisy_E[:seen], goal, tau=bound)
-            if prediction.is_settled:
-                expected = float(curve(np.array(prediction.seconds)))
-                errors.append(abs(expected - target) / bound)
+            found = predict_time(times_E[:seen], noisy_E[:seen], goal, tau=bound)
+            holds = {
+                "settled": found.is_settled,
+                "trends_agree": found.trend_distance <= bound,
+            }
+            for name in holds:
+                if is_open[name] and holds[name]:
+                    expected = float(curve(np.array(found.seconds)))
+                    errors[name].append(abs(expected - target) / bound)
+                    is_open[name] = False
+            if found.is_settled:
                 stops.append(times_E[seen - 1] / 100.0)
                 break
+    within = {name: np.mean(np.array(found) <= 1) for name, found in errors.items()}
     return {
         "noise": noise,
         "curves": curves,
         "stopped": len(stops),
-        "median_stop": float(np.median(stops)) if stops else math.nan,
-        "within_tau": float((np.array(errors) <= 1).mean()) if stops else math.nan,
-        "error_quantiles": np.quantile(errors or [math.nan], [0.5, 0.9]).tolist(),
+        "median_stop": float(np.median(stops or [math.nan])),
+        "within_tau": float(within["settled"]),
+        "within_tau_by_trends_alone": float(within["trends_agree"]),
+        "error_quantiles": np.quantile(
+            errors["settled"] or [math.nan], [0.5, 0.9]
+        ).tolist(),
     }
 
 
@@ -164,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("archive", type=Path, nargs="?", help="one folder a submission")
     parser.add_argument("--benchmark", default="v0.5")
     parser.add_argument("--fraction", type=float, default=0.5, help="of the time seen")
+    parser.add_argument(
+        "--anchor", type=float, default=0.0, help="weight of the anchor"
+    )
     parser.add_argument("--curves", type=int, default=100, help="planted, per noise")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -171,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.archive is not None:
         rules = load_rules(options.benchmark)
         runs = read_runs([options.archive])
-        every = list(outcomes(runs, rules, options.fraction))
+        every = list(outcomes(runs, rules, options.fraction, options.anchor))
         groups = {w: [x for x in every if x.workload == w] for w in rules.workloads}
         groups["all"] = every
         groups["all, settled"] = [x for x in every if x.prediction.is_settled]
@@ -185,18 +224,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, value in result["archive"].items():
             print_summary(name, value)
         print("no prediction:", result["archive"]["all"]["reasons"])
+        alarms = false_alarms(runs, rules, options.fraction)
+        result["false_alarms"] = alarms
+        print(
+            f"of {alarms['missed']} runs that missed, from the first "
+            f"{options.fraction:.0%} of the run: predicted to reach the target in it "
+            f"{alarms['predicted']}, settled {alarms['predicted_and_settled']}"
+        )
     print("planted power laws, stopped at the first settled prediction:")
     print("| noise / tau | curves | stopped | at | within tau | error: median, 90 % |")
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     generator = np.random.default_rng(0)
     noises = (0.0, 0.1, 0.25, 0.5, 1.0)
     result["planted"] = [planted(x, options.curves, generator) for x in noises]
     for row in result["planted"]:
         middle, most = row["error_quantiles"]
+        alone = row["within_tau_by_trends_alone"]
         print(
             f"| {row['noise']:g} | {row['curves']} | {row['stopped']} "
             f"| {row['median_stop']:.0%} | {row['within_tau']:.0%} "
-            f"| {middle:.2f}, {most:.2f} tau |"
+            f"| {middle:.2f}, {most:.2f} tau | {alone:.0%} |"
         )
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1))

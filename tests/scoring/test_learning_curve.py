@@ -17,7 +17,9 @@ from scoring.learning_curve import (
     predict_time,
     prefix_counts,
 )
-from scoring.rules import Goal
+from scoring.read import read_runs
+from scoring.rules import Goal, load_rules
+from scoring.time_to_target import first_reached
 
 UP = Goal(metric="accuracy", direction=Direction.MAXIMIZE, target=0.0)
 TIMES = np.linspace(10.0, 1000.0, 60)
@@ -253,3 +255,25 @@ def test_a_prediction_is_not_before_the_end_of_the_run():
     assert found.run == 1000.0
     assert found.seconds == found.low == 1000.0
     assert found.high >= 1000.0
+
+
+@pytest.mark.slow
+def test_real_curves_from_four_fifths_of_their_time(archive):
+    """Settled predictions are off by less than a tenth, and beat the others."""
+    errors = {True: [], False: []}
+    rules = load_rules("v0.5")
+    for trial in read_runs([archive]).trials:
+        goal = rules.goals.get(trial.workload)
+        hit = None if goal is None else first_reached(trial, goal)
+        if hit is None:
+            continue
+        true = trial.times[hit]
+        seen = trial.times <= 0.8 * true
+        values = trial.columns[goal.column][seen]
+        found = predict_time(trial.times[seen], values, goal)
+        if not found.reason:
+            errors[found.is_settled].append(abs(math.log(found.seconds / true)))
+    assert len(errors[True]) > 100
+    assert len(errors[True]) + len(errors[False]) > 1000
+    assert np.median(errors[True]) < 0.1
+    assert np.median(errors[True]) < np.median(errors[False])
