@@ -264,6 +264,10 @@ def write_scores_csv(path: Path, result: Result) -> None:
         for s in result.ranking
     ]
     header = ["submission", "score", *result.workloads]
+    if result.published:
+        header.append("is_published")
+        for row in rows:
+            row.append(str(row[0] in result.published).lower())
     if result.predicted:  # a column that names the workloads whose time is predicted
         header.append("predicted")
         for row in rows:

@@ -1,5 +1,6 @@
 """The published field: its scores, and where runs of one's own stand in it."""
 
+import csv
 import dataclasses
 import json
 
@@ -197,14 +198,18 @@ def test_score_against_a_field(tmp_path, write_trial, capsys):
     )
     file = tmp_path / "scores.json"
     arguments = ["score", str(tmp_path), "--against=v0.5"]
-    assert cli.main([*arguments, f"--json={file}"]) == 0
+    assert cli.main([*arguments, f"--json={file}", f"--csv={tmp_path}/csv"]) == 0
     text = capsys.readouterr().out
     assert "mine (yours)" in text
     assert "rules v0.5" in text
     assert "warning: the times of v0.5 were measured on 8 x NVIDIA V100" in text
     value = json.loads(file.read_text())
     assert len(value["submissions"]) == 12
-    assert cli.main(["score", "--against=v0.5", "--rules=official"]) == 0
+    rows = csv.DictReader((tmp_path / "csv/scores.csv").read_text().splitlines())
+    published = {row["submission"]: row["is_published"] for row in rows}
+    assert published == dict.fromkeys(PUBLISHED, "true") | {"mine": "false"}
+    page = f"--report={tmp_path}/page.html"
+    assert cli.main(["score", "--against=v0.5", "--rules=official", page]) == 0
     assert "0.7784" in capsys.readouterr().out
     assert cli.main(["score", "--against=v9"]) == 1
     assert "v0.5" in capsys.readouterr().err
