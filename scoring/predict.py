@@ -65,7 +65,7 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
     budget or was done, has no prediction, nor has one that would exceed its budget.
     """
     times_E = trial.times
-    run = float(np.nanmax(times_E)) if np.isfinite(times_E).any() else 0.0
+    run = float(times_E[np.isfinite(times_E)].max(initial=0.0))
     if reason := _ended(trial):
         return Prediction(run=run, reason=reason)
     if goal.column not in trial.columns:
@@ -73,9 +73,8 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
     prediction = predict_time(times_E, trial.columns[goal.column], goal, tau=tau)
     budget = (trial.record or {}).get("budget_sec")
     if isinstance(budget, int | float) and budget < prediction.seconds < math.inf:
-        detail = (
-            f"at {format_seconds(prediction.seconds)} of {format_seconds(budget)} s"
-        )
+        seconds = format_seconds(prediction.seconds)
+        detail = f"at {seconds} of {format_seconds(budget)} s"
         return Prediction(run=run, reason="after the budget", detail=detail)
     return prediction
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -10,10 +11,14 @@ from algoperf import records
 from algoperf.cli import common
 from algoperf.errors import UserError
 
+if TYPE_CHECKING:
+    from scoring import Result, Rules, Runs
+
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
-    "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
-    "         [--json FILE]        (a DIR holds one folder per submission)"
+    "         [--rules documented|official] [--against v0.5] [--predict]\n"
+    "         [--score_predicted] [--report FILE.html] [--csv DIR] [--json FILE]\n"
+    "                              (a DIR holds one folder per submission)"
 )
 
 
@@ -79,11 +84,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     if not positional and values.against is None:
         raise UserError("no DIR to score, see algoperf score --help")
-    published, benchmark = None, values.benchmark or "mini"
-    if values.against is not None:
-        published = scoring.load_published(values.against)
-        benchmark = values.benchmark or published.benchmark
-    rules = scoring.load_rules(benchmark)
+    against = values.against
+    published = None if against is None else scoring.load_published(against)
+    benchmark = "mini" if published is None else published.benchmark
+    rules = scoring.load_rules(values.benchmark or benchmark)
     runs = scoring.Runs(trials=(), skipped=())
     if positional:
         runs = scoring.read_runs([Path(directory) for directory in positional])
@@ -97,19 +101,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         forecasts = predict.predict_runs(runs, rules)
         if values.score_predicted:
             result = predict.score_predicted(runs, rules, forecasts, result, published)
-    written = []
-    if values.csv is not None:
-        folder = Path(values.csv)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from error
-        scoring.write_scores_csv(folder / "scores.csv", result)
-        scoring.write_profile_csv(folder / "performance_profile.csv", result)
-        written += [folder / "scores.csv", folder / "performance_profile.csv"]
-    if values.report is not None:
-        scoring.write_page(Path(values.report), runs, rules, result)
-        written.append(Path(values.report))
+    written = _write_files(values, runs, rules, result)
 
     def print_text() -> None:
         scoring.print_report(runs, result)
@@ -126,3 +118,25 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     for item in broken:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _write_files(
+    values: flags.FlagValues, runs: "Runs", rules: "Rules", result: "Result"
+) -> list[Path]:
+    """Writes the CSV files and the page that were asked for; returns their paths."""
+    import scoring
+
+    written = []
+    if values.csv is not None:
+        folder = Path(values.csv)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+        scoring.write_scores_csv(folder / "scores.csv", result)
+        scoring.write_profile_csv(folder / "performance_profile.csv", result)
+        written += [folder / "scores.csv", folder / "performance_profile.csv"]
+    if values.report is not None:
+        scoring.write_page(Path(values.report), runs, rules, result)
+        written.append(Path(values.report))
+    return written
