@@ -12,6 +12,7 @@ Reading is apart from judging, judging from drawing; nothing here needs JAX.
 from scoring.cache import default_folder as default_cache_folder
 from scoring.guards import check_mixed, contention, is_contended
 from scoring.page import write_page
+from scoring.published import Published, known_published, load_published
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
 from scoring.score import Result, score_runs
@@ -28,6 +29,7 @@ __all__ = [
     "Goal",
     "Mode",
     "Protocol",
+    "Published",
     "Result",
     "Rules",
     "Runs",
@@ -38,7 +40,9 @@ __all__ = [
     "default_cache_folder",
     "headline",
     "is_contended",
+    "known_published",
     "known_rules",
+    "load_published",
     "load_rules",
     "print_report",
     "read_runs",

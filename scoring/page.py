@@ -136,7 +136,7 @@ def _introduction(runs: Runs, result: Result) -> str:
         facts.append(f"{_count(len(runs.skipped), 'path')} skipped (see the notes)")
     return (
         f'<h1>AlgoPerf scores</h1><p class="headline">'
-        f"{_escape(tables.headline(result))}</p>"
+        f"{_escape(' '.join([tables.headline(result), *tables.standings(result)]))}</p>"
         f'<p class="soft">{_escape(" · ".join(facts))}</p>'
     )
 
@@ -157,7 +157,7 @@ def _scores(result: Result, style: Mapping[str, Mapping[str, str]]) -> str:
         times = (_time_cell(result, s, w) for w in range(len(result.workloads)))
         rows.append(
             [
-                f"<td>{_swatch(style[name])}{_breakable(name)}</td>",
+                f"<td>{_swatch(style[name])}{_breakable(tables.label(result, s))}</td>",
                 f'<td class="number"><b>{score:.4f}</b>{meter}</td>',
                 _cell(targets, "number"),
                 *times,
@@ -191,7 +191,8 @@ def _held_out(result: Result) -> str:
     header += [_heading(name, "number", goals[name]) for name in result.held_out]
     rows = []
     for s in result.ranking:
-        times = (tables.format_seconds(time) for time in result.held_out_times[s])
+        variants = range(len(result.held_out))
+        times = (tables.format_held_out(result, s, v) for v in variants)
         rows.append(
             [
                 f"<td>{_breakable(result.submissions[s])}</td>",

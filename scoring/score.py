@@ -9,6 +9,8 @@ import numpy as np
 from algoperf.errors import unknown_name
 from algoperf.records import Status
 from scoring import guards, profile, time_to_target
+from scoring import published as published_field
+from scoring.published import Published
 from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Protocol, Rules
 from scoring.time_to_target import Mode
@@ -32,6 +34,8 @@ class Result:
     ratios: FloatArray  # [S, B] to the best counted time; inf where none counts
     scores: FloatArray  # [S] in [0, 1]
     warnings: tuple[str, ...]
+    published: tuple[str, ...] = ()  # those of `submissions` that others published
+    predicted: frozenset[tuple[str, str]] = frozenset()  # (submission, workload)
 
     @property
     def ranking(self) -> list[int]:
@@ -53,7 +57,11 @@ class Result:
 
 
 def score_runs(
-    runs: Runs, rules: Rules, ruleset: str = "external", mode: str = "documented"
+    runs: Runs,
+    rules: Rules,
+    ruleset: str = "external",
+    mode: str = "documented",
+    published: Published | None = None,
 ) -> Result:
     """Judges runs by rules.
 
@@ -65,9 +73,11 @@ def score_runs(
       rules: what to judge by.
       ruleset: 'external' or 'self': how many studies and trials are expected.
       mode: 'documented', or 'official' to repeat what the official code does.
+      published: a published field to judge the runs among.
 
     Raises:
-      UserError: unknown ruleset or mode.
+      UserError: unknown ruleset or mode, or the runs cannot be compared with the
+        published field.
     """
     protocol = rules.protocol(ruleset)
     if mode not in tuple(Mode):
@@ -90,6 +100,15 @@ def score_runs(
 
     held_out = tuple(rules.held_out)
     times_SB, times_SV = times(rules.base_workloads), times(held_out)
+    warnings = [*both, *_warnings(groups, submissions, rules, protocol)]
+    theirs: tuple[str, ...] = ()
+    if published is not None:
+        published_field.check_comparable(runs, rules, ruleset, published)
+        submissions, times_SB, times_SV, theirs = published_field.join(
+            published, submissions, times_SB, times_SV, rules, mode
+        )
+        if warning := published_field.hardware_warning(runs, rules, published):
+            warnings.insert(0, warning)
     base_of_V = [rules.base_workloads.index(rules.held_out[v]) for v in held_out]
     counted_SB = time_to_target.counted_times(
         times_SB, times_SV, base_of_V, rules.r_max, mode
@@ -108,7 +127,8 @@ def score_runs(
         held_out_times=times_SV,
         ratios=ratios_SB,
         scores=integrate(ratios_SB, rules.r_max),
-        warnings=(*both, *_warnings(groups, submissions, rules, protocol)),
+        warnings=tuple(warnings),
+        published=theirs,
     )
 
 

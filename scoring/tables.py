@@ -21,10 +21,17 @@ from scoring.read import Runs, Trial
 from scoring.score import Result
 
 NOT_COUNTED = "†"
+YOURS = "(yours)"
+PREDICTED = "~"
 
 
 def headline(result: Result) -> str:
     """Returns one sentence: who is fastest, and by how much."""
+    sentence = _headline(result)
+    return f"With predicted times: {sentence}" if result.predicted else sentence
+
+
+def _headline(result: Result) -> str:
     first, *others = result.ranking
     name, score = result.submissions[first], result.scores[first]
     reached = int(result.counts[first].sum())
@@ -85,18 +92,54 @@ def format_time(result: Result, submission: int, workload: int) -> str:
     """Returns a cell of the score table; a time that does not count has a dagger."""
     text = format_seconds(result.times[submission, workload])
     is_struck = text != "miss" and not result.counts[submission, workload]
+    text = _mark(result, submission, result.workloads[workload], text)
     return f"{text} {NOT_COUNTED}" if is_struck else text
+
+
+def format_held_out(result: Result, submission: int, variant: int) -> str:
+    """Returns the time on a held-out variant, marked if it is predicted."""
+    text = format_seconds(result.held_out_times[submission, variant])
+    return _mark(result, submission, result.held_out[variant], text)
+
+
+def _mark(result: Result, submission: int, workload: str, text: str) -> str:
+    is_predicted = (result.submissions[submission], workload) in result.predicted
+    return f"{PREDICTED}{text}" if is_predicted else text
 
 
 def footnotes(result: Result) -> list[str]:
     """Returns what the marks in the score table mean, as far as they occur."""
+    lines = []
     struck = np.isfinite(result.times) & ~result.counts
-    if not struck.any():
-        return []
-    why = f"more than {result.rules.r_max:g} times the best counted time"
-    if result.held_out:
-        why += ", or the target on the held-out variant was missed"
-    return [f"{NOT_COUNTED} reached, but does not count: {why}"]
+    if struck.any():
+        why = f"more than {result.rules.r_max:g} times the best counted time"
+        if result.held_out:
+            why += ", or the target on the held-out variant was missed"
+        lines.append(f"{NOT_COUNTED} reached, but does not count: {why}")
+    if result.predicted:
+        lines.append(f"{PREDICTED} predicted, not measured: a run in it was stopped")
+    return lines
+
+
+def label(result: Result, submission: int) -> str:
+    """Returns a submission's name; beside published ones, yours are marked."""
+    name = result.submissions[submission]
+    is_mine = result.published and name not in result.published
+    return f"{name} {YOURS}" if is_mine else name
+
+
+def standings(result: Result) -> list[str]:
+    """Returns where each of your submissions stands among the published ones."""
+    lines = []
+    for s in result.ranking:
+        if not result.published or result.submissions[s] in result.published:
+            continue
+        place = 1 + int((result.scores > result.scores[s]).sum())
+        lines.append(
+            f"{result.submissions[s]} stands in place {place} of "
+            f"{len(result.submissions)}, with a score of {result.scores[s]:.4f}."
+        )
+    return lines
 
 
 def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table:
@@ -115,7 +158,7 @@ def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table
         table.add_column(heading, justify="right", no_wrap=True)
     for s in result.ranking:
         table.add_row(
-            Text(result.submissions[s]),
+            Text(label(result, s)),
             f"{result.scores[s]:.4f}",
             *(format_time(result, s, w) for w in columns),
         )
@@ -160,7 +203,8 @@ def print_report(runs: Runs, result: Result, console: Console | None = None) -> 
     lines are as long as they need to be.
     """
     console = console or Console(highlight=False)
-    _print_line(console, headline(result))
+    for line in (headline(result), *standings(result)):
+        _print_line(console, line)
     rules = f"rules {result.rules.name}, {result.ruleset} tuning, {result.mode} mode"
     _print_line(console, f"{rules}; time to target in seconds of submission time")
     _print_scores(console, result, range(len(result.workloads)))
@@ -216,11 +260,20 @@ def _width(console: Console, table: Table) -> int:
 
 def write_scores_csv(path: Path, result: Result) -> None:
     """Writes submission, score and seconds per workload ('inf' for a miss)."""
-    rows = [
+    rows: list[list[Any]] = [
         [result.submissions[s], float(result.scores[s]), *result.times[s].tolist()]
         for s in result.ranking
     ]
-    _write_csv(path, ["submission", "score", *result.workloads], rows)
+    header = ["submission", "score", *result.workloads]
+    if result.published:
+        header.append("is_published")
+        for row in rows:
+            row.append(str(row[0] in result.published).lower())
+    if result.predicted:  # a column that names the workloads whose time is predicted
+        header.append("predicted")
+        for row in rows:
+            row.append(" ".join(sorted(w for s, w in result.predicted if s == row[0])))
+    _write_csv(path, header, rows)
 
 
 def write_profile_csv(path: Path, result: Result) -> None:
@@ -264,6 +317,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "submissions": [
             {
                 "submission": result.submissions[s],
+                "is_published": result.submissions[s] in result.published,
                 "score": float(result.scores[s]),
                 "workloads": workloads(s),
                 "held_out_seconds": {
@@ -273,5 +327,6 @@ def to_json(result: Result) -> dict[str, Any]:
             }
             for s in result.ranking
         ],
+        "predicted": [list(pair) for pair in sorted(result.predicted)],
         "warnings": list(result.warnings),
     }

@@ -27,3 +27,11 @@ def test_score_archive(tmp_path):
     (costs,) = json.loads(file.read_text())["costs"].values()
     assert costs["first call"]["seconds"] > 0
     assert costs["second call"]["peak_mib"] > 1
+@pytest.mark.slow
+def test_curve_prediction(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "curve_prediction.py", "--curves=2"]
+    subprocess.run([*command, f"--json={file}"], check=True)
+    rows = json.loads(file.read_text())["planted"]
+    assert [row["noise"] for row in rows] == [0, 0.1, 0.25, 0.5, 1]
+    assert rows[0]["within_tau"] == 1

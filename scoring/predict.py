@@ -1,0 +1,254 @@
+"""Predicted times to target of trials that were stopped, apart from scores or in them.
+
+A prediction is never part of a score unless `score_predicted` is called: then settled
+ones (see `learning_curve`) count as if they had been measured, and are marked.
+"""
+
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from algoperf import records
+from algoperf.records import Status
+from scoring.learning_curve import FARTHEST, Prediction, predict_time
+from scoring.published import Published
+from scoring.read import Runs, Trial
+from scoring.rules import Goal, Rules
+from scoring.score import Result, score_runs
+from scoring.tables import PREDICTED, format_seconds
+from scoring.time_to_target import first_reached
+
+MAX_ROWS = 40  # with more trials in all, reasons are counted instead of listed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is predicted for a trial that did not reach the target of the rules."""
+
+    trial: Trial
+    prediction: Prediction
+
+
+def predict_runs(
+    runs: Runs, rules: Rules, tau: float | None = None
+) -> tuple[Forecast, ...]:
+    """Predicts the time to target of every trial that did not reach it.
+
+    Args:
+      runs: what was read; workloads that are not in the rules are left out.
+      rules: whose targets.
+      tau: see `learning_curve.predict_time`.
+    """
+    forecasts = []
+    for trial in runs.trials:
+        if trial.workload not in rules.workloads:
+            continue
+        goal = rules.goals[trial.workload]
+        if first_reached(trial, goal) is None:
+            prediction = predict_trial(trial, goal, tau)
+            forecasts.append(Forecast(trial=trial, prediction=prediction))
+    return tuple(forecasts)
+
+
+def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Prediction:
+    """Predicts the time to target of a trial that did not reach it.
+
+    A trial whose end is a result, because it diverged, failed, had its whole time
+    budget or was done, has no prediction, nor has one that would exceed its budget.
+    """
+    times_E = trial.times
+    run = float(times_E[np.isfinite(times_E)].max(initial=0.0))
+    if reason := _ended(trial):
+        return Prediction(run=run, reason=reason)
+    if goal.column not in trial.columns:
+        return Prediction(run=run, reason="no metric", detail=goal.column)
+    prediction = predict_time(times_E, trial.columns[goal.column], goal, tau=tau)
+    budget = (trial.record or {}).get("budget_sec")
+    if isinstance(budget, int | float) and budget < prediction.seconds < math.inf:
+        seconds = format_seconds(prediction.seconds)
+        detail = f"at {seconds} of {format_seconds(budget)} s"
+        return Prediction(run=run, reason="after the budget", detail=detail)
+    return prediction
+
+
+def _ended(trial: Trial) -> str:
+    """Returns why a trial would not have gone on; '' if it was stopped, or unknown."""
+    record: Mapping[str, Any] = trial.record or {}
+    max_steps = record.get("max_steps")
+    if trial.status is Status.COMPLETED:
+        is_cut = max_steps is not None and record.get("global_step", 0) >= max_steps
+        return "" if is_cut else "the submission was done"
+    reasons = {
+        Status.BUDGET: "the time budget was spent",
+        Status.DIVERGED: "the run diverged",
+        Status.FAILED: "the run failed",
+    }
+    return reasons.get(trial.status, "") if trial.status is not None else ""
+
+
+def score_predicted(
+    runs: Runs,
+    rules: Rules,
+    forecasts: Sequence[Forecast],
+    measured: Result,
+    published: Published | None = None,
+) -> Result:
+    """Scores runs again, with settled predictions in place of misses.
+
+    Args:
+      runs: what was read.
+      rules: what to judge by.
+      forecasts: what `predict_runs` made of them.
+      measured: what `score_runs` made of them; ruleset and mode are taken from it.
+      published: as `score_runs` was given it.
+
+    Returns:
+      A result whose `predicted` names the times that differ from the measured ones, as
+      does a warning per submission.
+    """
+    longer = _with_predictions(runs, rules, forecasts)
+    mixed = score_runs(longer, rules, measured.ruleset, measured.mode, published)
+    names = (*mixed.workloads, *mixed.held_out)
+    is_other = np.hstack(
+        [
+            mixed.times != measured.times,
+            mixed.held_out_times != measured.held_out_times,
+        ]
+    )
+    predicted: dict[str, list[str]] = defaultdict(list)
+    for s, w in np.argwhere(is_other):
+        predicted[mixed.submissions[s]].append(names[w])
+    warnings = [
+        f"predicted, not measured: the time of {submission} on {', '.join(workloads)}"
+        for submission, workloads in predicted.items()
+    ]
+    pairs = frozenset((s, w) for s, workloads in predicted.items() for w in workloads)
+    return dataclasses.replace(
+        mixed, predicted=pairs, warnings=(*warnings, *mixed.warnings)
+    )
+
+
+def _with_predictions(runs: Runs, rules: Rules, forecasts: Sequence[Forecast]) -> Runs:
+    """Returns runs in which predicted trials have one more evaluation: the target."""
+    longer = {
+        item.trial: _longer(item, rules.goals[item.trial.workload])
+        for item in forecasts
+        if item.prediction.is_settled
+    }
+    trials = tuple(longer.get(trial, trial) for trial in runs.trials)
+    return dataclasses.replace(runs, trials=trials)
+
+
+def _longer(forecast: Forecast, goal: Goal) -> Trial:
+    added = {
+        records.SUBMISSION_TIME: forecast.prediction.seconds,
+        goal.column: goal.target,
+    }
+    columns = {
+        name: np.append(values, added.get(name, np.nan))
+        for name, values in forecast.trial.columns.items()
+    }
+    return dataclasses.replace(forecast.trial, columns=columns)
+
+
+def prediction_table(forecasts: Sequence[Forecast]) -> Table:
+    """Returns time run, predicted time and interval of each trial, or the reason."""
+    table = Table(
+        title="Predicted, not measured: seconds to the target of trials that missed it",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("submission")
+    table.add_column("trial")
+    for column in ("run", "predicted", "interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("settled")
+    for item in forecasts:
+        prediction = item.prediction
+        table.add_row(
+            Text(item.trial.submission),
+            Text(item.trial.place),
+            format_seconds(prediction.run),
+            *map(Text, _cells(prediction)),
+        )
+    return table
+
+
+def _cells(prediction: Prediction) -> tuple[str, str, str]:
+    """Returns predicted time, interval, and whether it is settled or why it is none."""
+    if prediction.reason:
+        detail = f" ({prediction.detail})" if prediction.detail else ""
+        return "-", "-", f"no prediction: {prediction.reason}{detail}"
+    high = format_seconds(prediction.high)
+    if prediction.high > FARTHEST * prediction.run:
+        high = "never"
+    return (
+        f"{PREDICTED}{format_seconds(prediction.seconds)}",
+        f"{format_seconds(prediction.low)} to {high}",
+        "yes" if prediction.is_settled else "no",
+    )
+
+
+def print_predictions(
+    forecasts: Sequence[Forecast], console: Console | None = None
+) -> None:
+    """Prints the table of predictions and what it means.
+
+    Of more than MAX_ROWS trials, those without a prediction are counted by reason.
+    """
+    console = console or Console(highlight=False)
+    if not forecasts:
+        console.print("no trial missed its target: nothing to predict", soft_wrap=True)
+        return
+    shown, counts = forecasts, Counter[str]()
+    if len(forecasts) > MAX_ROWS:
+        shown = [item for item in forecasts if not item.prediction.reason]
+        reasons = (item.prediction.reason for item in forecasts)
+        counts = Counter(reason for reason in reasons if reason)
+    if shown:
+        table = prediction_table(shown)
+        if not console.is_terminal:
+            width = console.measure(
+                table, options=console.options.update(max_width=10_000)
+            ).maximum
+            console = Console(file=console.file, width=width, highlight=False)
+        console.print(table)
+    for reason, count in counts.most_common():
+        line = f"no prediction for {count} trials: {reason}"
+        console.print(Text(line), soft_wrap=True)
+    console.print(
+        "settled: the last trends of the curve agree on the target; see "
+        "docs/prediction.md for how far predictions were off",
+        soft_wrap=True,
+    )
+
+
+def predictions_json(forecasts: Sequence[Forecast]) -> list[dict[str, Any]]:
+    """Returns predictions as plain values; what is not finite is None."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return [
+        {
+            "submission": item.trial.submission,
+            "workload": item.trial.workload,
+            "study": item.trial.study,
+            "trial": item.trial.trial,
+            "run_seconds": item.prediction.run,
+            "predicted_seconds": finite(item.prediction.seconds),
+            "low_seconds": finite(item.prediction.low),
+            "high_seconds": finite(item.prediction.high),
+            "is_settled": item.prediction.is_settled,
+            "reason": item.prediction.reason or None,
+            "detail": item.prediction.detail or None,
+        }
+        for item in forecasts
+    ]

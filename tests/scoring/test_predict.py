@@ -1,0 +1,215 @@
+"""Predicted times stand apart from scores, and are marked where they do not."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from algoperf import cli
+from scoring.page import write_page
+from scoring.predict import (
+    MAX_ROWS,
+    predict_runs,
+    predictions_json,
+    print_predictions,
+    score_predicted,
+)
+from scoring.read import Runs
+from scoring.rules import load_rules
+from scoring.score import score_runs
+from scoring.tables import (
+    footnotes,
+    format_time,
+    headline,
+    to_json,
+    write_scores_csv,
+)
+
+RULES = load_rules("mini_fast")
+GOAL = RULES.goals["imagenet_resnet_mini"]
+TIMES = np.linspace(1.0, 50.0, 40)
+
+
+def _rising(true=100.0):
+    """Accuracies along a power of time that reach the target at `true` seconds."""
+    return GOAL.target * (TIMES / true) ** 0.5
+
+
+def _runs(make_trial, record=None, values=None):
+    """One submission that was stopped on the first workload, one that was not."""
+    stopped = make_trial(
+        "slow",
+        times=TIMES.tolist(),
+        values=_rising() if values is None else values,
+        record=record,
+    )
+    whole = make_trial("fast", times=[60.0], values=[0.99])
+    language = [
+        make_trial(
+            name, "finewebedu_lm_mini", times=[10.0], metric="ppl", values=[12.0]
+        )
+        for name in ("slow", "fast")
+    ]
+    return Runs(trials=(stopped, whole, *language), skipped=())
+
+
+def _printed(forecasts):
+    file = io.StringIO()
+    print_predictions(forecasts, Console(file=file, color_system=None))
+    return file.getvalue()
+
+
+def test_trials_without_their_target_are_predicted(make_trial):
+    runs = _runs(make_trial, record={"status": "preempted"})
+    (forecast,) = predict_runs(runs, RULES)
+    assert forecast.trial is runs.trials[0]
+    assert forecast.prediction.seconds == pytest.approx(100.0, rel=1e-3)
+    text = _printed([forecast])
+    for part in ("Predicted, not measured", "slow", "50.0", "~100.0", "yes"):
+        assert part in text
+    (value,) = predictions_json([forecast])
+    assert value["predicted_seconds"] == pytest.approx(100.0, rel=1e-3)
+    assert value["reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"status": "failed"}, "the run failed"),
+        ({"status": "diverged"}, "the run diverged"),
+        ({"status": "budget"}, "the time budget was spent"),
+        ({"status": "completed"}, "the submission was done"),
+        ({"status": "completed", "max_steps": 9, "global_step": 8}, "was done"),
+        ({"status": "completed", "max_steps": 9, "global_step": 9}, ""),
+        ({"status": "running", "budget_sec": None}, ""),
+        ({"status": "running", "budget_sec": 101.0}, ""),
+        ({"status": "running", "budget_sec": 90.0}, "after the budget"),
+        (None, ""),
+    ],
+)
+def test_an_end_that_is_a_result_is_not_predicted(make_trial, record, reason):
+    (forecast,) = predict_runs(_runs(make_trial, record=record), RULES)
+    found = forecast.prediction
+    assert reason in found.reason
+    assert bool(found.reason) == bool(reason)
+    assert math.isinf(found.seconds) == bool(reason)
+    assert found.run == 50.0
+    if reason:
+        assert f"no prediction: {found.reason}" in _printed([forecast])
+
+
+def test_a_trial_without_evaluations_or_the_metric(make_trial):
+    trials = (
+        make_trial(record={"status": "preempted"}),
+        make_trial(trial=2, times=[1.0], metric="wer", values=[0.5]),
+        make_trial("x", "mnist", times=[1.0], values=[0.5]),
+    )
+    found = predict_runs(Runs(trials=trials, skipped=()), RULES)
+    assert [item.prediction.reason for item in found] == ["no metric", "no metric"]
+    assert found[0].prediction.run == 0.0
+
+
+def test_scores_do_not_know_of_predictions(make_trial):
+    runs = _runs(make_trial)
+    before = score_runs(runs, RULES)
+    predict_runs(runs, RULES)
+    after = score_runs(runs, RULES)
+    np.testing.assert_array_equal(before.scores, after.scores)
+    assert np.isinf(after.times[1, 0])
+    assert not after.predicted
+
+
+def test_predictions_in_a_score_are_marked_everywhere(make_trial, tmp_path):
+    runs = _runs(make_trial)
+    measured = score_runs(runs, RULES)
+    result = score_predicted(runs, RULES, predict_runs(runs, RULES), measured)
+    assert result.predicted == {("slow", "imagenet_resnet_mini")}
+    seconds = result.times[1, 0]
+    assert seconds == pytest.approx(100.0, rel=1e-3)
+    expected = (1.0 + (4.0 - seconds / 60.0) / 3.0) / 2.0
+    assert result.scores[1] == pytest.approx(expected)
+    assert format_time(result, 1, 0) == "~100.0"
+    assert format_time(result, 1, 1) == "10.0"
+    assert any(line.startswith("~ predicted") for line in footnotes(result))
+    assert headline(result).startswith("With predicted times: ")
+    says = "predicted, not measured: the time of slow on imagenet_resnet_mini"
+    assert result.warnings[0] == says
+    assert to_json(result)["predicted"] == [["slow", "imagenet_resnet_mini"]]
+    write_scores_csv(tmp_path / "scores.csv", result)
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert [row["predicted"] for row in rows] == ["", "imagenet_resnet_mini"]
+    write_page(tmp_path / "page.html", runs, RULES, result)
+    text = (tmp_path / "page.html").read_text()
+    assert "~100.0" in text
+    assert says in text
+
+
+def test_what_is_not_settled_does_not_count(make_trial):
+    noise = np.random.default_rng(0).normal(0, 0.05, 40)
+    runs = _runs(make_trial, values=_rising() + noise)
+    (forecast,) = predict_runs(runs, RULES)
+    assert not forecast.prediction.is_settled
+    measured = score_runs(runs, RULES)
+    result = score_predicted(runs, RULES, [forecast], measured)
+    assert not result.predicted
+    np.testing.assert_array_equal(result.scores, measured.scores)
+
+
+def test_a_predicted_variant_is_marked(make_trial, tmp_path):
+    rules = load_rules("v0.5")
+    goal = rules.goals["ogbg"]
+    metric = {"metric": goal.metric}
+    values = rules.goals["ogbg_model_size"].target * (TIMES / 100.0) ** 0.5
+    trials = (
+        make_trial("a", "ogbg", times=[30.0], values=[0.5], **metric),
+        make_trial(
+            "a", "ogbg_model_size", times=TIMES.tolist(), values=values, **metric
+        ),
+    )
+    runs = Runs(trials=trials, skipped=())
+    measured = score_runs(runs, rules)
+    assert measured.scores[0] == 0
+    result = score_predicted(runs, rules, predict_runs(runs, rules), measured)
+    assert result.scores[0] == pytest.approx(1 / 8)
+    assert result.predicted == {("a", "ogbg_model_size")}
+    write_page(tmp_path / "page.html", runs, rules, result)
+    assert "~100.0" in (tmp_path / "page.html").read_text()
+
+
+def test_reasons_of_many_trials_are_counted(make_trial):
+    trials = tuple(
+        make_trial(trial=k, times=[1.0], values=[0.1]) for k in range(MAX_ROWS + 1)
+    )
+    text = _printed(predict_runs(Runs(trials=trials, skipped=()), RULES))
+    assert f"no prediction for {MAX_ROWS + 1} trials: too few evaluations" in text
+    assert "trial_3" not in text
+
+
+def test_nothing_to_predict(mini_runs):
+    assert "nothing to predict" in _printed(
+        predict_runs(mini_runs({"a": (1, 1)}), RULES)
+    )
+
+
+def test_score_with_predictions(tmp_path, write_trial, capsys):
+    options = {"times": TIMES, "values": _rising(), "status": "preempted"}
+    write_trial(tmp_path, "slow", **options)
+    file = tmp_path / "scores.json"
+    arguments = ["score", str(tmp_path), "--benchmark=mini_fast", f"--json={file}"]
+    assert cli.main(arguments) == 0
+    assert "redicted" not in capsys.readouterr().out
+    assert "predictions" not in json.loads(file.read_text())
+    assert cli.main([*arguments, "--predict"]) == 0
+    text = capsys.readouterr().out
+    assert "No score" in text
+    assert "~100.0" in text
+    (value,) = json.loads(file.read_text())["predictions"]
+    assert value["is_settled"]
+    assert cli.main([*arguments, "--score_predicted"]) == 0
+    text = capsys.readouterr().out
+    assert "With predicted times: slow reached the target on 1 of 2" in text
+    assert "warning: predicted, not measured: the time of slow on imagenet" in text
