@@ -126,7 +126,7 @@ def forest_figure(
         "hovertemplate": "%{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})"
         "<extra>%{y}</extra>",
     }
-    layout = _layout("times as fast as the reference", "")
+    layout = _layout("speed-up", "")
     shown = np.concatenate([[1.0], speedups_B, lows_B, highs_B])
     shown = shown[np.isfinite(shown) & (shown > 0)]
     low, high = shown.min() / 1.1, shown.max() * 1.1
@@ -247,6 +247,24 @@ def _line(axis: str, value: float, dash: str) -> Figure:
     }
 
 
+def near_target(trials: Sequence[Trial], goal: Goal) -> list[float]:
+    """Returns the range of the metric that holds the target and the better half."""
+    values = [t.columns[goal.column] for t in trials if goal.column in t.columns]
+    pool = np.concatenate([np.array([goal.target]), *values])
+    pool = pool[np.isfinite(pool)]
+    is_falling = goal.direction is Direction.MINIMIZE
+    kept = (
+        pool[pool <= np.median(pool)] if is_falling else pool[pool >= np.median(pool)]
+    )
+    low, high = min(kept.min(), goal.target), max(kept.max(), goal.target)
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return _rounded([low - pad, high + pad])
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
 def log_axis(trials: Sequence[Trial], goal: Goal) -> Figure:
     """Returns a log axis for a falling metric whose end would be a flat line; or {}."""
     values = [t.columns[goal.column] for t in trials if goal.column in t.columns]
@@ -265,7 +283,9 @@ def _log_range(low: float, high: float) -> Figure:
     low, high = np.log10([low, high]).tolist()
     decades = range(math.floor(low), math.ceil(high))
     digits: tuple[float, ...] = (1, 2, 5) if len(decades) <= 4 else (1,)
-    if high - low < 0.7:
+    if high - low < 1:
+        digits = (1, 1.5, 2, 3, 5, 7)
+    if high - low < 0.4:
         digits = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     if high - low < 0.15:
         return {"type": "log", "range": [low, high], "nticks": 5}

@@ -56,7 +56,7 @@ function color(name) {
 const places = [...document.querySelectorAll(".figure")];
 const drawn = new Set();
 const hidden = new Set();  // submissions, by rank
-let abscissa = "time";
+const chosen = {abscissa: "time", trials: "best", ordinate: "whole"};  // of the curves
 function axis(given, style) {
   return {...given, ...style, title: {...given.title, font: {color: color("--soft")}}};
 }
@@ -100,13 +100,17 @@ places.forEach((place) => watcher.observe(place));
 
 function curves(all, number) {
   const workload = all.workloads[number];
-  const inSteps = abscissa === "step";
+  const inSteps = chosen.abscissa === "step";
   const traces = all.submissions.flatMap((submission, rank) => {
-    const trials = workload.trials.filter((trial) => trial.rank === rank);
+    const trials = workload.trials.filter(
+      (trial) => trial.rank === rank && (trial.best || chosen.trials === "all"));
     return trials.length ? curvePair(workload, submission, rank, trials, inSteps) : [];
   });
   const title = {text: inSteps ? "steps" : `submission time (${workload.unit})`};
   const layout = {...workload.layout, xaxis: {...workload.layout.xaxis, title}};
+  if (chosen.ordinate === "near") {
+    layout.yaxis = {...layout.yaxis, type: "linear", tickmode: "auto", range: workload.near};
+  }
   return {data: traces, layout};
 }
 // A submission is one line, its trials apart by gaps, and the dots where it reached.
@@ -129,7 +133,7 @@ function curvePair(workload, submission, rank, trials, inSteps) {
     hovertemplate: `%{y:.6g} at %{customdata[1]} ${workload.unit}, step %{customdata[2]}`
       + "<br>%{customdata[0]}",
   };
-  const isCrowded = workload.trials.length > workload.few_trials;
+  const isCrowded = workload.trials.length > workload.few_trials && chosen.trials === "all";
   const size = isCrowded ? 5 : 9;
   return [
     {...common, ...line, mode: "lines", opacity: isCrowded ? 0.6 : 1,
@@ -141,12 +145,13 @@ function curvePair(workload, submission, rank, trials, inSteps) {
 function thinned(trial, most) {
   const count = trial.steps.length;
   if (count <= most) return trial.steps.keys();
-  const chosen = new Set([trial.hit]);
-  for (let k = 0; k < most; k++) chosen.add(Math.round(k * (count - 1) / (most - 1)));
-  return [...chosen].filter((e) => e >= 0).sort((a, b) => a - b);
+  const kept = new Set([trial.hit]);
+  for (let k = 0; k < most; k++) kept.add(Math.round(k * (count - 1) / (most - 1)));
+  return [...kept].filter((e) => e >= 0).sort((a, b) => a - b);
 }
-for (const input of document.querySelectorAll("input[name=abscissa]")) {
-  input.addEventListener("change", () => { abscissa = input.value; redraw(); });
+for (const input of document.querySelectorAll("#curves input")) {
+  if (input.checked) chosen[input.name] = input.value;
+  input.addEventListener("change", () => { chosen[input.name] = input.value; redraw(); });
 }
 
 // Legends: a button shows or hides a submission in every figure.
@@ -247,8 +252,8 @@ async function table(name, number) {
   if (name !== "curves") return (await data("tables"))[name];
   const {submissions, workloads} = await data("curves");
   const columns = ["submission", "workload", "study", "trial", "step", "seconds", "metric", "value"];
-  const chosen = number === undefined ? workloads : [workloads[number]];
-  const rows = chosen.flatMap((workload) => workload.trials.flatMap((trial) =>
+  const wanted = number === undefined ? workloads : [workloads[number]];
+  const rows = wanted.flatMap((workload) => workload.trials.flatMap((trial) =>
     trial.steps.map((step, e) => [submissions[trial.rank].name, workload.name, trial.study,
       trial.trial, step, trial.seconds[e], workload.metric, trial.values[e]])));
   return {columns, rows};

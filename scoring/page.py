@@ -33,8 +33,8 @@ _OPEN_UP_TO = 40  # with more trials in all, the tables of trials start folded
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SECTIONS = {
     "scores": "Scores",
-    "times": "Times to target",
     "performance": "Performance profile",
+    "times": "Times to target",
     "sure": "How sure",
     "comparison": "Comparison",
     "predictions": "Predictions",
@@ -72,8 +72,8 @@ def write_page(
     groups = _trials_by_workload(runs, rules)
     parts = (
         _scores(result, evidence.intervals, style),
-        _times(result, style),
         _profile(result, style),
+        _times(result, style),
         page_evidence.how_sure(result, evidence, style),
         page_evidence.comparison(result, evidence.comparison, style),
         page_evidence.predictions(
@@ -172,13 +172,13 @@ def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
         "scores",
         "Scores",
         h.paragraph(
-            "The score is the mean height of the performance profile below: 1 for a "
+            "The score is the mean height of the performance profile: 1 for a "
             "submission that is fastest on every workload, 0 for one that reaches no "
             "target in time."
         ),
         method,
         f'<div class="tools">{h.download("scores")}</div>',
-        h.table("scores", header, rows, "first narrow"),
+        h.table("scores", header, rows, "first"),
     )
     table = data.make_table([*columns, "targets", "workloads"], values)
     return Part(html=text, downloads={"scores": table})
@@ -198,7 +198,7 @@ def _meter(score: float, intervals: Intervals | None, s: int) -> str:
 
 def _times(result: Result, style: Style) -> Part:
     notes = ["Seconds of submission time; below, how many times the best that is."]
-    notes += tables.footnotes(result)
+    notes += [f"{note}." for note in tables.footnotes(result)]
     text = h.section(
         "times",
         "Times to target",
@@ -302,13 +302,28 @@ def _curves(groups: Mapping[str, Sequence[Trial]], rules: Rules, style: Style) -
             "The validation metric of each trial. The dashed line is the target; a dot "
             "marks the evaluation that reached it."
         ),
-        '<div class="tools"><fieldset><legend>Against</legend>'
-        '<label><input type="radio" name="abscissa" value="time" checked> submission '
-        'time</label><label><input type="radio" name="abscissa" value="step"> steps'
-        f"</label></fieldset>{h.download('curves', f'Download all as CSV{digits}')}"
-        "</div>",
+        f'<div class="tools">{_curve_switches(groups)}'
+        f"{h.download('curves', f'Download all as CSV{digits}')}</div>",
         h.legend(style),
         f'<div class="grid">{"".join(places)}</div>',
+    )
+
+
+def _curve_switches(groups: Mapping[str, Sequence[Trial]]) -> str:
+    is_crowded = any(len(ts) > figures.FEW_TRIALS for ts in groups.values())
+    return (
+        h.switch(
+            "Against", "abscissa", {"time": "submission time", "step": "steps"}, "time"
+        )
+        + h.switch(
+            "Trials",
+            "trials",
+            {"best": "best of each study", "all": "all"},
+            "best" if is_crowded else "all",
+        )
+        + h.switch(
+            "Range", "ordinate", {"whole": "whole", "near": "near the target"}, "whole"
+        )
     )
 
 

@@ -23,7 +23,7 @@ from scoring.page_html import Style
 from scoring.read import FloatArray, Runs, Trial, read_hyperparameters
 from scoring.rules import Goal, Rules
 from scoring.score import Result
-from scoring.time_to_target import first_reached
+from scoring.time_to_target import first_reached, trial_time
 
 EXACT_UP_TO = 50_000  # evaluations in all; beyond, curves are rounded to DIGITS
 DIGITS = 7
@@ -85,9 +85,9 @@ def profile_table(result: Result) -> Table:
 _TRIAL_COLUMNS = (
     "submission",
     "workload",
-    "framework",
     "study",
     "trial",
+    "framework",  # only where there are two
     "status",
     "seconds to target",
     "steps to target",
@@ -104,9 +104,10 @@ def trials_table(runs: Runs, rules: Rules) -> Table:
     """Returns a row per trial, with a column for each hyperparameter of any."""
     settings = [read_hyperparameters(trial) or {} for trial in runs.trials]
     names = sorted({name for values in settings for name in values})
+    is_mixed = len({trial.framework for trial in runs.trials}) > 1
     rows = [
         [
-            *_trial_row(trial, rules.goals.get(trial.workload)),
+            *_trial_row(trial, rules.goals.get(trial.workload), is_mixed),
             *(_setting(values.get(name)) for name in names),
             tables.message(trial) or None,
         ]
@@ -115,10 +116,10 @@ def trials_table(runs: Runs, rules: Rules) -> Table:
     return make_table([*_TRIAL_COLUMNS, *names, "message"], rows)
 
 
-def _trial_row(trial: Trial, goal: Goal | None) -> list[Any]:
+def _trial_row(trial: Trial, goal: Goal | None, is_mixed: bool) -> list[Any]:
     status = None if trial.status is None else str(trial.status)
-    start: list[Any] = [trial.submission, trial.workload, trial.framework]
-    start += [trial.study, trial.trial, status]
+    start: list[Any] = [trial.submission, trial.workload, trial.study, trial.trial]
+    start += [trial.framework if is_mixed else None, status]
     count = int(trial.times.size)
     steps_E = trial.columns.get(records.GLOBAL_STEP, np.empty(0))
     end = [count, *(_last(trial.times), _last(steps_E))]
@@ -175,12 +176,32 @@ def curves_json(
     workloads = []
     for name, trials in groups.items():
         facts = json.dumps(_workload_facts(name, trials, rules.goals[name]))
-        curves = (_curve_json(t, rules.goals[name], ranks, digits) for t in trials)
+        goal, best = rules.goals[name], best_of_studies(trials, rules.goals[name])
+        curves = (_curve_json(t, goal, ranks, digits, t in best) for t in trials)
         workloads.append(f'{facts[:-1]},"trials":[{",".join(curves)}]}}')
     return (
         f'{{"submissions":{json.dumps(submissions)},'
         f'"workloads":[{",".join(workloads)}]}}'
     )
+
+
+def best_of_studies(trials: Sequence[Trial], goal: Goal) -> set[Trial]:
+    """Returns the trial that counts of each study of each submission.
+
+    That is the first to the target; where none reached it, the one with the best value.
+    """
+    sign = 1 if goal.direction is Direction.MINIMIZE else -1
+
+    def order(trial: Trial) -> tuple[float, float, int]:
+        value = goal_best(trial.columns.get(goal.column, np.empty(0)), goal)
+        worth = math.inf if value is None else sign * value
+        return trial_time(trial, goal), worth, trial.trial
+
+    best: dict[tuple[str, int], Trial] = {}
+    for trial in trials:
+        key = (trial.submission, trial.study)
+        best[key] = min(best.get(key, trial), trial, key=order)
+    return set(best.values())
 
 
 def is_exact(groups: Mapping[str, Sequence[Trial]]) -> bool:
@@ -199,17 +220,23 @@ def _workload_facts(name: str, trials: Sequence[Trial], goal: Goal) -> dict[str,
         "few_trials": figures.FEW_TRIALS,
         "most_points": figures.MAX_POINTS,
         "layout": figures.curves_layout(trials, goal),
+        "near": figures.near_target(trials, goal),
     }
 
 
 def _curve_json(
-    trial: Trial, goal: Goal, ranks: Mapping[str, int], digits: int | None
+    trial: Trial,
+    goal: Goal,
+    ranks: Mapping[str, int],
+    digits: int | None,
+    is_best: bool,
 ) -> str:
     values_E = trial.columns.get(goal.column, np.full(trial.times.size, np.nan))
     hit = first_reached(trial, goal)
     return (
         f'{{"rank":{ranks[trial.submission]},"study":{trial.study},'
-        f'"trial":{trial.trial},"hit":{-1 if hit is None else hit},'
+        f'"trial":{trial.trial},"best":{str(is_best).lower()},'
+        f'"hit":{-1 if hit is None else hit},'
         f'"steps":{_numbers(trial.columns[records.GLOBAL_STEP], 15)},'
         f'"seconds":{_numbers(trial.times, digits)},'
         f'"values":{_numbers(values_E, digits)}}}'

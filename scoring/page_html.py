@@ -68,7 +68,11 @@ def heading(
 
 def row_heading(value: object, look: Mapping[str, str] | None = None) -> str:
     """Returns the first cell of a row, with the line style of a submission."""
-    return f'<th scope="row">{swatch(look) if look else ""}{breakable(value)}</th>'
+    mark = swatch(look) if look else ""
+    return (
+        f'<th scope="row"><span class="name">{mark}<span>{breakable(value)}</span>'
+        "</span></th>"
+    )
 
 
 def table(
@@ -96,6 +100,16 @@ def download(
         f'<button type="button" class="plain csv" data-csv="{name}"{which}{called}>'
         f"{escape(label)}</button>"
     )
+
+
+def switch(label: str, name: str, choices: Mapping[str, str], chosen: str) -> str:
+    """Returns radio buttons; `choices` is {value: text}."""
+    inputs = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"'
+        f"{' checked' if value == chosen else ''}> {escape(text)}</label>"
+        for value, text in choices.items()
+    )
+    return f"<fieldset><legend>{escape(label)}</legend>{inputs}</fieldset>"
 
 
 def swatch(look: Mapping[str, str]) -> str:
