@@ -10,6 +10,7 @@ Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
 from scoring.page import write_page
+from scoring.paper import write_figures, write_tables
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
 from scoring.score import Result, score_runs
@@ -38,7 +39,9 @@ __all__ = [
     "read_runs",
     "score_runs",
     "to_json",
+    "write_figures",
     "write_page",
     "write_profile_csv",
     "write_scores_csv",
+    "write_tables",
 ]

@@ -31,6 +31,8 @@ COLORS = (
     "#b478f0",
 )
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+HEAT, BEST = "#1d5fb8", "#164a92"  # of the map of times, on white
+TIMES_SIGN = "\N{MULTIPLICATION SIGN}"
 MAX_POINTS = 400  # of one training curve; more cannot be seen
 FEW_TRIALS = 30  # up to here lines of a figure are thick
 LOG_FROM = 8.0  # a falling metric that spans a factor of this is drawn on a log axis
@@ -245,6 +247,14 @@ def _line(axis: str, value: float, dash: str) -> Figure:
         f"{axis}1": value,
         "line": {"dash": dash, "width": 1.5},
     }
+
+
+def heat_color(ratio: float, r_max: float) -> str:
+    """Returns the colour of a ratio to the best time on white, as the page has it."""
+    share = heat_share(ratio, r_max)
+    parts = (int(HEAT[i : i + 2], 16) for i in (1, 3, 5))
+    mixed = (round(share * part + (1 - share) * 255) for part in parts)
+    return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
 def near_target(trials: Sequence[Trial], goal: Goal) -> list[float]:

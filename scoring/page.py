@@ -30,7 +30,6 @@ _ENVIRONMENT = (
     "git_revision",
 )
 _OPEN_UP_TO = 40  # with more trials in all, the tables of trials start folded
-_TIMES = "\N{MULTIPLICATION SIGN}"
 _SECTIONS = {
     "scores": "Scores",
     "performance": "Performance profile",
@@ -237,7 +236,7 @@ def _heat_cell(result: Result, s: int, w: int) -> str:
     share = figures.heat_share(ratio, result.rules.r_max)
     return (
         f'<td class="{css}" style="--share:{100 * share:.0f}%"{key}>{h.escape(text)}'
-        f"<small>{_TIMES}{ratio:.2f}</small></td>"
+        f"<small>{figures.TIMES_SIGN}{ratio:.2f}</small></td>"
     )
 
 

@@ -13,7 +13,8 @@ from algoperf.errors import UserError
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
     "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
-    "         [--json FILE]        (a DIR holds one folder per submission)"
+    "         [--figures DIR] [--tables DIR] [--json FILE]\n"
+    "         (a DIR holds one folder per submission)"
 )
 
 
@@ -49,6 +50,18 @@ def define_flags(values: flags.FlagValues) -> None:
         "Write scores.csv and performance_profile.csv into this folder.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "figures",
+        None,
+        "Draw figures for a paper into this folder, as PNG and PDF.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "tables",
+        None,
+        "Write scores.tex and scores.md into this folder.",
+        flag_values=values,
+    )
     common.define_json_flag(values)
 
 
@@ -63,17 +76,19 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
     written = []
     if values.csv is not None:
-        folder = Path(values.csv)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+        folder = _made(values.csv)
         scoring.write_scores_csv(folder / "scores.csv", result)
         scoring.write_profile_csv(folder / "performance_profile.csv", result)
         written += [folder / "scores.csv", folder / "performance_profile.csv"]
     if values.report is not None:
         scoring.write_page(Path(values.report), runs, rules, result)
         written.append(Path(values.report))
+
+    if values.figures is not None:
+        folder = _made(values.figures)
+        written += scoring.write_figures(folder, runs, rules, result)
+    if values.tables is not None:
+        written += scoring.write_tables(_made(values.tables), result)
 
     def print_text() -> None:
         scoring.print_report(runs, result)
@@ -85,3 +100,12 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     for item in broken:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _made(folder: str) -> Path:
+    """Makes a folder unless it is there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    return Path(folder)
