@@ -54,7 +54,7 @@ function color(name) {
 
 // Figures
 const places = [...document.querySelectorAll(".figure")];
-const drawn = new Set();
+const near = new Set(), stale = new Set(places);
 const hidden = new Set();  // submissions, by rank
 const chosen = {abscissa: "time", trials: "best", ordinate: "whole"};  // of the curves
 function axis(given, style) {
@@ -79,21 +79,24 @@ function shown(trace) {
   return {...trace, ...marker, visible: !(trace.meta && hidden.has(trace.meta.rank))};
 }
 async function draw(place) {
-  drawn.add(place);
-  const isCurves = "curves" in place.dataset;
-  const figure = isCurves
-    ? curves((await data("curves")), Number(place.dataset.curves))
+  stale.delete(place);
+  const figure = "curves" in place.dataset
+    ? curves(await data("curves"), Number(place.dataset.curves))
     : (await data("figures"))[place.id];
   const library = await plotly();
   const options = {responsive: true, displayModeBar: false};
   await library.react(place, figure.data.map(shown), themed(figure.layout), options);
 }
-const redraw = () => Promise.all([...drawn].map(draw));
+const drawOrSay = (place) => draw(place).catch((error) => { place.textContent = error.message; });
+// Only figures near the screen are drawn, the others when they come near.
+function redraw() {
+  for (const place of places) stale.add(place);
+  for (const place of near) drawOrSay(place);
+}
 const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    watcher.unobserve(entry.target);
-    draw(entry.target).catch((error) => { entry.target.textContent = error.message; });
+  for (const {isIntersecting, target} of entries) {
+    if (isIntersecting) near.add(target); else near.delete(target);
+    if (isIntersecting && stale.has(target)) drawOrSay(target);
   }
 }, {rootMargin: "600px"});
 places.forEach((place) => watcher.observe(place));
@@ -214,7 +217,7 @@ function cell(value, name) {
   }
   if (value === null) return element("td", "", {"data-value": ""});
   if (name === "status") return element("td", value, {class: value});
-  return element("td", value, name === "message" ? {class: "text"} : {});
+  return element("td", value, name === "message" || name === "note" ? {class: "text"} : {});
 }
 async function showTrials(details) {
   if (details.querySelector("table")) return;

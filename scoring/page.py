@@ -3,15 +3,13 @@
 Every text that comes from a record or a rules file is escaped.
 """
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from algoperf.records import write_text
-from scoring import figures, page_evidence, tables
+from scoring import figures, page_evidence, page_trials, tables
 from scoring import page_data as data
 from scoring import page_html as h
 from scoring.page_evidence import Evidence, Intervals, Part
@@ -21,15 +19,6 @@ from scoring.rules import Rules
 from scoring.score import Result
 
 _FOLDER = Path(__file__).parent
-_ENVIRONMENT = (
-    "host",
-    "devices",
-    "hardware",
-    "environment",
-    "versions",
-    "git_revision",
-)
-_OPEN_UP_TO = 40  # with more trials in all, the tables of trials start folded
 _SECTIONS = {
     "scores": "Scores",
     "performance": "Performance profile",
@@ -79,14 +68,15 @@ def write_page(
             evidence.predictions, evidence.prediction_level, style
         ),
         Part(html=_curves(groups, rules, style)),
-        Part(html=_trials(runs)),
-        Part(html=_environments(runs)),
-        Part(html=_notes(runs, result)),
+        Part(html=page_trials.trials(runs)),
+        Part(html=page_trials.environments(runs)),
+        Part(html=page_trials.notes(runs, result, evidence.notes)),
     )
+    every_trial = data.trials_table(runs, rules, evidence.trial_notes)
     blocks = (
         data.packed_json("tables", _merged(part.downloads for part in parts)),
         data.packed_json("figures", _merged(part.drawings for part in parts)),
-        data.packed_json("trials", data.trials_table(runs, rules)),
+        data.packed_json("trials", every_trial),
         data.packed("data-curves", data.curves_json(groups, rules, style)),
         data.packed("plotly", get_plotlyjs()),
     )
@@ -324,76 +314,3 @@ def _curve_switches(groups: Mapping[str, Sequence[Trial]]) -> str:
             "Range", "ordinate", {"whole": "whole", "near": "near the target"}, "whole"
         )
     )
-
-
-def _trials(runs: Runs) -> str:
-    numbers: dict[str, int] = defaultdict(int)
-    for trial in runs.trials:
-        numbers[trial.submission] += 1
-    status = tables.status_counts(runs)
-    parts = []
-    if set(status) != {"unknown"}:
-        parts.append(h.paragraph(", ".join(f"{n} {s}" for s, n in status.items())))
-    if bad := tables.unfinished(runs):
-        items = "".join(
-            f"<li>{h.escape(trial.submission)}, {h.escape(trial.place)}: "
-            f'<span class="{trial.status}">{h.escape(trial.status)}</span> '
-            f"{h.escape(tables.message(trial))}</li>"
-            for trial in bad
-        )
-        parts.append(f'<h3>Without a result</h3><ul class="lines">{items}</ul>')
-    parts.append(f'<div class="tools">{h.download("trials")}</div>')
-    is_open = " open" if len(runs.trials) <= _OPEN_UP_TO else ""
-    parts += [
-        f'<details data-trials="{h.escape(submission)}"{is_open}><summary>'
-        f"{h.escape(submission)}, {h.count(number, 'trial')}</summary></details>"
-        for submission, number in numbers.items()
-    ]
-    return h.section("trials", "Trials", *parts)
-
-
-def _environments(runs: Runs) -> str:
-    """Lists each different environment once, with the trials that ran there."""
-    groups: dict[str, list[Trial]] = defaultdict(list)
-    for trial in runs.trials:
-        record = trial.record or {}
-        facts = {key: record[key] for key in _ENVIRONMENT if record.get(key)}
-        if facts:
-            groups[json.dumps(facts, sort_keys=True, default=str)].append(trial)
-    if not groups:
-        return h.section(
-            "environment",
-            _SECTIONS["environment"],
-            h.paragraph("These records do not say what they ran on."),
-        )
-    parts = []
-    for text, trials in groups.items():
-        names = ", ".join(sorted({trial.submission for trial in trials}))
-        entries = "".join(
-            f"<dt>{h.escape(key)}</dt><dd>{h.escape(value)}</dd>"
-            for key, value in _flat(json.loads(text))
-        )
-        parts.append(
-            h.paragraph(f"{h.count(len(trials), 'trial')} of {names}")
-            + f"<dl>{entries}</dl>"
-        )
-    return h.section("environment", _SECTIONS["environment"], *parts)
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of nested objects with their keys joined by spaces."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix} {key}".strip())
-    elif isinstance(value, list):
-        yield prefix, ", ".join(map(str, value))
-    elif value is not None:
-        yield prefix, value
-
-
-def _notes(runs: Runs, result: Result) -> str:
-    lines = [*result.warnings, *tables.skipped_lines(runs, at_most=len(runs.skipped))]
-    if not lines:
-        return ""
-    items = "".join(f"<li>{h.escape(line)}</li>" for line in lines)
-    return h.section("notes", "Notes", f'<ul class="lines">{items}</ul>')

@@ -100,8 +100,13 @@ _TRIAL_COLUMNS = (
 )
 
 
-def trials_table(runs: Runs, rules: Rules) -> Table:
-    """Returns a row per trial, with a column for each hyperparameter of any."""
+def trials_table(
+    runs: Runs, rules: Rules, notes: Mapping[tuple[str, str], str]
+) -> Table:
+    """Returns a row per trial, with a column for each hyperparameter of any.
+
+    `notes` are remarks on trials, by submission and `Trial.place`.
+    """
     settings = [read_hyperparameters(trial) or {} for trial in runs.trials]
     names = sorted({name for values in settings for name in values})
     is_mixed = len({trial.framework for trial in runs.trials}) > 1
@@ -110,10 +115,11 @@ def trials_table(runs: Runs, rules: Rules) -> Table:
             *_trial_row(trial, rules.goals.get(trial.workload), is_mixed),
             *(_setting(values.get(name)) for name in names),
             tables.message(trial) or None,
+            notes.get((trial.submission, trial.place)),
         ]
         for trial, values in zip(runs.trials, settings, strict=True)
     ]
-    return make_table([*_TRIAL_COLUMNS, *names, "message"], rows)
+    return make_table([*_TRIAL_COLUMNS, *names, "message", "note"], rows)
 
 
 def _trial_row(trial: Trial, goal: Goal | None, is_mixed: bool) -> list[Any]:

@@ -7,7 +7,7 @@ R values of r_max; K other inputs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,9 @@ class Evidence:
     comparison: Comparison | None = None
     predictions: Sequence[Prediction] = ()
     prediction_level: float = 0.95
+    notes: Sequence[str] = ()
+    # By submission and `Trial.place`: a remark, such as that the machine was busy.
+    trial_notes: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,7 @@ def test_a_key_of_the_legend_hides_a_submission_everywhere(browser, open_page, s
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", key)
     key.click()
     assert key.get_attribute("aria-pressed") == "false"
+    _drawn(browser, "profile")
     _wait(
         browser,
         lambda: len(place.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace")) == 2,

@@ -244,6 +244,8 @@ def _evidence() -> Evidence:
                 note="power law",
             ),
         ),
+        notes=("something to know",),
+        trial_notes={("a", "study_0/finewebedu_lm_mini/trial_1"): "machine busy"},
     )
 
 
@@ -264,11 +266,15 @@ def test_evidence_has_sections_figures_and_downloads(tmp_path, mini_runs):
         "slower on 1",
         "100.0 to miss",
         "0.5000 (rank 2)",
+        "something to know",
     ):
         assert part in parsed.text
     drawings = _data(page, "figures")
     assert drawings["forest-1"]["data"][0]["x"] == [0.5, None, 0.5]
     assert set(drawings) == {"profile", "left-out", "sensitivity", "forest-1"}
+    trials = _data(page, "trials")
+    busy = [row for row in trials["rows"] if row[-1] == "machine busy"]
+    assert [row[:4] for row in busy] == [["a", "finewebedu_lm_mini", 0, 1]]
     tables = _data(page, "tables")
     assert tables["scores"]["rows"][0][:5] == [1, "a", 1.0, 0.8, 1.0]
     assert ["b<i>", "geometric mean", 0.5, None, None] in tables["comparison"]["rows"]
