@@ -225,7 +225,7 @@ async function showTrials(details) {
   const mine = rows.filter((row) => row[0] === details.dataset.trials);
   const kept = columns.map((_, c) => c).filter(
     (c) => c > 0 && mine.some((row) => row[c] !== null));
-  const table = element("table", ""), head = table.createTHead().insertRow();
+  const table = element("table", "", {class: "trials"}), head = table.createTHead().insertRow();
   for (const c of kept) {
     const header = element("th", "", {scope: "col"});
     header.append(element("button", columns[c], {type: "button"}));
@@ -235,7 +235,7 @@ async function showTrials(details) {
   const body = table.createTBody();
   for (const row of mine) body.insertRow().append(...kept.map((c) => cell(row[c], columns[c])));
   const wide = element("div", "", {class: "wide", tabindex: "0", role: "region",
-    "aria-label": `trials of ${details.dataset.trials}`});
+    "aria-label": `table of trials of ${details.dataset.trials}`});
   wide.append(table);
   details.append(wide);
 }

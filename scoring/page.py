@@ -138,7 +138,7 @@ def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
         h.heading("submission"),
         h.heading("score", "number", sorted_by="descending"),
         *page_evidence.score_headings(intervals),
-        h.heading("targets that count", "number"),
+        h.heading("targets", "number", "that count"),
     ]
     rows, values = [], []
     for rank, s in enumerate(result.ranking, start=1):

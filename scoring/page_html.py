@@ -84,7 +84,8 @@ def table(
     """
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f'<div class="wide" tabindex="0" role="region" '
+        f'aria-label="table of {escape(label)}">'
         f'<table class="{css}"><thead><tr>{"".join(header)}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scoring import page_html as h
@@ -49,31 +49,41 @@ def trials(runs: Runs) -> str:
 
 
 def environments(runs: Runs) -> str:
-    """Lists each different environment once, with the trials that ran there."""
+    """Returns what all trials share, then what differs, with the trials that had it."""
     groups: dict[str, list[Trial]] = defaultdict(list)
     for trial in runs.trials:
         record = trial.record or {}
         facts = {key: record[key] for key in _ENVIRONMENT if record.get(key)}
         if facts:
             groups[json.dumps(facts, sort_keys=True, default=str)].append(trial)
+    title = "Hardware and versions"
     if not groups:
-        return h.section(
-            "environment",
-            "Hardware and versions",
-            h.paragraph("These records do not say what they ran on."),
-        )
-    parts = []
-    for text, trials in groups.items():
-        names = ", ".join(sorted({trial.submission for trial in trials}))
-        entries = "".join(
-            f"<dt>{h.escape(key)}</dt><dd>{h.escape(value)}</dd>"
-            for key, value in _flat(json.loads(text))
-        )
-        parts.append(
-            h.paragraph(f"{h.count(len(trials), 'trial')} of {names}")
-            + f"<dl>{entries}</dl>"
-        )
-    return h.section("environment", "Hardware and versions", *parts)
+        text = h.paragraph("These records do not say what they ran on.")
+        return h.section("environment", title, text)
+    found = [dict(_flat(json.loads(text))) for text in groups]
+    shared = {k: v for k, v in found[0].items() if all(f.get(k) == v for f in found)}
+    known = sum(map(len, groups.values()))
+    parts = [h.paragraph(_whose(known, len(runs.trials))), _facts(shared)]
+    for facts, trials in zip(found, groups.values(), strict=True):
+        if own := {k: v for k, v in facts.items() if k not in shared}:
+            names = ", ".join(sorted({trial.submission for trial in trials}))
+            parts.append(h.paragraph(f"{h.count(len(trials), 'trial')} of {names}"))
+            parts.append(_facts(own))
+    return h.section("environment", title, *parts)
+
+
+def _whose(known: int, total: int) -> str:
+    if known == total:
+        return "Of all trials"
+    return f"Of the {known} of {total} trials that say what they ran on"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    entries = "".join(
+        f"<div><dt>{h.escape(key)}</dt><dd>{h.escape(value)}</dd></div>"
+        for key, value in facts.items()
+    )
+    return f"<dl>{entries}</dl>"
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

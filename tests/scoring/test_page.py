@@ -184,6 +184,19 @@ def test_very_many_evaluations_are_rounded(make_trial):
     assert curve["steps"][-1] == count - 1
 
 
+def test_what_trials_ran_on_is_told_once_where_it_is_the_same(tmp_path, write_trial):
+    root = tmp_path / "runs"
+    for trial, revision in enumerate(("abc", "abc", "def"), start=1):
+        machine = {"devices": {"device_kind": "H200"}, "git_revision": revision}
+        write_trial(root, trial=trial, status="reached", **machine)
+    write_trial(root, trial=4)
+    text = _Elements(_write(root, tmp_path / "page.html")).text
+    assert text.count("device_kind") == text.count("H200") == 1
+    assert "Of the 3 of 4 trials that say what they ran on" in text
+    assert "2 trials of adamwgit_revisionabc" in text
+    assert "1 trial of adamwgit_revisiondef" in text
+
+
 def test_the_same_records_give_the_same_page(tmp_path, write_trial):
     write_trial(tmp_path / "runs")
     pages = [_write(tmp_path / "runs", tmp_path / f"{k}.html") for k in (1, 2)]
