@@ -4,7 +4,7 @@ Without the browser, its driver or Selenium, these tests skip and say so.
 """
 
 import json
-import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,42 +15,18 @@ import pytest
 from algoperf import records
 from scoring import load_rules, read_runs, score_runs, write_page
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1400,1000",
-)
+sys.path.insert(0, str(Path(__file__).parent))
+import chromium
 
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Selenium driver whose downloads go to `browser.downloads`."""
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="needs selenium, of the extra 'dev'"
-    )
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    for name, path in programs.items():
-        if path is None:
-            pytest.skip(f"no {name} (Debian: apt install chromium chromium-driver)")
     downloads = tmp_path_factory.mktemp("downloads")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    logs = {"browser": "ALL", "performance": "ALL"}
-    options.set_capability("goog:loggingPrefs", logs)
-    service = webdriver.ChromeService(executable_path=programs["chromedriver"])
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.execute_cdp_cmd(
-        "Browser.setDownloadBehavior",
-        {"behavior": "allow", "downloadPath": str(downloads)},
-    )
+    try:
+        driver = chromium.start(tmp_path_factory.mktemp("profile"), downloads)
+    except chromium.Missing as missing:
+        pytest.skip(str(missing))
     driver.downloads = downloads
     yield driver
     driver.quit()
@@ -123,6 +99,12 @@ def _accuracy(x: float) -> float:
 
 def _perplexity(x: float) -> float:
     return 20 + 900 * np.exp(-x / 1.3)
+
+
+@pytest.fixture
+def write_trial() -> Callable[..., None]:
+    """Writes the record of a trial of made-up numbers."""
+    return _record
 
 
 @pytest.fixture(scope="session")

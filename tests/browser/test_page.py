@@ -5,10 +5,19 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from algoperf import records
-from scoring import load_rules, read_runs, score_runs
+from scoring import load_rules, read_runs, score_runs, write_page
+from scoring.page_evidence import (
+    Comparison,
+    Evidence,
+    Intervals,
+    LeftOut,
+    Prediction,
+    Sensitivity,
+)
 
 pytest.importorskip("selenium", reason="needs selenium, of the extra 'dev'")
 
@@ -293,3 +302,83 @@ def test_no_screen_scrolls_sideways(browser, open_page, small, width):
     _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "details table"))
     scroll = browser.execute_script("return document.documentElement.scrollWidth")
     assert scroll <= width
+
+
+def _evidence(result):
+    """Evidence that is only there to be drawn."""
+    scores, others = result.scores, np.stack([result.scores] * 2, axis=1)
+    speedups = result.times[:1] / result.times
+    return Evidence(
+        intervals=Intervals(
+            level=0.95,
+            score_low=scores * 0.9,
+            score_high=np.minimum(1, scores * 1.1),
+            rank_low=np.ones(len(scores)),
+            rank_high=np.full(len(scores), 3),
+        ),
+        left_out=LeftOut(workloads=result.workloads, scores=others),
+        sensitivity=Sensitivity(r_max=np.array([2.0, 4.0]), scores=others),
+        comparison=Comparison(
+            reference=result.submissions[0],
+            level=0.95,
+            speedups=speedups,
+            low=speedups * 0.9,
+            high=speedups * 1.2,
+        ),
+        predictions=[
+            Prediction(
+                submission=result.submissions[0],
+                workload=result.workloads[0],
+                study=0,
+                trial=1,
+                seconds=9.0,
+                low=8.0,
+                high=float("inf"),
+            )
+        ],
+    )
+
+
+def test_evidence_is_drawn_and_downloads(browser, open_page, small, tmp_path):
+    root, _ = small
+    runs = read_runs([root])
+    result = score_runs(runs, RULES)
+    path = tmp_path / "page.html"
+    write_page(path, runs, RULES, result, _evidence(result))
+    open_page(path, width=400)
+    for anchor in ("left-out", "sensitivity", "forest-1", "forest-2"):
+        place = _drawn(browser, anchor)
+        assert place.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace")
+    button = _button(browser, "[data-csv=comparison]")
+    rows = _downloaded(browser, button, "comparison.csv")
+    assert len(rows) == 4
+    for row in rows:
+        s = result.submissions.index(row["submission"])
+        w = result.workloads.index(row["workload"])
+        expected = result.times[0, w] / result.times[s, w]
+        assert float(row["speed-up"]) == pytest.approx(expected, rel=1e-15)
+    scroll = browser.execute_script("return document.documentElement.scrollWidth")
+    assert scroll <= 400
+    assert browser.get_log("browser") == []
+
+
+EVIL = "<img src=x onerror=alert(1)>&\"'{}$title%{x}"
+
+
+def test_hostile_names_stay_text(browser, open_page, write_trial, tmp_path):
+    root = tmp_path / "runs"
+    for number, submission in enumerate(("adamw", EVIL), start=1):
+        facts = {"speed": number, "metric": "accuracy", "shape": lambda x: x / 20}
+        write_trial(root, submission, "imagenet_resnet_mini", 1, **facts)
+    runs = read_runs([root])
+    path = tmp_path / "page.html"
+    write_page(path, runs, RULES, score_runs(runs, RULES))
+    open_page(path)
+    for anchor in ("profile", "curves-0"):
+        _drawn(browser, anchor)
+    table = f'[aria-label="table of trials of {EVIL}"]'.replace("\"'", "\\\"'")
+    _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, f"{table} tbody tr"))
+    rows = _downloaded(browser, _button(browser, "[data-csv=scores]"), "scores.csv")
+    assert {row["submission"] for row in rows} == {"adamw", EVIL}
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+    assert browser.get_log("browser") == []
