@@ -43,6 +43,19 @@ themeButton.addEventListener("click", () => {
   showTheme();
 });
 prefersDark.addEventListener("change", showTheme);
+// Paper is white and narrow; figures that were not near the screen yet are drawn too.
+let screenTheme;
+addEventListener("beforeprint", () => {
+  screenTheme = root.dataset.theme;
+  root.dataset.theme = "light";
+  document.body.classList.add("printed");
+  for (const place of places) drawOrSay(place);
+});
+addEventListener("afterprint", () => {
+  document.body.classList.remove("printed");
+  if (screenTheme) root.dataset.theme = screenTheme; else delete root.dataset.theme;
+  redraw();
+});
 function color(name) {
   const probe = document.createElement("i");
   probe.style.color = `var(${name})`;

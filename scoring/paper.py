@@ -11,6 +11,7 @@ import functools
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from scoring.time_to_target import first_reached
 
 COLUMN = 3.35  # inches, of a two-column paper
 TEXT = 6.9
+LONGEST = 48  # characters of a name in a figure
 _SETTINGS: Any = {
     "pdf.fonttype": 42,  # TrueType, that any reader of PDF can search and edit
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -88,7 +90,9 @@ def write_figures(folder: Path, runs: Runs, rules: Rules, result: Result) -> lis
                 _curves, workload, trials, goal, style
             )
     written = []
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Names in a script that the font lacks show as boxes; there is no better font.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for name, draw in drawings.items():
             figure = draw()
             for kind in ("png", "pdf"):
@@ -111,8 +115,11 @@ def _file_name(name: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Returns text in which matplotlib sees no formula."""
-    return str(value).replace("$", r"\$")
+    """Returns text in which matplotlib sees no formula, of a length that fits."""
+    text = str(value)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return text.replace("$", r"\$")
 
 
 def _look(look: Mapping[str, str]) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _curves(workload: str, trials: Sequence[Trial], goal: Goal, style: Style) ->
     axes.set_xlim(left=0)
     axes.set_xlabel(f"submission time ({unit})")
     axes.set_ylabel(_text(goal.metric))
-    axes.set_title(_text(f"{workload}\n{goal}"), loc="left")
+    axes.set_title(f"{_text(workload)}\n{_text(goal)}", loc="left")
     _legend(axes, style, names)
     return axes.figure
 

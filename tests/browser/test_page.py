@@ -213,6 +213,29 @@ def test_a_tooltip_tells_the_number_of_the_record(browser, open_page, small, abs
     assert "adamw" in text
 
 
+def test_switches_of_the_curves(browser, open_page, small):
+    open_page(small[1])
+    place = _drawn(browser, "curves-0")
+
+    def switch(value):
+        found = browser.find_element(By.CSS_SELECTOR, f"#curves input[value={value}]")
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+        found.click()
+
+    def of(script):
+        return browser.execute_script(f"return arguments[0].{script}", place)
+
+    # Lines end with a gap: two trials of twelve evaluations, then the better one.
+    assert of("data[0].x.length") == 26
+    switch("best")
+    _wait(browser, lambda: of("data[0].x.length") == 13)
+    whole = of("_fullLayout.yaxis.range")
+    switch("near")
+    _wait(browser, lambda: of("_fullLayout.yaxis.range") != whole)
+    low, high = of("_fullLayout.yaxis.range")
+    assert whole[0] < low < RULES.goals[next(iter(RULES.workloads))].target < high
+
+
 def test_a_key_of_the_legend_hides_a_submission_everywhere(browser, open_page, small):
     open_page(small[1])
     place = _drawn(browser, "profile")

@@ -56,6 +56,12 @@ def test_figures_are_png_and_pdf_of_one_page_with_fonts(tmp_path, scored):
             assert b"/Subtype /Image" not in content
 
 
+@pytest.mark.parametrize("name", ["n" * 200, "名前", "_hidden", "$\\frac{1}$"])
+def test_names_of_any_kind_are_drawn(tmp_path, mini_runs, name):
+    runs = mini_runs({name: (10, 20), "b": (15, 5)})
+    paper.write_figures(tmp_path, runs, RULES, score_runs(runs, RULES))
+
+
 def test_the_same_records_give_the_same_figures(tmp_path, scored):
     runs, result = scored
     contents = []
