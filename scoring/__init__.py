@@ -13,6 +13,7 @@ from scoring.cache import default_folder as default_cache_folder
 from scoring.guards import check_mixed, contention, is_contended
 from scoring.page import write_page
 from scoring.published import Published, known_published, load_published
+from scoring.paper import write_figures, write_tables
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
 from scoring.score import Result, score_runs
@@ -48,7 +49,9 @@ __all__ = [
     "read_runs",
     "score_runs",
     "to_json",
+    "write_figures",
     "write_page",
     "write_profile_csv",
     "write_scores_csv",
+    "write_tables",
 ]

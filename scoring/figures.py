@@ -15,26 +15,24 @@ from algoperf.records import Direction
 from scoring.read import FloatArray, Trial
 from scoring.rules import Goal
 from scoring.score import Result
-from scoring.time_to_target import first_reached
 
 Figure = dict[str, Any]
 
-# Readable on white and on near-black; after the last, the same again with dashes.
+# Chosen by search, so that any two differ by 0.11 or more in OKLab also for readers
+# with protanopia, deuteranopia or tritanopia, and stand out on white and on near-black
+# (contrast of 3 or more). After the last come the same again with dashes.
 COLORS = (
-    "#3b7dd8",
-    "#e0702c",
-    "#2f9e63",
-    "#c8507e",
-    "#8a63d2",
-    "#b08a17",
-    "#2aa3b5",
-    "#d0443e",
-    "#7d8a3a",
-    "#a56a43",
-    "#6d7f9b",
-    "#c06bc9",
+    "#872dff",
+    "#e1781e",
+    "#00785a",
+    "#b41eb4",
+    "#2da596",
+    "#d20f00",
+    "#b478f0",
 )
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+HEAT, BEST = "#1d5fb8", "#164a92"  # of the map of times, on white
+TIMES_SIGN = "\N{MULTIPLICATION SIGN}"
 MAX_POINTS = 400  # of one training curve; more cannot be seen
 FEW_TRIALS = 30  # up to here lines of a figure are thick
 LOG_FROM = 8.0  # a falling metric that spans a factor of this is drawn on a log axis
@@ -56,11 +54,12 @@ def profile_figure(result: Result) -> Figure:
     taus, rho = result.profile()
     style = styles(result)
     traces: list[Figure] = []
-    for s in result.ranking:
+    for rank, s in enumerate(result.ranking):
         name = result.submissions[s]
         traces.append(
             {
                 "type": "scatter",
+                "meta": {"rank": rank},
                 "mode": "lines",
                 "name": html.escape(name),
                 "x": _numbers(taus),
@@ -75,84 +74,208 @@ def profile_figure(result: Result) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def curves_figure(
-    trials: Sequence[Trial], goal: Goal, style: Mapping[str, Mapping[str, str]]
-) -> Figure:
-    """Returns the validation metric against submission time, with the target.
+def heat_share(ratio: float, r_max: float) -> float:
+    """Returns how much of the heat map's colour a ratio to the best time gets.
 
-    A submission is one trace, its trials separated by gaps; a dot marks where a trial
-    reached the target.
+    From a half just above 1 to almost nothing at r_max, even in log ratio; the rest is
+    paper. Below a half, dark text stays readable; the best has a colour of its own.
     """
-    longest = max((_last(trial.times) for trial in trials), default=0.0)
-    seconds, unit = _time_unit(longest)
-    is_crowded = len(trials) > FEW_TRIALS
-    traces: list[Figure] = []
-    for name, look in style.items():
-        mine = [t for t in trials if t.submission == name and goal.column in t.columns]
-        if not mine:
-            continue
-        line, dots = _curves(mine, goal, seconds)
+    place = math.log(max(ratio, 1.0)) / math.log(r_max)
+    return 0.5 - 0.42 * min(place, 1.0)
+
+
+def curves_layout(trials: Sequence[Trial], goal: Goal) -> Figure:
+    """Returns the axes of training curves, with the target as a dashed line."""
+    layout = _layout("", html.escape(goal.metric))
+    layout["yaxis"] |= log_axis(trials, goal)
+    layout["xaxis"]["rangemode"] = "tozero"
+    layout["shapes"] = [_line("y", goal.target, "dash")]
+    return layout
+
+
+def forest_figure(
+    labels: Sequence[str],
+    speedups_B: FloatArray,
+    lows_B: FloatArray,
+    highs_B: FloatArray,
+    look: Mapping[str, str],
+) -> Figure:
+    """Returns speed-ups with whiskers, one row each, first row at the top.
+
+    Args:
+      labels: names of the rows.
+      speedups_B: how many times faster than the reference; NaN where not known.
+      lows_B: lower ends of the whiskers; NaN for none.
+      highs_B: upper ends.
+      look: colour of the submission.
+    """
+    arms: Figure = {
+        "type": "data",
+        "symmetric": False,
+        "array": _numbers(highs_B - speedups_B),
+        "arrayminus": _numbers(speedups_B - lows_B),
+        "thickness": 1.8,
+        "width": 4,
+    }
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": _numbers(speedups_B),
+        "y": [html.escape(label) for label in labels],
+        "customdata": list(zip(_numbers(lows_B), _numbers(highs_B), strict=True)),
+        "error_x": arms | {"color": look["color"]},
+        "marker": {"size": 9, "color": look["color"], "line": {"width": 1}},
+        "hovertemplate": "%{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})"
+        "<extra>%{y}</extra>",
+    }
+    layout = _layout("speed-up", "")
+    shown = np.concatenate([[1.0], speedups_B, lows_B, highs_B])
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    low, high = shown.min() / 1.1, shown.max() * 1.1
+    layout["xaxis"] |= _log_range(low, high)
+    # All rows are named, also one that has no number.
+    layout["yaxis"] |= {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": [html.escape(label) for label in reversed(labels)],
+        "range": [-0.6, len(labels) - 0.4],
+        "showgrid": False,
+    }
+    layout["shapes"] = [_line("x", 1.0, "dash")]
+    return {"data": [trace], "layout": layout}
+
+
+def spread_figure(
+    style: Mapping[str, Mapping[str, str]],
+    scores_S: FloatArray,
+    others_SK: FloatArray,
+    notes_K: Sequence[str],
+) -> Figure:
+    """Returns each submission's score as a bar mark among K scores of other inputs.
+
+    Args:
+      style: submissions, best first, in the order of the rows.
+      scores_S: the score itself.
+      others_SK: the scores that other inputs give, such as one workload left out.
+      notes_K: what the input of each was, for the tooltip.
+    """
+    names = [html.escape(name) for name in style]
+    traces = []
+    for rank, (name, look) in enumerate(style.items()):
         common: Figure = {
             "type": "scatter",
+            "mode": "markers",
             "name": html.escape(name),
-            "hovertemplate": "%{y:.5g} at %{x:.4g} " + unit + ", %{customdata}",
+            "meta": {"rank": rank},
         }
-        width = 1 if is_crowded else 2
-        opacity = 0.55 if is_crowded else 1
         traces.append(
             common
-            | line
-            | {"mode": "lines", "line": {"width": width, **look}, "opacity": opacity}
+            | {
+                "x": _numbers(others_SK[rank]),
+                "y": [names[rank]] * len(notes_K),
+                "customdata": [html.escape(note) for note in notes_K],
+                "marker": {
+                    "size": 9,
+                    "color": look["color"],
+                    "opacity": 0.75,
+                    "line": {"width": 1},
+                },
+                "hovertemplate": "%{x:.4f} %{customdata}",
+            }
         )
-        marker = {"size": 5 if is_crowded else 8, "color": look["color"]}
-        traces.append(common | dots | {"mode": "markers", "marker": marker})
-    layout = _layout(f"submission time ({unit})", html.escape(goal.metric))
-    layout["yaxis"] |= _log_axis(trials, goal)
-    layout["xaxis"]["rangemode"] = "tozero"
-    layout["shapes"] = [
-        {
-            "type": "line",
-            "xref": "paper",
-            "x0": 0,
-            "x1": 1,
-            "y0": goal.target,
-            "y1": goal.target,
-            "line": {"dash": "dash", "width": 1.5},
-        }
-    ]
+        traces.append(
+            common
+            | {
+                "x": _numbers(scores_S[rank : rank + 1]),
+                "y": [names[rank]],
+                "marker": {
+                    "symbol": "line-ns-open",
+                    "size": 20,
+                    "color": look["color"],
+                    "line": {"width": 3},
+                },
+                "hovertemplate": "%{x:.4f} with all",
+            }
+        )
+    layout = _layout("score", "")
+    layout["yaxis"] |= {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": names[::-1],
+        "range": [-0.6, len(names) - 0.4],
+    }
     return {"data": traces, "layout": layout}
 
 
-def _curves(
-    trials: Sequence[Trial], goal: Goal, seconds: float
-) -> tuple[Figure, Figure]:
-    """Returns the points of the lines and of the dots of one submission."""
-    line: Figure = {"x": [], "y": [], "customdata": []}
-    dots: Figure = {"x": [], "y": [], "customdata": []}
-    for trial in trials:
-        times_E, values_E = trial.times / seconds, trial.columns[goal.column]
-        label = f"study {trial.study} trial {trial.trial}"
-        hit = first_reached(trial, goal)
-        chosen = _thinned(len(times_E), hit)
-        line["x"] += [*_numbers(times_E[chosen]), None]
-        line["y"] += [*_numbers(values_E[chosen]), None]
-        line["customdata"] += [*[label] * len(chosen), None]
-        if hit is not None:
-            dots["x"] += _numbers(times_E[hit : hit + 1])
-            dots["y"] += _numbers(values_E[hit : hit + 1])
-            dots["customdata"].append(label)
-    return line, dots
+def sensitivity_figure(
+    style: Mapping[str, Mapping[str, str]],
+    r_max_R: FloatArray,
+    scores_SR: FloatArray,
+    r_max: float,
+) -> Figure:
+    """Returns the score against r_max, with a line at the r_max of the rules.
+
+    `scores_SR` has a row per submission of `style`, in its order.
+    """
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": html.escape(name),
+            "meta": {"rank": rank},
+            "x": _numbers(r_max_R),
+            "y": _numbers(scores_SR[rank]),
+            "line": {"width": 2.5, **look},
+            "hovertemplate": "%{y:.4f} at r_max %{x:.3g}",
+        }
+        for rank, (name, look) in enumerate(style.items())
+    ]
+    layout = _layout("r_max", "score")
+    layout["shapes"] = [_line("x", r_max, "dash")]
+    return {"data": traces, "layout": layout}
 
 
-def _thinned(count: int, hit: int | None) -> np.ndarray:
-    """Returns indices of at most about MAX_POINTS evaluations, `hit` among them."""
-    if count <= MAX_POINTS:
-        return np.arange(count)
-    even = np.linspace(0, count - 1, MAX_POINTS).astype(int)
-    return np.unique(even if hit is None else np.append(even, hit))
+def _line(axis: str, value: float, dash: str) -> Figure:
+    """Returns a straight line across the figure at `value` of an axis."""
+    other = "x" if axis == "y" else "y"
+    return {
+        "type": "line",
+        f"{other}ref": "paper",
+        f"{other}0": 0,
+        f"{other}1": 1,
+        f"{axis}0": value,
+        f"{axis}1": value,
+        "line": {"dash": dash, "width": 1.5},
+    }
 
 
-def _log_axis(trials: Sequence[Trial], goal: Goal) -> Figure:
+def heat_color(ratio: float, r_max: float) -> str:
+    """Returns the colour of a ratio to the best time on white, as the page has it."""
+    share = heat_share(ratio, r_max)
+    parts = (int(HEAT[i : i + 2], 16) for i in (1, 3, 5))
+    mixed = (round(share * part + (1 - share) * 255) for part in parts)
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def near_target(trials: Sequence[Trial], goal: Goal) -> list[float]:
+    """Returns the range of the metric that holds the target and the better half."""
+    values = [t.columns[goal.column] for t in trials if goal.column in t.columns]
+    pool = np.concatenate([np.array([goal.target]), *values])
+    pool = pool[np.isfinite(pool)]
+    is_falling = goal.direction is Direction.MINIMIZE
+    kept = (
+        pool[pool <= np.median(pool)] if is_falling else pool[pool >= np.median(pool)]
+    )
+    low, high = min(kept.min(), goal.target), max(kept.max(), goal.target)
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return _rounded([low - pad, high + pad])
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def log_axis(trials: Sequence[Trial], goal: Goal) -> Figure:
     """Returns a log axis for a falling metric whose end would be a flat line; or {}."""
     values = [t.columns[goal.column] for t in trials if goal.column in t.columns]
     pool = np.concatenate([np.array([goal.target]), *values])
@@ -162,20 +285,32 @@ def _log_axis(trials: Sequence[Trial], goal: Goal) -> Figure:
         return {}
     # A run that explodes must not flatten all others: it leaves the figure at the top.
     top = min(pool.max(), 10 * np.quantile(pool, 0.98))
-    low, high = np.log10([pool.min() / 1.2, top * 1.2]).tolist()
+    return _log_range(pool.min() / 1.2, top * 1.2)
+
+
+def _log_range(low: float, high: float) -> Figure:
+    """Returns a log axis between two values, with ticks at round numbers."""
+    low, high = np.log10([low, high]).tolist()
     decades = range(math.floor(low), math.ceil(high))
-    digits = (1, 2, 5) if len(decades) <= 4 else (1,)
+    digits: tuple[float, ...] = (1, 2, 5) if len(decades) <= 4 else (1,)
+    if high - low < 1:
+        digits = (1, 1.5, 2, 3, 5, 7)
+    if high - low < 0.4:
+        digits = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    if high - low < 0.15:
+        return {"type": "log", "range": [low, high], "nticks": 5}
     ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
     axis = {"type": "log", "range": [low, high]}
     return axis | {"tickmode": "array", "tickvals": ticks}
 
 
-def _last(times_E: FloatArray) -> float:
+def last(times_E: FloatArray) -> float:
+    """Returns the longest finite time; 0 if there is none."""
     finite = times_E[np.isfinite(times_E)]
     return float(finite.max()) if finite.size else 0.0
 
 
-def _time_unit(longest: float) -> tuple[float, str]:
+def time_unit(longest: float) -> tuple[float, str]:
     """Returns the seconds of a unit that suits a time axis, and the unit's name."""
     if longest > 3 * 3600:
         return 3600.0, "hours"

@@ -3,74 +3,100 @@
 Every text that comes from a record or a rules file is escaped.
 """
 
-import html
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-from plotly.offline import get_plotlyjs
-
 from algoperf.records import write_text
-from scoring import figures, tables
-from scoring.read import Runs, Trial, read_hyperparameters
+from scoring import figures, page_evidence, page_trials, tables
+from scoring import page_data as data
+from scoring import page_html as h
+from scoring.page_evidence import Evidence, Intervals, Part
+from scoring.page_html import Style
+from scoring.read import Runs, Trial
 from scoring.rules import Rules
 from scoring.score import Result
-from scoring.time_to_target import trial_time
 
-_TEMPLATE = Path(__file__).with_name("page.html")
-_ENVIRONMENT = (
-    "host",
-    "devices",
-    "hardware",
-    "environment",
-    "versions",
-    "git_revision",
-)
-_OPEN_UP_TO = 40  # with more trials in all, the tables of trials start folded
+_FOLDER = Path(__file__).parent
+_SECTIONS = {
+    "scores": "Scores",
+    "performance": "Performance profile",
+    "times": "Times to target",
+    "sure": "How sure",
+    "comparison": "Comparison",
+    "predictions": "Predictions",
+    "curves": "Training curves",
+    "trials": "Trials",
+    "environment": "Hardware and versions",
+    "notes": "Notes",
+}
 
 
-def write_page(path: str | Path, runs: Runs, rules: Rules, result: Result) -> None:
-    """Writes the page; `result` is what `score_runs` made of `runs` by `rules`.
+def write_page(
+    path: str | Path,
+    runs: Runs,
+    rules: Rules,
+    result: Result,
+    evidence: Evidence | None = None,
+) -> None:
+    """Writes the page.
+
+    Args:
+      path: where to; a file that is there is replaced.
+      runs: what was read.
+      rules: what it was judged by.
+      result: what `score_runs` made of both.
+      evidence: intervals, comparisons and predictions to show; none by default.
 
     Raises:
       UserError: the file cannot be written.
     """
-    curves = _trials_by_workload(runs, rules)
+    # Most commands that score draw nothing.
+    from plotly.offline import get_plotlyjs
+
+    evidence = evidence or Evidence()
     style = figures.styles(result)
-    drawings = {"profile": figures.profile_figure(result)}
-    for number, (workload, trials) in enumerate(curves.items()):
-        drawings[f"curves-{number}"] = figures.curves_figure(
-            trials, rules.goals[workload], style
-        )
-    sections = (
-        _introduction(runs, result),
-        _scores(result, style),
-        _profile(style),
-        _curves(curves, rules, style),
-        _trials(runs, rules),
-        _environments(runs),
-        _notes(runs, result),
+    groups = _trials_by_workload(runs, rules)
+    parts = (
+        _scores(result, evidence.intervals, style),
+        _profile(result, style),
+        _times(result, style),
+        page_evidence.how_sure(result, evidence, style),
+        page_evidence.comparison(result, evidence.comparison, style),
+        page_evidence.predictions(
+            evidence.predictions, evidence.prediction_level, style
+        ),
+        Part(html=_curves(groups, rules, style)),
+        Part(html=page_trials.trials(runs)),
+        Part(html=page_trials.environments(runs)),
+        Part(html=page_trials.notes(runs, result, evidence.notes)),
     )
-    text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=_escape(f"AlgoPerf scores, {rules.name}"),
-        body="\n".join(sections),
-        figures=_script_json(drawings),
-        plotly=get_plotlyjs(),
+    every_trial = data.trials_table(runs, rules, evidence.trial_notes)
+    blocks = (
+        data.packed_json("tables", _merged(part.downloads for part in parts)),
+        data.packed_json("figures", _merged(part.drawings for part in parts)),
+        data.packed_json("trials", every_trial),
+        data.packed("data-curves", data.curves_json(groups, rules, style)),
+        data.packed("plotly", get_plotlyjs()),
+    )
+    body = "\n".join(part.html for part in parts if part.html)
+    text = Template(_read("page.html")).substitute(
+        title=h.escape(f"AlgoPerf scores, {rules.name}"),
+        style=_read("page.css"),
+        body=f"{_introduction(runs, result, body)}<main>{body}</main>",
+        data="\n".join(blocks),
+        script=_read("page.js"),
     )
     write_text(Path(path), text)
 
 
-def _escape(value: object) -> str:
-    return html.escape(str(value), quote=True)
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8").rstrip()
 
 
-def _script_json(value: Any) -> str:
-    """Returns JSON that cannot end the script element that holds it."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+def _merged(groups: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for group in groups for name, value in group.items()}
 
 
 def _trials_by_workload(runs: Runs, rules: Rules) -> dict[str, list[Trial]]:
@@ -82,262 +108,210 @@ def _trials_by_workload(runs: Runs, rules: Rules) -> dict[str, list[Trial]]:
     return {workload: trials for workload, trials in groups.items() if trials}
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") -> str:
-    """Returns a table of cells that are `<td>` or `<th>` elements already."""
-    lines = [f"<tr>{''.join(header)}</tr>"]
-    lines += [f"<tr>{''.join(row)}</tr>" for row in rows]
-    return (
-        f'<div class="wide"><table class="{css}">' + "\n".join(lines) + "</table></div>"
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _cell(value: object, css: str = "") -> str:
-    return f'<td class="{css}">{_escape(value)}</td>'
-
-
-def _heading(value: object, css: str = "", goal: object = "") -> str:
-    below = f'<span class="goal">{_breakable(goal)}</span>' if goal else ""
-    return f'<th class="{css}">{_breakable(value)}{below}</th>'
-
-
-def _breakable(value: object) -> str:
-    """Escapes a text whose lines may break after an underscore."""
-    return _escape(value).replace("_", "_<wbr>")
-
-
-def _swatch(look: Mapping[str, str]) -> str:
-    kind = {"solid": "solid", "dot": "dotted"}.get(look["dash"], "dashed")
-    return (
-        f'<i class="swatch" style="border-color:{look["color"]};'
-        f'border-top-style:{kind}"></i>'
-    )
-
-
-def _legend(style: Mapping[str, Mapping[str, str]]) -> str:
-    entries = (
-        f"<span>{_swatch(look)}{_escape(name)}</span>" for name, look in style.items()
-    )
-    return f'<div class="legend">{"".join(entries)}</div>'
-
-
-def _introduction(runs: Runs, result: Result) -> str:
+def _introduction(runs: Runs, result: Result, body: str) -> str:
     facts = [
         f"Rules {result.rules.name}",
         f"{result.ruleset} tuning",
         f"{result.mode} mode",
-        _count(len(result.submissions), "submission"),
-        _count(len(runs.trials), "trial"),
+        h.count(len(result.submissions), "submission"),
+        h.count(len(runs.trials), "trial"),
     ]
     if runs.skipped:
-        facts.append(f"{_count(len(runs.skipped), 'path')} skipped (see the notes)")
+        facts.append(f"{h.count(len(runs.skipped), 'path')} skipped (see the notes)")
+    headlines = [tables.headline(result), *tables.standings(result)]
+    links = "".join(
+        f'<li><a href="#{anchor}">{title}</a></li>'
+        for anchor, title in _SECTIONS.items()
+        if f'<section id="{anchor}"' in body
+    )
     return (
-        f'<h1>AlgoPerf scores</h1><p class="headline">'
-        f"{_escape(' '.join([tables.headline(result), *tables.standings(result)]))}</p>"
-        f'<p class="soft">{_escape(" · ".join(facts))}</p>'
+        '<a class="skip" href="#scores">Skip to the scores</a>'
+        '<header><div class="top"><h1>AlgoPerf scores</h1>'
+        '<button type="button" class="plain" id="theme">Dark theme</button></div>'
+        f'<p class="headline">{h.escape(" ".join(headlines))}</p>'
+        f'<p class="soft">{h.escape(" · ".join(facts))}</p>'
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>'
     )
 
 
-def _scores(result: Result, style: Mapping[str, Mapping[str, str]]) -> str:
-    goals = result.rules.goals
+def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
     header = [
-        _heading("submission"),
-        _heading("score", "number"),
-        _heading("targets", "number"),
-        *(_heading(name, "number", goals[name]) for name in result.workloads),
+        h.heading("submission"),
+        h.heading("score", "number", sorted_by="descending"),
+        *page_evidence.score_headings(intervals),
+        h.heading("targets", "number", "that count"),
     ]
-    rows = []
-    for s in result.ranking:
-        name, score = result.submissions[s], result.scores[s]
-        meter = f'<span class="meter"><i style="width:{100 * score:.1f}%"></i></span>'
-        targets = f"{int(result.counts[s].sum())} of {len(result.workloads)}"
-        times = (_time_cell(result, s, w) for w in range(len(result.workloads)))
+    rows, values = [], []
+    for rank, s in enumerate(result.ranking, start=1):
+        name, score = result.submissions[s], float(result.scores[s])
+        counted, total = int(result.counts[s].sum()), len(result.workloads)
         rows.append(
             [
-                f"<td>{_swatch(style[name])}{_breakable(tables.label(result, s))}</td>",
-                f'<td class="number"><b>{score:.4f}</b>{meter}</td>',
-                _cell(targets, "number"),
-                *times,
+                h.row_heading(tables.label(result, s), style[name]),
+                f'<td class="number"{h.sort_key(score)}><b>{score:.4f}</b>'
+                f"{_meter(score, intervals, s)}</td>",
+                *page_evidence.score_cells(intervals, s),
+                h.cell(f"{counted} of {total}", "number", counted),
             ]
         )
-    notes = [
-        "Time to target in seconds of submission time; bold is the best that counts.",
-        *tables.footnotes(result),
-    ]
+        extra = page_evidence.score_values(intervals, s)
+        values.append([rank, name, score, *extra, counted, total])
+    columns = ["rank", "submission", "score", *page_evidence.score_columns(intervals)]
+    method = h.paragraph(intervals.method, "soft") if intervals else ""
+    text = h.section(
+        "scores",
+        "Scores",
+        h.paragraph(
+            "The score is the mean height of the performance profile: 1 for a "
+            "submission that is fastest on every workload, 0 for one that reaches no "
+            "target in time."
+        ),
+        method,
+        f'<div class="tools">{h.download("scores")}</div>',
+        h.table("scores", header, rows, "first"),
+    )
+    table = data.make_table([*columns, "targets", "workloads"], values)
+    return Part(html=text, downloads={"scores": table})
+
+
+def _meter(score: float, intervals: Intervals | None, s: int) -> str:
+    whisker = ""
+    if intervals is not None:
+        low, high = float(intervals.score_low[s]), float(intervals.score_high[s])
+        whisker = (
+            f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></b>'
+        )
     return (
-        "<h2>Scores</h2>"
-        + _table(header, rows, "scores")
-        + f'<p class="soft">{_escape(" ".join(notes))}</p>'
-        + _held_out(result)
+        f'<span class="meter"><i style="width:{100 * score:.1f}%"></i>{whisker}</span>'
     )
 
 
-def _time_cell(result: Result, s: int, w: int) -> str:
-    if result.ratios[s, w] == 1:
-        css = "number best"
-    else:
-        css = "number" if result.counts[s, w] else "number miss"
-    return _cell(tables.format_time(result, s, w), css)
+def _times(result: Result, style: Style) -> Part:
+    notes = ["Seconds of submission time; below, how many times the best that is."]
+    notes += [f"{note}." for note in tables.footnotes(result)]
+    text = h.section(
+        "times",
+        "Times to target",
+        h.paragraph(" ".join(notes)),
+        f'<div class="tools">{h.download("times")}<div class="scale">'
+        '<span><i class="one"></i>fastest</span><span><i class="ramp"></i>'
+        f"1 to {result.rules.r_max:g} times the fastest</span>"
+        '<span><i class="none"></i>does not count</span></div></div>',
+        _heat_map(result, style),
+        _held_out(result, style),
+    )
+    return Part(html=text, downloads={"times": data.times_table(result)})
 
 
-def _held_out(result: Result) -> str:
+def _heat_map(result: Result, style: Style) -> str:
+    goals = result.rules.goals
+    header = [h.heading("submission")]
+    header += [h.heading(w, "number", goals[w]) for w in result.workloads]
+    rows = [
+        [
+            h.row_heading(tables.label(result, s), style[result.submissions[s]]),
+            *(_heat_cell(result, s, w) for w in range(len(result.workloads))),
+        ]
+        for s in result.ranking
+    ]
+    return h.table("times to target", header, rows, "first heat")
+
+
+def _heat_cell(result: Result, s: int, w: int) -> str:
+    text = tables.format_time(result, s, w)
+    key = h.sort_key(float(result.times[s, w]))
+    if not result.counts[s, w]:
+        return f'<td class="miss"{key}>{h.escape(text)}</td>'
+    ratio = float(result.ratios[s, w])
+    css = "first-place" if ratio == 1 else "counted"
+    share = figures.heat_share(ratio, result.rules.r_max)
+    return (
+        f'<td class="{css}" style="--share:{100 * share:.0f}%"{key}>{h.escape(text)}'
+        f"<small>{figures.TIMES_SIGN}{ratio:.2f}</small></td>"
+    )
+
+
+def _held_out(result: Result, style: Style) -> str:
     if not result.held_out:
         return ""
     goals = result.rules.goals
-    header = [_heading("submission")]
-    header += [_heading(name, "number", goals[name]) for name in result.held_out]
+    header = [h.heading("submission")]
+    header += [h.heading(name, "number", goals[name]) for name in result.held_out]
     rows = []
     for s in result.ranking:
-        variants = range(len(result.held_out))
-        times = (tables.format_held_out(result, s, v) for v in variants)
-        rows.append(
-            [
-                f"<td>{_breakable(result.submissions[s])}</td>",
-                *(_cell(time, "number") for time in times),
-            ]
+        name = result.submissions[s]
+        times = (
+            h.cell(tables.format_held_out(result, s, v), "number", time)
+            for v, time in enumerate(result.held_out_times[s].tolist())
         )
+        rows.append([h.row_heading(name, style[name]), *times])
+    table = h.table("held-out variants", header, rows, "first")
     return (
         "<details><summary>Held-out variants: a workload counts only where its variant "
-        f"is reached too</summary>{_table(header, rows, 'scores')}</details>"
+        f"is reached too</summary><div>{table}</div></details>"
     )
 
 
-def _profile(style: Mapping[str, Mapping[str, str]]) -> str:
-    return (
-        "<h2>Performance profile</h2><p>The share of workloads on which a submission "
-        "is at most so many times slower than the fastest one. Higher and further left "
-        f"is better; the score is the mean height.</p>{_legend(style)}"
-        '<div class="figure" id="profile"></div>'
+def _profile(result: Result, style: Style) -> Part:
+    text = h.section(
+        "performance",
+        "Performance profile",
+        h.paragraph(
+            "The share of workloads on which a submission is at most so many times "
+            "slower than the fastest one. Higher and further left is better."
+        ),
+        f'<div class="tools">{h.download("profile")}</div>',
+        h.legend(style),
+        h.figure("profile", "performance profiles; the download has the numbers"),
+    )
+    return Part(
+        html=text,
+        drawings={"profile": figures.profile_figure(result)},
+        downloads={"profile": data.profile_table(result)},
     )
 
 
-def _curves(
-    curves: Mapping[str, Sequence[Trial]],
-    rules: Rules,
-    style: Mapping[str, Mapping[str, str]],
-) -> str:
-    parts = [
-        "<h2>Training curves</h2><p>The validation metric of each trial against its "
-        "submission time. The dashed line is the target; a dot marks the evaluation "
-        f"that reached it.</p>{_legend(style)}",
-        '<div class="grid">',
-    ]
-    for number, workload in enumerate(curves):
-        parts.append(
-            f"<div><h3>{_escape(workload)}</h3>"
-            f'<div class="goal">{_escape(rules.goals[workload])}</div>'
-            f'<div class="figure" id="curves-{number}"></div></div>'
-        )
-    return "".join(parts) + "</div>"
-
-
-def _trials(runs: Runs, rules: Rules) -> str:
-    groups: dict[str, list[Trial]] = defaultdict(list)
-    for trial in runs.trials:
-        groups[trial.submission].append(trial)
-    counts = ", ".join(f"{n} {s}" for s, n in tables.status_counts(runs).items())
-    parts = [f"<h2>Trials</h2><p>{_escape(counts)}</p>"]
-    if bad := tables.unfinished(runs):
-        items = "".join(
-            f"<li>{_escape(trial.submission)}, {_escape(trial.place)}: "
-            f'<span class="{trial.status}">{_escape(trial.status)}</span> '
-            f"{_escape(tables.message(trial))}</li>"
-            for trial in bad
-        )
-        parts.append(f"<h3>Without a result</h3><ul>{items}</ul>")
-    is_open = " open" if len(runs.trials) <= _OPEN_UP_TO else ""
-    for submission, trials in groups.items():
-        parts.append(
-            f"<details{is_open}><summary>{_escape(submission)}, "
-            f"{_count(len(trials), 'trial')}</summary>"
-            f"{_trial_table(trials, rules)}</details>"
-        )
-    return "".join(parts)
-
-
-_TRIAL_COLUMNS = (
-    "trial",
-    "status",
-    "time to target (s)",
-    "last evaluation",
-    "hyperparameters",
-)
-
-
-def _trial_table(trials: Sequence[Trial], rules: Rules) -> str:
-    header = [_heading(name) for name in _TRIAL_COLUMNS]
-    rows = []
-    for trial in trials:
-        cells = zip(_TRIAL_COLUMNS, _trial_row(trial, rules), strict=True)
-        # On a narrow screen cells stand below each other, each with its label.
-        rows.append(
-            [
-                f'<td class="{css}" data-label="{label}">{_escape(text)}</td>'
-                for label, (text, css) in cells
-            ]
-        )
-    return _table(header, rows, "stack")
-
-
-def _trial_row(trial: Trial, rules: Rules) -> Iterator[tuple[str, str]]:
-    """Yields text and class of each cell."""
-    goal = rules.goals.get(trial.workload)
-    status = str(trial.status or "unknown")
-    yield trial.place, ""
-    yield status, status
-    if goal is None:
-        yield "not in the rules", "miss"
-        yield "", ""
-    else:
-        seconds = tables.format_seconds(trial_time(trial, goal))
-        yield seconds, "miss" if seconds == "miss" else ""
-        values = trial.columns.get(goal.column, np.empty(0))
-        yield f"{goal.metric} {values[-1]:.5g}" if values.size else "none", ""
-    hyperparameters = read_hyperparameters(trial) or {}
-    yield ", ".join(f"{k} {v}" for k, v in hyperparameters.items()), "text"
-
-
-def _environments(runs: Runs) -> str:
-    """Lists each different environment once, with the trials that ran there."""
-    groups: dict[str, list[Trial]] = defaultdict(list)
-    for trial in runs.trials:
-        record = trial.record or {}
-        facts = {key: record[key] for key in _ENVIRONMENT if record.get(key)}
-        if facts:
-            groups[json.dumps(facts, sort_keys=True, default=str)].append(trial)
+def _curves(groups: Mapping[str, Sequence[Trial]], rules: Rules, style: Style) -> str:
     if not groups:
         return ""
-    parts = ["<h2>Hardware and versions</h2>"]
-    for text, trials in groups.items():
-        names = ", ".join(sorted({trial.submission for trial in trials}))
-        entries = "".join(
-            f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>"
-            for key, value in _flat(json.loads(text))
+    digits = "" if data.is_exact(groups) else f" ({data.DIGITS} digits)"
+    places = []
+    for number, workload in enumerate(groups):
+        label = f"training curves of {workload}; the download has the numbers"
+        button = h.download("curves", "CSV", number, f"curves_{workload}")
+        places.append(
+            f"<div>{button}<h3>{h.escape(workload)}</h3>"
+            f'<div class="goal">{h.escape(rules.goals[workload])}</div>'
+            f'<div class="figure" id="curves-{number}" data-curves="{number}" '
+            f'role="img" aria-label="{h.escape(label)}"></div></div>'
         )
-        parts.append(
-            f"<p>{_count(len(trials), 'trial')} of {_escape(names)}</p>"
-            f"<dl>{entries}</dl>"
+    return h.section(
+        "curves",
+        "Training curves",
+        h.paragraph(
+            "The validation metric of each trial. The dashed line is the target; a dot "
+            "marks the evaluation that reached it."
+        ),
+        f'<div class="tools">{_curve_switches(groups)}'
+        f"{h.download('curves', f'Download all as CSV{digits}')}</div>",
+        h.legend(style),
+        f'<div class="grid">{"".join(places)}</div>',
+    )
+
+
+def _curve_switches(groups: Mapping[str, Sequence[Trial]]) -> str:
+    is_crowded = any(len(ts) > figures.FEW_TRIALS for ts in groups.values())
+    return (
+        h.switch(
+            "Against", "abscissa", {"time": "submission time", "step": "steps"}, "time"
         )
-    return "".join(parts)
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of nested objects with their keys joined by spaces."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix} {key}".strip())
-    elif isinstance(value, list):
-        yield prefix, ", ".join(map(str, value))
-    elif value is not None:
-        yield prefix, value
-
-
-def _notes(runs: Runs, result: Result) -> str:
-    lines = [*result.warnings, *tables.skipped_lines(runs, at_most=len(runs.skipped))]
-    if not lines:
-        return ""
-    items = "".join(f"<li>{_escape(line)}</li>" for line in lines)
-    return f"<h2>Notes</h2><ul>{items}</ul>"
+        + h.switch(
+            "Trials",
+            "trials",
+            {"best": "best of each study", "all": "all"},
+            "best" if is_crowded else "all",
+        )
+        + h.switch(
+            "Range", "ordinate", {"whole": "whole", "near": "near the target"}, "whole"
+        )
+    )

@@ -1,6 +1,5 @@
 """Score records, ours or the official benchmark's: table, CSV, JSON and page."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,9 @@ from algoperf.errors import UserError
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
     "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
-    "         [--json FILE] [--allow_mixed] [--nocache]\n"
+    "         [--figures DIR] [--tables DIR] [--json FILE]\n"
     "         (a DIR holds one folder per submission)"
 )
-
-MAX_BROKEN = 20  # trials that are named on standard error
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -26,7 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "benchmark",
         "mini",
-        "Workloads, targets and protocol: a benchmark's name, or a JSON or TOML file.",
+        "Workloads, targets and protocol: a benchmark's name, or a JSON file.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -53,16 +50,16 @@ def define_flags(values: flags.FlagValues) -> None:
         "Write scores.csv and performance_profile.csv into this folder.",
         flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "allow_mixed",
-        False,
-        "Score records of different hardware, code or targets together.",
+    flags.DEFINE_string(
+        "figures",
+        None,
+        "Draw figures for a paper into this folder, as PNG and PDF.",
         flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "cache",
-        True,
-        "Keep what was read in the user's cache folder, for the next call.",
+    flags.DEFINE_string(
+        "tables",
+        None,
+        "Write scores.tex and scores.md into this folder.",
         flag_values=values,
     )
     common.define_json_flag(values)
@@ -75,27 +72,23 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     if not positional:
         raise UserError("no DIR to score, see algoperf score --help")
     rules = scoring.load_rules(values.benchmark)
-    runs = scoring.read_runs(
-        [Path(directory) for directory in positional],
-        ruleset=values.ruleset,
-        cache_folder=scoring.default_cache_folder() if values.cache else None,
-    )
-    mixed = scoring.check_mixed(runs, rules, allow=values.allow_mixed)
+    runs = scoring.read_runs([Path(directory) for directory in positional])
     result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
-    result = dataclasses.replace(result, warnings=(*mixed, *result.warnings))
     written = []
     if values.csv is not None:
-        folder = Path(values.csv)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+        folder = _made(values.csv)
         scoring.write_scores_csv(folder / "scores.csv", result)
         scoring.write_profile_csv(folder / "performance_profile.csv", result)
         written += [folder / "scores.csv", folder / "performance_profile.csv"]
     if values.report is not None:
         scoring.write_page(Path(values.report), runs, rules, result)
         written.append(Path(values.report))
+
+    if values.figures is not None:
+        folder = _made(values.figures)
+        written += scoring.write_figures(folder, runs, rules, result)
+    if values.tables is not None:
+        written += scoring.write_tables(_made(values.tables), result)
 
     def print_text() -> None:
         scoring.print_report(runs, result)
@@ -104,9 +97,15 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     common.show(values.json, scoring.to_json(result), print_text)
     broken = [item for item in runs.skipped if item.is_broken]
-    for item in broken[:MAX_BROKEN]:
+    for item in broken:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
-    if len(broken) > MAX_BROKEN:
-        more = f"{len(broken) - MAX_BROKEN} more trials"
-        print(f"algoperf: left out of the score: {more}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _made(folder: str) -> Path:
+    """Makes a folder unless it is there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    return Path(folder)
