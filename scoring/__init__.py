@@ -20,7 +20,7 @@ from scoring.tables import (
     write_profile_csv,
     write_scores_csv,
 )
-from scoring.time_to_target import Mode
+from scoring.time_to_target import Mode, TimeKind, Timing
 
 __all__ = [
     "Goal",
@@ -30,6 +30,8 @@ __all__ = [
     "Rules",
     "Runs",
     "Skipped",
+    "TimeKind",
+    "Timing",
     "Trial",
     "headline",
     "known_rules",
