@@ -3,12 +3,13 @@
     runs = read_runs(["runs"])
     rules = load_rules("mini")
     result = score_runs(runs, rules)
-    print_report(runs, result)
+    print_report(runs, result, uncertainty=estimate_uncertainty(result))
     write_page(Path("page.html"), runs, rules, result)
 
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
+from scoring.compare import Comparison, compare, default_reference
 from scoring.page import write_page
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
@@ -21,8 +22,10 @@ from scoring.tables import (
     write_scores_csv,
 )
 from scoring.time_to_target import Mode, TimeKind, Timing
+from scoring.uncertainty import Uncertainty, estimate_uncertainty
 
 __all__ = [
+    "Comparison",
     "Goal",
     "Mode",
     "Protocol",
@@ -32,6 +35,10 @@ __all__ = [
     "Skipped",
     "TimeKind",
     "Timing",
+    "Uncertainty",
+    "compare",
+    "default_reference",
+    "estimate_uncertainty",
     "Trial",
     "headline",
     "known_rules",

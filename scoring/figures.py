@@ -15,7 +15,7 @@ from algoperf.records import Direction
 from scoring.read import FloatArray, Trial
 from scoring.rules import Goal
 from scoring.score import Result
-from scoring.time_to_target import first_reached
+from scoring.time_to_target import TimeKind, evaluation_times, first_reached
 
 Figure = dict[str, Any]
 
@@ -76,22 +76,25 @@ def profile_figure(result: Result) -> Figure:
 
 
 def curves_figure(
-    trials: Sequence[Trial], goal: Goal, style: Mapping[str, Mapping[str, str]]
+    trials: Sequence[Trial],
+    goal: Goal,
+    style: Mapping[str, Mapping[str, str]],
+    kind: TimeKind = TimeKind.SUBMISSION,
 ) -> Figure:
-    """Returns the validation metric against submission time, with the target.
+    """Returns the validation metric against time of a kind, with the target.
 
     A submission is one trace, its trials separated by gaps; a dot marks where a trial
     reached the target.
     """
-    longest = max((_last(trial.times) for trial in trials), default=0.0)
-    seconds, unit = _time_unit(longest)
+    ends = (_last(evaluation_times(trial, kind)) for trial in trials)
+    size, unit = _time_unit(max(ends, default=0.0), kind)
     is_crowded = len(trials) > FEW_TRIALS
     traces: list[Figure] = []
     for name, look in style.items():
         mine = [t for t in trials if t.submission == name and goal.column in t.columns]
         if not mine:
             continue
-        line, dots = _curves(mine, goal, seconds)
+        line, dots = _curves(mine, goal, kind, size)
         common: Figure = {
             "type": "scatter",
             "name": html.escape(name),
@@ -106,7 +109,8 @@ def curves_figure(
         )
         marker = {"size": 5 if is_crowded else 8, "color": look["color"]}
         traces.append(common | dots | {"mode": "markers", "marker": marker})
-    layout = _layout(f"submission time ({unit})", html.escape(goal.metric))
+    label = unit if kind is TimeKind.STEPS else f"{kind.label} ({unit})"
+    layout = _layout(label, html.escape(goal.metric))
     layout["yaxis"] |= _log_axis(trials, goal)
     layout["xaxis"]["rangemode"] = "tozero"
     layout["shapes"] = [
@@ -124,15 +128,16 @@ def curves_figure(
 
 
 def _curves(
-    trials: Sequence[Trial], goal: Goal, seconds: float
+    trials: Sequence[Trial], goal: Goal, kind: TimeKind, size: float
 ) -> tuple[Figure, Figure]:
     """Returns the points of the lines and of the dots of one submission."""
     line: Figure = {"x": [], "y": [], "customdata": []}
     dots: Figure = {"x": [], "y": [], "customdata": []}
     for trial in trials:
-        times_E, values_E = trial.times / seconds, trial.columns[goal.column]
+        times_E = evaluation_times(trial, kind) / size
+        values_E = trial.columns[goal.column]
         label = f"study {trial.study} trial {trial.trial}"
-        hit = first_reached(trial, goal)
+        hit = first_reached(trial, goal, kind)
         chosen = _thinned(len(times_E), hit)
         line["x"] += [*_numbers(times_E[chosen]), None]
         line["y"] += [*_numbers(values_E[chosen]), None]
@@ -175,8 +180,10 @@ def _last(times_E: FloatArray) -> float:
     return float(finite.max()) if finite.size else 0.0
 
 
-def _time_unit(longest: float) -> tuple[float, str]:
-    """Returns the seconds of a unit that suits a time axis, and the unit's name."""
+def _time_unit(longest: float, kind: TimeKind) -> tuple[float, str]:
+    """Returns the size and the name of a unit that suits a time axis."""
+    if kind is TimeKind.STEPS:
+        return 1.0, "steps"
     if longest > 3 * 3600:
         return 3600.0, "hours"
     if longest > 5 * 60:

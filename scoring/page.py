@@ -19,7 +19,7 @@ from scoring import figures, tables
 from scoring.read import Runs, Trial, read_hyperparameters
 from scoring.rules import Rules
 from scoring.score import Result
-from scoring.time_to_target import trial_time
+from scoring.time_to_target import Timing, trial_time
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _ENVIRONMENT = (
@@ -44,14 +44,14 @@ def write_page(path: str | Path, runs: Runs, rules: Rules, result: Result) -> No
     drawings = {"profile": figures.profile_figure(result)}
     for number, (workload, trials) in enumerate(curves.items()):
         drawings[f"curves-{number}"] = figures.curves_figure(
-            trials, rules.goals[workload], style
+            trials, rules.goals[workload], style, result.timing.kind
         )
     sections = (
         _introduction(runs, result),
         _scores(result, style),
         _profile(style),
-        _curves(curves, rules, style),
-        _trials(runs, rules),
+        _curves(curves, rules, style, result.timing),
+        _trials(runs, rules, result.timing),
         _environments(runs),
         _notes(runs, result),
     )
@@ -164,7 +164,7 @@ def _scores(result: Result, style: Mapping[str, Mapping[str, str]]) -> str:
             ]
         )
     notes = [
-        "Time to target in seconds of submission time; bold is the best that counts.",
+        f"Time to target in {result.timing}; bold is the best that counts.",
         *tables.footnotes(result),
     ]
     return (
@@ -191,7 +191,10 @@ def _held_out(result: Result) -> str:
     header += [_heading(name, "number", goals[name]) for name in result.held_out]
     rows = []
     for s in result.ranking:
-        times = (tables.format_seconds(time) for time in result.held_out_times[s])
+        times = (
+            tables.format_number(time, result.timing.unit)
+            for time in result.held_out_times[s]
+        )
         rows.append(
             [
                 f"<td>{_breakable(result.submissions[s])}</td>",
@@ -217,11 +220,12 @@ def _curves(
     curves: Mapping[str, Sequence[Trial]],
     rules: Rules,
     style: Mapping[str, Mapping[str, str]],
+    timing: Timing,
 ) -> str:
     parts = [
         "<h2>Training curves</h2><p>The validation metric of each trial against its "
-        "submission time. The dashed line is the target; a dot marks the evaluation "
-        f"that reached it.</p>{_legend(style)}",
+        f"{timing.kind.label}. The dashed line is the target; a dot marks the "
+        f"evaluation that reached it.</p>{_legend(style)}",
         '<div class="grid">',
     ]
     for number, workload in enumerate(curves):
@@ -233,7 +237,7 @@ def _curves(
     return "".join(parts) + "</div>"
 
 
-def _trials(runs: Runs, rules: Rules) -> str:
+def _trials(runs: Runs, rules: Rules, timing: Timing) -> str:
     groups: dict[str, list[Trial]] = defaultdict(list)
     for trial in runs.trials:
         groups[trial.submission].append(trial)
@@ -252,25 +256,23 @@ def _trials(runs: Runs, rules: Rules) -> str:
         parts.append(
             f"<details{is_open}><summary>{_escape(submission)}, "
             f"{_count(len(trials), 'trial')}</summary>"
-            f"{_trial_table(trials, rules)}</details>"
+            f"{_trial_table(trials, rules, timing)}</details>"
         )
     return "".join(parts)
 
 
-_TRIAL_COLUMNS = (
-    "trial",
-    "status",
-    "time to target (s)",
-    "last evaluation",
-    "hyperparameters",
-)
-
-
-def _trial_table(trials: Sequence[Trial], rules: Rules) -> str:
-    header = [_heading(name) for name in _TRIAL_COLUMNS]
+def _trial_table(trials: Sequence[Trial], rules: Rules, timing: Timing) -> str:
+    columns = (
+        "trial",
+        "status",
+        f"time to target ({timing.unit})",
+        "last evaluation",
+        "hyperparameters",
+    )
+    header = [_heading(name) for name in columns]
     rows = []
     for trial in trials:
-        cells = zip(_TRIAL_COLUMNS, _trial_row(trial, rules), strict=True)
+        cells = zip(columns, _trial_row(trial, rules, timing), strict=True)
         # On a narrow screen cells stand below each other, each with its label.
         rows.append(
             [
@@ -281,7 +283,7 @@ def _trial_table(trials: Sequence[Trial], rules: Rules) -> str:
     return _table(header, rows, "stack")
 
 
-def _trial_row(trial: Trial, rules: Rules) -> Iterator[tuple[str, str]]:
+def _trial_row(trial: Trial, rules: Rules, timing: Timing) -> Iterator[tuple[str, str]]:
     """Yields text and class of each cell."""
     goal = rules.goals.get(trial.workload)
     status = str(trial.status or "unknown")
@@ -291,8 +293,8 @@ def _trial_row(trial: Trial, rules: Rules) -> Iterator[tuple[str, str]]:
         yield "not in the rules", "miss"
         yield "", ""
     else:
-        seconds = tables.format_seconds(trial_time(trial, goal))
-        yield seconds, "miss" if seconds == "miss" else ""
+        time = tables.format_number(trial_time(trial, goal, timing), timing.unit)
+        yield time, "miss" if time == "miss" else ""
         values = trial.columns.get(goal.column, np.empty(0))
         yield f"{goal.metric} {values[-1]:.5g}" if values.size else "none", ""
     hyperparameters = read_hyperparameters(trial) or {}

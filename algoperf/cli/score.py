@@ -12,8 +12,10 @@ from algoperf.errors import UserError
 
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
-    "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
-    "         [--json FILE]        (a DIR holds one folder per submission)"
+    "         [--rules documented|official] [--time submission|idealized|steps]\n"
+    "         [--interpolate] [--bootstrap N] [--reference NAME]\n"
+    "         [--report FILE.html] [--csv DIR] [--json FILE]\n"
+    "         (a DIR holds one folder per submission)"
 )
 
 
@@ -40,6 +42,34 @@ def define_flags(values: flags.FlagValues) -> None:
         "code, to repeat published numbers.",
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "time",
+        "submission",
+        ("submission", "idealized", "steps"),
+        "submission: the clock of the trial; idealized: steps times its uncontended "
+        "step time; steps: their number.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "interpolate",
+        False,
+        "Time to target by a straight line between the evaluation that reached it and "
+        "the one before.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "bootstrap",
+        1000,
+        "Resamples for the intervals of scores and ranks; 0: no intervals.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "reference",
+        None,
+        "The submission that speed-ups are over; by default 'baseline' if there is "
+        "one, else the last that scores.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "report", None, "Write a self-contained HTML page here.", flag_values=values
     )
@@ -60,7 +90,18 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UserError("no DIR to score, see algoperf score --help")
     rules = scoring.load_rules(values.benchmark)
     runs = scoring.read_runs([Path(directory) for directory in positional])
-    result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
+    timing = scoring.Timing(
+        kind=scoring.TimeKind(values.time), interpolate=values.interpolate
+    )
+    result = scoring.score_runs(
+        runs, rules, ruleset=values.ruleset, mode=values.rules, timing=timing
+    )
+    uncertainty = comparison = None
+    if values.bootstrap:
+        uncertainty = scoring.estimate_uncertainty(result, values.bootstrap)
+    reference = values.reference or scoring.default_reference(result)
+    if reference is not None:
+        comparison = scoring.compare(result, reference)
     written = []
     if values.csv is not None:
         folder = Path(values.csv)
@@ -68,7 +109,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {folder}: {error.strerror}") from error
-        scoring.write_scores_csv(folder / "scores.csv", result)
+        scoring.write_scores_csv(folder / "scores.csv", result, uncertainty)
         scoring.write_profile_csv(folder / "performance_profile.csv", result)
         written += [folder / "scores.csv", folder / "performance_profile.csv"]
     if values.report is not None:
@@ -76,11 +117,14 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         written.append(Path(values.report))
 
     def print_text() -> None:
-        scoring.print_report(runs, result)
+        scoring.print_report(
+            runs, result, uncertainty=uncertainty, comparison=comparison
+        )
         for path in written:
             print(f"written: {path.resolve()}")
 
-    common.show(values.json, scoring.to_json(result), print_text)
+    value = scoring.to_json(result, uncertainty, comparison)
+    common.show(values.json, value, print_text)
     broken = [item for item in runs.skipped if item.is_broken]
     for item in broken:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)

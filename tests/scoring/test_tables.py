@@ -14,7 +14,7 @@ from scoring.read import Runs, Skipped
 from scoring.rules import load_rules
 from scoring.score import Result, score_runs
 from scoring.tables import (
-    format_seconds,
+    format_number,
     headline,
     print_report,
     skipped_lines,
@@ -77,7 +77,7 @@ def test_headline(mini_runs, times, sentence):
     [(1.26, "1.3"), (999.94, "999.9"), (48151.2, "48,151"), (np.inf, "miss")],
 )
 def test_seconds(seconds, text):
-    assert format_seconds(seconds) == text
+    assert format_number(seconds) == text
 
 
 def test_report_has_everything_a_reader_needs(mini_runs, make_trial):
