@@ -9,7 +9,7 @@
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
-from scoring.compare import Comparison, compare, default_reference
+from scoring.compare import Comparison, compare_to, default_reference
 from scoring.page import write_page
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
@@ -36,7 +36,7 @@ __all__ = [
     "TimeKind",
     "Timing",
     "Uncertainty",
-    "compare",
+    "compare_to",
     "default_reference",
     "estimate_uncertainty",
     "Trial",

@@ -80,7 +80,7 @@ def default_reference(result: Result) -> str | None:
     return names[-1] if names else None
 
 
-def compare(
+def compare_to(
     result: Result,
     reference: str,
     confidence: float = 0.95,

@@ -101,7 +101,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         uncertainty = scoring.estimate_uncertainty(result, values.bootstrap)
     reference = values.reference or scoring.default_reference(result)
     if reference is not None:
-        comparison = scoring.compare(result, reference)
+        comparison = scoring.compare_to(result, reference)
     written = []
     if values.csv is not None:
         folder = Path(values.csv)
