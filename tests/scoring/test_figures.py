@@ -8,6 +8,7 @@ import pytest
 from scoring.figures import MAX_POINTS, curves_figure, profile_figure, styles
 from scoring.rules import load_rules
 from scoring.score import score_runs
+from scoring.time_to_target import TimeKind
 
 RULES = load_rules("mini_fast")
 STYLE = {"adamw": {"color": "#000000", "dash": "solid"}}
@@ -59,6 +60,24 @@ def test_time_has_a_unit_that_suits_it(make_trial, longest, unit, expected):
     figure = curves_figure([make_trial(times=[longest], values=[1])], ACCURACY, STYLE)
     assert unit in figure["layout"]["xaxis"]["title"]["text"]
     assert figure["data"][0]["x"] == [expected, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "last"),
+    [
+        (TimeKind.SUBMISSION, "submission time (minutes)", 60),
+        (TimeKind.IDEALIZED, "idealized time (seconds)", 4),
+        (TimeKind.STEPS, "steps", 2),
+    ],
+)
+def test_curves_are_drawn_over_the_time_that_counts(make_trial, kind, label, last):
+    record = {"status": "reached", "step_time": {"seconds": 2.0}}
+    times = [600, 1200, 3600]
+    trial = make_trial(times=times, values=[0.1, 0.2, 0.9], record=record)
+    figure = curves_figure([trial], ACCURACY, STYLE, kind)
+    line, dots = figure["data"]
+    assert figure["layout"]["xaxis"]["title"]["text"] == label
+    assert line["x"][2] == dots["x"][0] == last
 
 
 def test_a_metric_that_falls_far_has_a_log_axis_that_an_explosion_cannot_stretch(

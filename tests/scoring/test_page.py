@@ -8,7 +8,14 @@ import pytest
 
 from algoperf import records
 from algoperf.errors import UserError
-from scoring import load_rules, read_runs, score_runs, write_page
+from scoring import (
+    TimeKind,
+    Timing,
+    load_rules,
+    read_runs,
+    score_runs,
+    write_page,
+)
 
 EVIL = "<img src=x onerror=alert(1)>&\"'{}$title%{x}"
 RULES = load_rules("mini_fast")
@@ -133,3 +140,13 @@ def test_page_into_a_missing_folder_is_a_user_error(tmp_path, write_trial):
     write_trial(tmp_path / "runs")
     with pytest.raises(UserError, match="cannot write"):
         _write(tmp_path / "runs", tmp_path / "none" / "page.html")
+
+
+def test_page_names_the_unit_of_time(tmp_path, write_trial):
+    write_trial(tmp_path / "runs")
+    runs = read_runs([tmp_path / "runs"])
+    result = score_runs(runs, RULES, timing=Timing(kind=TimeKind.STEPS))
+    write_page(tmp_path / "page.html", runs, RULES, result)
+    text = _Elements((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "Time to target in steps" in text
+    assert "seconds" not in text

@@ -22,6 +22,7 @@ from scoring.tables import (
     write_profile_csv,
     write_scores_csv,
 )
+from scoring.time_to_target import TimeKind, Timing
 
 
 def _score(runs: Runs) -> Result:
@@ -80,6 +81,13 @@ def test_seconds(seconds, text):
     assert format_number(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("steps", "text"), [(12.0, "12"), (12.5, "12.5"), (4000.0, "4,000")]
+)
+def test_steps(steps, text):
+    assert format_number(steps, "steps") == text
+
+
 def test_report_has_everything_a_reader_needs(mini_runs, make_trial):
     runs = mini_runs({"[bold]a[/bold]": (10, 90), "b": (45, None)})
     failed = make_trial(
@@ -131,8 +139,8 @@ def test_scores_csv(tmp_path, mini_runs):
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [row["submission"] for row in rows] == ["fast", "slow, but steady"]
     assert float(rows[0]["score"]) == 1
-    assert float(rows[1]["imagenet_resnet_mini"]) == 20
-    assert float(rows[1]["finewebedu_lm_mini"]) == np.inf
+    assert float(rows[1]["imagenet_resnet_mini_seconds"]) == 20
+    assert float(rows[1]["finewebedu_lm_mini_seconds"]) == np.inf
 
 
 def test_profile_csv_has_every_step(tmp_path, mini_runs):
@@ -146,6 +154,19 @@ def test_profile_csv_has_every_step(tmp_path, mini_runs):
         ["3.0", "1.0", "1.0"],
         ["4.0", "1.0", "1.0"],
     ]
+
+
+def test_units_are_named(mini_runs):
+    runs = mini_runs({"a": (10, 20)})
+    timing = Timing(kind=TimeKind.STEPS, interpolate=True)
+    result = score_runs(runs, load_rules("mini_fast"), timing=timing)
+    assert "time to target in steps, interpolated" in _printed(runs, result)
+    value = to_json(result)
+    facts = [value[key] for key in ("time", "unit", "interpolate")]
+    assert facts == ["steps", "steps", True]
+    (submission,) = value["submissions"]
+    assert submission["workloads"]["imagenet_resnet_mini"]["steps"] == 0
+    assert "held_out_steps" in submission
 
 
 def test_json_has_no_infinities(mini_runs):
