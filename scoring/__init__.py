@@ -9,7 +9,13 @@
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
-from scoring.compare import Comparison, compare_to, default_reference
+from scoring.compare import (
+    AtBudget,
+    Comparison,
+    compare_to,
+    default_reference,
+    field_at_budget,
+)
 from scoring.page import write_page
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
@@ -25,6 +31,7 @@ from scoring.time_to_target import Mode, TimeKind, Timing
 from scoring.uncertainty import Uncertainty, estimate_uncertainty
 
 __all__ = [
+    "AtBudget",
     "Comparison",
     "Goal",
     "Mode",
@@ -39,6 +46,7 @@ __all__ = [
     "compare_to",
     "default_reference",
     "estimate_uncertainty",
+    "field_at_budget",
     "Trial",
     "headline",
     "known_rules",

@@ -28,9 +28,9 @@ from algoperf.errors import UserError, unknown_name
 from algoperf.records import Direction
 from scoring import time_to_target
 from scoring.intervals import half_width, log_median
-from scoring.read import FloatArray, Trial
+from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Goal
-from scoring.score import Result
+from scoring.score import Result, group_trials
 from scoring.time_to_target import MISS, SUBMISSION_TIME, Mode, Timing
 
 BoolArray = NDArray[np.bool_]
@@ -251,6 +251,45 @@ def at_budget(
         best[trial.study] = max(best[trial.study], usable_E.max(initial=-np.inf))
     median = float(np.median(list(best.values()))) if best else -np.inf
     return sign * median if np.isfinite(median) else float("nan")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AtBudget:
+    """What the submissions of a `Result`, in its order, had after the same time."""
+
+    budget: float  # for each trial
+    unit: str  # 'seconds' or 'steps'
+    best_SB: FloatArray  # best validation metric, see `at_budget`; NaN for none
+    share_S: FloatArray  # of the targets that were reached by then
+
+
+def field_at_budget(runs: Runs, result: Result, budget: float) -> AtBudget:
+    """Returns what every submission had reached within a budget.
+
+    Raises:
+      UserError: the budget is not positive.
+    """
+    if not budget > 0:
+        raise UserError(f"a budget must be positive, not {budget:g}")
+    groups, _ = group_trials(runs.trials)
+    best_SB = [
+        [
+            at_budget(
+                groups.get((submission, workload), ()),
+                result.rules.goals[workload],
+                budget,
+                result.timing,
+            )
+            for workload in result.workloads
+        ]
+        for submission in result.submissions
+    ]
+    return AtBudget(
+        budget=budget,
+        unit=result.timing.unit,
+        best_SB=np.array(best_SB),
+        share_S=share_within(result.times, budget),
+    )
 
 
 def share_within(times_SB: FloatArray, budget_B: FloatArray | float) -> FloatArray:

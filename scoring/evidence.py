@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from algoperf.records import finite
-from scoring.compare import Comparison
+from scoring.compare import AtBudget, Comparison
 from scoring.read import FloatArray
 from scoring.score import Result
 from scoring.uncertainty import Uncertainty
@@ -125,6 +125,45 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         f"{100 * comparison.tie_tolerance:g} %; with misses: a missed target has "
         f"speed-up 1, each is divided by the best (at most {comparison.clamp:g})"
     ]
+
+
+def budget_table(result: Result, found: AtBudget) -> Table:
+    """Returns targets and best metrics within a budget, best submission first."""
+    title = (
+        f"Best validation metric within {found.budget:,g} {found.unit} of each trial"
+    )
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
+    table.add_column("submission", no_wrap=True)
+    table.add_column("targets", justify="right", no_wrap=True)
+    for workload in result.workloads:
+        heading = f"{workload}\n{result.rules.goals[workload].metric}"
+        table.add_column(Text(heading.replace("_", "_\n")), justify="right")
+    for s in result.ranking:
+        table.add_row(
+            Text(result.submissions[s]),
+            f"{found.share_S[s]:.0%}",
+            *(f"{v:.4g}" if math.isfinite(v) else "none" for v in found.best_SB[s]),
+        )
+    return table
+
+
+def budget_json(result: Result, found: AtBudget) -> dict[str, Any]:
+    """Returns everything of an `AtBudget` by name; None where there is no value."""
+    return finite(
+        {
+            "budget": found.budget,
+            "unit": found.unit,
+            "submissions": {
+                result.submissions[s]: {
+                    "share_of_targets": float(found.share_S[s]),
+                    "best": dict(
+                        zip(result.workloads, found.best_SB[s].tolist(), strict=True)
+                    ),
+                }
+                for s in result.ranking
+            },
+        }
+    )
 
 
 def _number(value: float) -> str:

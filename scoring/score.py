@@ -86,7 +86,7 @@ def score_runs(
     if mode not in tuple(Mode):
         raise unknown_name("scoring mode", mode, Mode)
     mode = Mode(mode)
-    groups, both = _group(runs.trials)
+    groups, both = group_trials(runs.trials)
     submissions = runs.submissions
     unclocked = _unclocked(groups, rules) if timing.kind is TimeKind.IDEALIZED else []
     studies = {
@@ -148,12 +148,16 @@ def judge(
     return profile.performance_ratios(counted_SB)
 
 
-_Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
+Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
 
 
-def _group(trials: Iterable[Trial]) -> tuple[_Groups, list[str]]:
-    """Groups trials; of a workload run in two frameworks, JAX alone is judged."""
-    groups: _Groups = defaultdict(list)
+def group_trials(trials: Iterable[Trial]) -> tuple[Groups, list[str]]:
+    """Groups trials; of a workload run in two frameworks, JAX alone is judged.
+
+    Returns:
+      The groups, and a warning for each submission and workload with two frameworks.
+    """
+    groups: Groups = defaultdict(list)
     for trial in trials:
         groups[trial.submission, trial.workload].append(trial)
     warnings = []
@@ -166,7 +170,7 @@ def _group(trials: Iterable[Trial]) -> tuple[_Groups, list[str]]:
     return dict(groups), warnings
 
 
-def _unclocked(groups: _Groups, rules: Rules) -> list[str]:
+def _unclocked(groups: Groups, rules: Rules) -> list[str]:
     """Returns a warning per trial that would count, had its record a step time.
 
     Raises:
@@ -199,7 +203,7 @@ def _has_step_time(trial: Trial) -> bool:
 
 
 def _warnings(
-    groups: _Groups, submissions: Sequence[str], rules: Rules, protocol: Protocol
+    groups: Groups, submissions: Sequence[str], rules: Rules, protocol: Protocol
 ) -> Iterator[str]:
     """Yields what a reader should know before trusting the scores."""
     unknown = sorted({w for _, w in groups} - set(rules.workloads))

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from algoperf.records import Status, finite, write_text
 from scoring import evidence
-from scoring.compare import Comparison
+from scoring.compare import AtBudget, Comparison
 from scoring.read import Runs, Trial
 from scoring.score import Result
 from scoring.uncertainty import Uncertainty
@@ -206,11 +206,12 @@ def print_report(
     *,
     uncertainty: Uncertainty | None = None,
     comparison: Comparison | None = None,
+    at_budget: AtBudget | None = None,
 ) -> None:
     """Prints headline, scores, trials without a result, warnings and skipped paths.
 
     With `uncertainty` come intervals and what the first place hangs on, with
-    `comparison` a table of speed-ups.
+    `comparison` a table of speed-ups, with `at_budget` one of metrics.
 
     On a terminal, a score table that is too wide is split by workloads; anywhere else
     lines are as long as they need to be.
@@ -229,6 +230,8 @@ def print_report(
         _print_table(console, evidence.comparison_table(result, comparison))
         for line in evidence.comparison_lines(comparison):
             _print_line(console, line)
+    if at_budget:
+        _print_table(console, evidence.budget_table(result, at_budget))
     if trials := unfinished(runs):
         _print_table(console, trial_table(trials))
     for warning in (*result.warnings, *(uncertainty.notes if uncertainty else ())):
@@ -325,6 +328,7 @@ def to_json(
     result: Result,
     uncertainty: Uncertainty | None = None,
     comparison: Comparison | None = None,
+    at_budget: AtBudget | None = None,
 ) -> dict[str, Any]:
     """Returns the result as plain values; a miss, or what is unknown, is None.
 
@@ -368,4 +372,6 @@ def to_json(
         value["uncertainty"] = evidence.uncertainty_json(result, uncertainty)
     if comparison:
         value["comparison"] = evidence.comparison_json(result, comparison)
+    if at_budget:
+        value["at_budget"] = evidence.budget_json(result, at_budget)
     return finite(value)

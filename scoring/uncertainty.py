@@ -15,7 +15,12 @@ What to know of it:
 - Resampled trials lack the fastest one of a study in up to a third of the draws, hence
   intervals are wide and lean towards slower times. They are too wide where all studies
   tried the same few hyperparameters (Davison and Hinkley 1997, "Bootstrap Methods and
-  their Application", section 3.8, on nested data).
+  their Application", section 3.8, on nested data). Differences err on the safe side:
+  equally fast submissions are called different in fewer than one case in twenty.
+- A score is measured against the best of the field, which noise makes too good: in a
+  noisy experiment all scores lie lower than those of noiseless times would, and so do
+  their intervals. They are to be compared with each other. Both is measured by
+  `tests/benchmarks/bootstrap_coverage.py`.
 - With one study, only the spread of its trials is known. With one trial on a workload
   there is nothing to resample: the intervals of its submission are unknown, NaN.
 
@@ -240,9 +245,10 @@ def _unknown(result: Result) -> tuple[BoolArray, list[str]]:
             single.append(submission)
     notes = []
     if alone:
+        others = "" if is_unknown_S.all() else "; others take its times as certain"
         notes.append(
             f"No interval for {', '.join(alone)}: with one trial on a workload there "
-            "is nothing to resample. Intervals of others take its times as certain."
+            f"is nothing to resample{others}."
         )
     if single:
         notes.append(

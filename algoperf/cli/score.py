@@ -13,7 +13,7 @@ from algoperf.errors import UserError
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
     "         [--rules documented|official] [--time submission|idealized|steps]\n"
-    "         [--interpolate] [--bootstrap N] [--reference NAME]\n"
+    "         [--interpolate] [--bootstrap N] [--reference NAME] [--at_budget X]\n"
     "         [--report FILE.html] [--csv DIR] [--json FILE]\n"
     "         (a DIR holds one folder per submission)"
 )
@@ -70,6 +70,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "one, else the last that scores.",
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "at_budget",
+        None,
+        "Also show the best validation metrics after so many seconds, or steps with "
+        "--time steps, of each trial.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "report", None, "Write a self-contained HTML page here.", flag_values=values
     )
@@ -96,12 +103,14 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     result = scoring.score_runs(
         runs, rules, ruleset=values.ruleset, mode=values.rules, timing=timing
     )
-    uncertainty = comparison = None
+    uncertainty = comparison = at_budget = None
     if values.bootstrap:
         uncertainty = scoring.estimate_uncertainty(result, values.bootstrap)
     reference = values.reference or scoring.default_reference(result)
     if reference is not None:
         comparison = scoring.compare_to(result, reference)
+    if values.at_budget is not None:
+        at_budget = scoring.field_at_budget(runs, result, values.at_budget)
     written = []
     if values.csv is not None:
         folder = Path(values.csv)
@@ -118,12 +127,16 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     def print_text() -> None:
         scoring.print_report(
-            runs, result, uncertainty=uncertainty, comparison=comparison
+            runs,
+            result,
+            uncertainty=uncertainty,
+            comparison=comparison,
+            at_budget=at_budget,
         )
         for path in written:
             print(f"written: {path.resolve()}")
 
-    value = scoring.to_json(result, uncertainty, comparison)
+    value = scoring.to_json(result, uncertainty, comparison, at_budget)
     common.show(values.json, value, print_text)
     broken = [item for item in runs.skipped if item.is_broken]
     for item in broken:

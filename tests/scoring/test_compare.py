@@ -17,6 +17,7 @@ from scoring.compare import (
     compare_to,
     cost_to_reach,
     default_reference,
+    field_at_budget,
     gated_speedups,
     hypervolume,
     pareto,
@@ -283,6 +284,19 @@ def test_share_within_a_budget():
     times_SB = np.array([[1.0, 5.0], [2.0, INF]])
     np.testing.assert_array_equal(share_within(times_SB, 2.0), [0.5, 0.5])
     np.testing.assert_array_equal(share_within(times_SB, np.array([1, 5])), [1, 0])
+
+
+def test_field_at_a_budget(mini_runs):
+    runs = mini_runs({"a": (10, 30), "b": (20, None)})
+    result = _score(runs)
+    found = field_at_budget(runs, result, 20)
+    np.testing.assert_array_equal(found.best_SB, [[0.9, NAN], [0.9, 99]])
+    np.testing.assert_array_equal(found.share_S, [0.5, 0.5])
+    assert (found.budget, found.unit) == (20, "seconds")
+    with pytest.raises(UserError, match="must be positive, not 0"):
+        field_at_budget(runs, result, 0)
+    with pytest.raises(UserError, match="must be positive, not nan"):
+        field_at_budget(runs, result, NAN)
 
 
 def test_cost_to_reach(make_trial):

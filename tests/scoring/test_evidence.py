@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from scoring import evidence
-from scoring.compare import compare_to
+from scoring.compare import compare_to, field_at_budget
 from scoring.read import Runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
@@ -175,6 +175,21 @@ def test_json_of_what_is_unknown(mini_runs):
     json.dumps(value, allow_nan=False)
     assert value["uncertainty"]["score_interval"]["a"] == [None, None]
     assert value["uncertainty"]["notes"]
+
+
+def test_budget_in_words_and_numbers(mini_runs):
+    runs = mini_runs({"a": (10, 30), "b": (20, None)})
+    result = score_runs(runs, RULES)
+    found = field_at_budget(runs, result, 20)
+    file = io.StringIO()
+    console = Console(file=file, color_system=None)
+    print_report(runs, result, console, at_budget=found)
+    text = file.getvalue()
+    assert "Best validation metric within 20 seconds of each trial" in text
+    assert text.count("50%") == 2
+    value = to_json(result, at_budget=found)["at_budget"]
+    assert value["submissions"]["a"]["best"][RULES.base_workloads[1]] is None
+    assert value["submissions"]["b"]["share_of_targets"] == 0.5
 
 
 def test_csv_has_interval_and_unit(tmp_path, make_runs):
