@@ -127,12 +127,17 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     ]
 
 
+def budget_line(found: AtBudget) -> str:
+    """Returns what `budget_table` shows."""
+    return (
+        f"targets reached, and best validation metric, within {found.budget:,g} "
+        f"{found.unit} of each trial:"
+    )
+
+
 def budget_table(result: Result, found: AtBudget) -> Table:
     """Returns targets and best metrics within a budget, best submission first."""
-    title = (
-        f"Best validation metric within {found.budget:,g} {found.unit} of each trial"
-    )
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("submission", no_wrap=True)
     table.add_column("targets", justify="right", no_wrap=True)
     for workload in result.workloads:

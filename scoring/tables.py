@@ -231,6 +231,7 @@ def print_report(
         for line in evidence.comparison_lines(comparison):
             _print_line(console, line)
     if at_budget:
+        _print_line(console, evidence.budget_line(at_budget))
         _print_table(console, evidence.budget_table(result, at_budget))
     if trials := unfinished(runs):
         _print_table(console, trial_table(trials))

@@ -185,7 +185,7 @@ def test_budget_in_words_and_numbers(mini_runs):
     console = Console(file=file, color_system=None)
     print_report(runs, result, console, at_budget=found)
     text = file.getvalue()
-    assert "Best validation metric within 20 seconds of each trial" in text
+    assert "best validation metric, within 20 seconds of each trial" in text
     assert text.count("50%") == 2
     value = to_json(result, at_budget=found)["at_budget"]
     assert value["submissions"]["a"]["best"][RULES.base_workloads[1]] is None
