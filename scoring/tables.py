@@ -266,10 +266,13 @@ def _print_scores(
 ) -> None:
     table = score_table(result, columns, uncertainty)
     too_wide = console.is_terminal and _width(console, table) > console.width
-    if too_wide and len(columns) > 1:
+    if too_wide and uncertainty:
+        _print_table(console, score_table(result, (), uncertainty))
+        _print_scores(console, result, columns, None)
+    elif too_wide and len(columns) > 1:
         middle = (len(columns) + 1) // 2
-        _print_scores(console, result, columns[:middle], uncertainty)
-        _print_scores(console, result, columns[middle:], uncertainty)
+        _print_scores(console, result, columns[:middle], None)
+        _print_scores(console, result, columns[middle:], None)
     else:
         _print_table(console, table)
 

@@ -137,8 +137,10 @@ def ranks(scores_RS: FloatArray) -> FloatArray:
 def bootstrap_scores(result: Result, resamples: int, seed: int) -> FloatArray:
     """Returns the scores of resampled runs, [R, S]."""
     rng = np.random.default_rng(seed)
-    times_RSB = _resampled_times(result, result.workloads, resamples, rng)
-    times_RSV = _resampled_times(result, result.held_out, resamples, rng)
+    times_RSB = _resampled_times(result, result.workloads, result.times, resamples, rng)
+    times_RSV = _resampled_times(
+        result, result.held_out, result.held_out_times, resamples, rng
+    )
     ratios_RSB = score.judge(
         times_RSB, times_RSV, result.held_out_base, result.rules.r_max, result.mode
     )
@@ -146,25 +148,30 @@ def bootstrap_scores(result: Result, resamples: int, seed: int) -> FloatArray:
 
 
 def _resampled_times(
-    result: Result, workloads: Sequence[str], resamples: int, rng: np.random.Generator
+    result: Result,
+    workloads: Sequence[str],
+    times_SW: FloatArray,
+    resamples: int,
+    rng: np.random.Generator,
 ) -> FloatArray:
-    times_RSW = np.full((resamples, len(result.submissions), len(workloads)), MISS)
+    """Returns times of resampled runs, [R, S, W]; one without studies stays as it is."""
+    times_RSW = np.repeat(times_SW[None], resamples, axis=0)
     for s, submission in enumerate(result.submissions):
         for w, workload in enumerate(workloads):
-            studies = result.studies.get((submission, workload), ())
-            times_RSW[:, s, w] = resample(studies, resamples, rng)
+            if studies := result.studies.get((submission, workload)):
+                times_RSW[:, s, w] = resample(studies, resamples, rng)
     return times_RSW
 
 
 def resample(studies: Studies, resamples: int, rng: np.random.Generator) -> FloatArray:
     """Returns the time of resampled studies and trials on one workload, [R].
 
+    There is at least one study, and each has at least one trial.
+
     Trials stand in the order in which they are preferred, so the trial that counts
     among n draws out of n is the smallest place drawn; that one is drawn directly: it
     is at least i with probability ((n - i) / n) ** n.
     """
-    if not studies:
-        return np.full(resamples, MISS)
     trials_K = np.array([times_T.size for times_T in studies])
     times_KT = np.full((len(studies), trials_K.max()), MISS)
     for k, times_T in enumerate(studies):
@@ -233,22 +240,23 @@ def _difference_ends(
 def _unknown(result: Result) -> tuple[BoolArray, list[str]]:
     """Returns which submissions have nothing to resample somewhere, [S], and notes."""
     workloads = (*result.workloads, *result.held_out)
+    times_SW = np.concatenate([result.times, result.held_out_times], axis=1)
     is_unknown_S = np.zeros(len(result.submissions), bool)
-    alone, single = [], []
+    single = []
     for s, submission in enumerate(result.submissions):
         cells = [result.studies.get((submission, w), ()) for w in workloads]
-        counts = [sum(times_T.size for times_T in studies) for studies in cells]
-        if 1 in counts:
-            is_unknown_S[s] = True
-            alone.append(submission)
-        elif any(len(studies) == 1 for studies in cells):
+        trials_W = np.array([sum(times_T.size for times_T in cell) for cell in cells])
+        is_time_alone_W = (trials_W == 0) & np.isfinite(times_SW[s])
+        is_unknown_S[s] = ((trials_W == 1) | is_time_alone_W).any()
+        if not is_unknown_S[s] and any(len(cell) == 1 for cell in cells):
             single.append(submission)
+    alone = [result.submissions[s] for s in np.flatnonzero(is_unknown_S)]
     notes = []
     if alone:
         others = "" if is_unknown_S.all() else "; others take its times as certain"
         notes.append(
-            f"No interval for {', '.join(alone)}: with one trial on a workload there "
-            f"is nothing to resample{others}."
+            f"No interval for {', '.join(alone)}: with one trial on a workload, or "
+            f"a time alone, there is nothing to resample{others}."
         )
     if single:
         notes.append(

@@ -23,6 +23,7 @@ from scoring.tables import (
     write_scores_csv,
 )
 from scoring.time_to_target import TimeKind, Timing
+from scoring.uncertainty import estimate_uncertainty
 
 
 def _score(runs: Runs) -> Result:
@@ -124,6 +125,20 @@ def test_wide_tables_are_split_on_a_terminal_and_whole_in_a_file(make_trial):
     assert "…" not in narrow
     assert narrow.count("a" * 30 + "   ") > 1
     assert "…" not in _printed(runs, result)
+
+
+def test_intervals_stand_alone_where_the_table_is_too_wide(make_trial):
+    runs = Runs(trials=(make_trial("a" * 30, "ogbg"),), skipped=())
+    result = score_runs(runs, load_rules("v0.5"))
+    found = estimate_uncertainty(result)
+    options = {"width": 80, "force_terminal": True, "soft_wrap": False}
+    file = io.StringIO()
+    console = Console(file=file, color_system=None, **options)
+    print_report(runs, result, console, uncertainty=found)
+    lines = file.getvalue().splitlines()
+    assert max(len(line) for line in lines if line.startswith(" ")) <= 80
+    assert "…" not in file.getvalue()
+    assert file.getvalue().count("unknown") == 2  # of score and rank, once
 
 
 def test_many_skips_of_one_kind_are_counted():

@@ -90,9 +90,15 @@ def test_resamples_are_distributed_as_all_of_them(studies):
         assert rate == pytest.approx(share, abs=4 * np.sqrt(share / draws))
 
 
-def test_no_study_is_a_miss():
-    rng = np.random.default_rng(0)
-    assert np.isinf(uncertainty.resample((), 5, rng)).all()
+def test_a_time_without_trials_stays_as_it_is(make_result):
+    result = make_result({"a": {RESNET: NEAR}, "b": {RESNET: FAR}})
+    studies = {key: value for key, value in result.studies.items() if key[0] == "a"}
+    published = dataclasses.replace(result, studies=studies)
+    found = estimate_uncertainty(published)
+    np.testing.assert_array_equal(np.isnan(found.score_low_S), [False, True])
+    scores = uncertainty.bootstrap_scores(published, 100, 0)
+    assert (scores[:, 1] > 0).all()  # the other workload was missed by both
+    assert found.notes[0].startswith("No interval for b:")
 
 
 times = st.one_of(st.floats(1, 100), st.just(INF))
