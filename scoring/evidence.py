@@ -91,12 +91,12 @@ def comparison_table(result: Result, comparison: Comparison) -> Table:
     )
     table.add_column("submission", no_wrap=True)
     for heading in (
-        "speed-up\n(geo. mean)",
-        f"{percent}\ninterval",
-        "shared\nworkloads",
-        "win / tie\n/ loss",
-        "with misses,\nharmonic",
-        "with misses,\ngeometric",
+        "mean",
+        percent,
+        "work-\nloads",
+        "win/tie\n/loss",
+        "har-\nmonic",
+        "geo-\nmetric",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for s in result.ranking:
@@ -109,9 +109,9 @@ def comparison_table(result: Result, comparison: Comparison) -> Table:
         table.add_row(
             Text(result.submissions[s]),
             _number(comparison.mean_speedup_S[s]),
-            "reference" if is_reference else format_interval(low, high),
+            "reference" if is_reference else format_interval(low, high, 2),
             f"{comparison.shared_S[s]}",
-            "" if is_reference else " / ".join(counts),
+            "" if is_reference else "/".join(counts),
             _number(comparison.gated_harmonic_S[s]),
             _number(comparison.gated_geometric_S[s]),
         )
@@ -121,9 +121,11 @@ def comparison_table(result: Result, comparison: Comparison) -> Table:
 def comparison_lines(comparison: Comparison) -> list[str]:
     """Returns what the columns of the comparison mean."""
     return [
-        f"tie: the interval holds 1, or without one the times are within "
-        f"{100 * comparison.tie_tolerance:g} %; with misses: a missed target has "
-        f"speed-up 1, each is divided by the best (at most {comparison.clamp:g})"
+        "mean: geometric, over the workloads where both have a time that counts; tie: "
+        "the interval holds 1, or without one the times are within "
+        f"{100 * comparison.tie_tolerance:g} %; harmonic, geometric: means of "
+        "speed-ups where a miss is 1, each divided by the best (at most "
+        f"{comparison.clamp:g})"
     ]
 
 

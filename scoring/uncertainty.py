@@ -154,7 +154,7 @@ def _resampled_times(
     resamples: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Returns times of resampled runs, [R, S, W]; one without studies stays as it is."""
+    """Returns times of resampled runs, [R, S, W]; without studies a time stays."""
     times_RSW = np.repeat(times_SW[None], resamples, axis=0)
     for s, submission in enumerate(result.submissions):
         for w, workload in enumerate(workloads):

@@ -134,7 +134,7 @@ def test_report_has_intervals_and_speed_ups(make_runs):
         "Speed-up over [b]",
         "3.000",
         "reference",
-        "2 / 0 / 0",
+        "2/0/0",
         "a stays first",
     ):
         assert part in text
