@@ -18,3 +18,10 @@ def test_loop_overhead(tmp_path):
     result = json.loads(file.read_text())
     assert result["5 ms"]["ratio_of_medians"] > 0
     assert result["host"]["cores"] >= 1
+
+
+def test_bootstrap_coverage():
+    command = [sys.executable, HERE / "bootstrap_coverage.py", "--repetitions=40"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [line for line in done.stdout.splitlines() if line.count("%") >= 2]
+    assert len(rows) > 20

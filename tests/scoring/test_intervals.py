@@ -150,3 +150,11 @@ def test_the_truth_of_the_simulation_is_what_draws_show(kind, scale, trials, mis
     # The median is where half of the draws lie below; 32,008 of them, 5 deviations.
     below = (studies <= noise.median(scale, trials)).mean()
     assert below == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(studies.size))
+
+
+@pytest.mark.parametrize("studies", [3, 5])
+def test_equal_submissions_are_rarely_called_different(studies):
+    false, difference, _ = BENCHMARK.score_coverage(studies, 0.1, repetitions=60)
+    # At a rate of 5 %, more than 8 of 60 occur in one case in 200.
+    assert false <= 8 / 60
+    assert difference >= 0.93
