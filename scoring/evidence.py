@@ -191,6 +191,7 @@ def uncertainty_json(result: Result, uncertainty: Uncertainty) -> dict[str, Any]
     return {
         "resamples": u.resamples,
         "seed": u.seed,
+        "with_trials": u.with_trials,
         "confidence": u.confidence,
         "score_interval": interval(u.score_low_S, u.score_high_S),
         "rank_interval": interval(u.rank_low_S, u.rank_high_S),

@@ -12,17 +12,21 @@ number.
 What to know of it:
 
 - The workloads stay the same: an interval speaks of new runs, not of new workloads.
-- Resampled trials lack the fastest one of a study in up to a third of the draws, hence
-  intervals are wide and lean towards slower times. They are too wide where all studies
-  tried the same few hyperparameters (Davison and Hinkley 1997, "Bootstrap Methods and
-  their Application", section 3.8, on nested data). Differences err on the safe side:
-  equally fast submissions are called different in fewer than one case in twenty.
+- Drawing trials suits trials whose hyperparameters are drawn anew in each study. A
+  resampled study lacks its fastest trial in a third of the draws, hence intervals are
+  wide and lean towards slower times. Where trial k has the same hyperparameters in
+  every study, that is too wide, and `with_trials=False` draws studies alone, each with
+  its trials as they are: the better of both for nested data (Davison and Hinkley 1997,
+  "Bootstrap Methods and their Application", section 3.8).
+- Either way, differences err on the safe side: equally fast submissions are called
+  different in fewer than one case in twenty.
 - A score is measured against the best of the field, which noise makes too good: in a
   noisy experiment all scores lie lower than those of noiseless times would, and so do
-  their intervals. They are to be compared with each other. Both is measured by
+  their intervals. They are to be compared with each other. All this is measured by
   `tests/benchmarks/bootstrap_coverage.py`.
-- With one study, only the spread of its trials is known. With one trial on a workload
-  there is nothing to resample: the intervals of its submission are unknown, NaN.
+- With one study, only the spread of its trials is known. Where there is nothing to
+  resample, as with one trial on a workload, the intervals of its submission are
+  unknown, NaN.
 
 Dimension key: R resamples (or values of r_max), S submissions, B base workloads, V
 held-out variants, K studies, T trials of a study.
@@ -59,6 +63,7 @@ class Uncertainty:
 
     resamples: int
     seed: int
+    with_trials: bool  # trials were drawn too, not only studies
     confidence: float  # of each interval, 0.95
     score_low_S: FloatArray
     score_high_S: FloatArray
@@ -79,9 +84,17 @@ def estimate_uncertainty(
     result: Result,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    with_trials: bool = True,
     confidence: float = CONFIDENCE,
 ) -> Uncertainty:
     """Returns intervals and sensitivities; the same for the same arguments.
+
+    Args:
+      result: what to judge anew.
+      resamples: how often.
+      seed: of the draws.
+      with_trials: draw trials within studies too, see the module.
+      confidence: of the intervals.
 
     Raises:
       UserError: fewer than 100 resamples.
@@ -90,9 +103,9 @@ def estimate_uncertainty(
         raise UserError(
             f"an interval needs at least {FEWEST_RESAMPLES} resamples, not {resamples}"
         )
-    scores_RS = bootstrap_scores(result, resamples, seed)
+    scores_RS = bootstrap_scores(result, resamples, seed, with_trials)
     ranks_RS = ranks(scores_RS)
-    is_unknown_S, notes = _unknown(result)
+    is_unknown_S, notes = _unknown(result, with_trials)
     ends = ((1 - confidence) / 2, (1 + confidence) / 2)
     score_low_S, score_high_S = np.quantile(scores_RS, ends, axis=0)
     rank_low_S, rank_high_S = _rank_ends(ranks_RS, ends)
@@ -108,6 +121,7 @@ def estimate_uncertainty(
     return Uncertainty(
         resamples=resamples,
         seed=seed,
+        with_trials=with_trials,
         confidence=confidence,
         score_low_S=score_low_S,
         score_high_S=score_high_S,
@@ -134,36 +148,35 @@ def ranks(scores_RS: FloatArray) -> FloatArray:
     return np.where(np.isnan(scores_RS), np.nan, 1.0 + better_RS)
 
 
-def bootstrap_scores(result: Result, resamples: int, seed: int) -> FloatArray:
+def bootstrap_scores(
+    result: Result, resamples: int, seed: int, with_trials: bool = True
+) -> FloatArray:
     """Returns the scores of resampled runs, [R, S]."""
     rng = np.random.default_rng(seed)
-    times_RSB = _resampled_times(result, result.workloads, result.times, resamples, rng)
-    times_RSV = _resampled_times(
-        result, result.held_out, result.held_out_times, resamples, rng
-    )
+
+    def draw(workloads: Sequence[str], times_SW: FloatArray) -> FloatArray:
+        """Returns resampled times, [R, S, W]; one without studies stays as it is."""
+        times_RSW = np.repeat(times_SW[None], resamples, axis=0)
+        for s, submission in enumerate(result.submissions):
+            for w, workload in enumerate(workloads):
+                if studies := result.studies.get((submission, workload)):
+                    times_RSW[:, s, w] = resample(studies, resamples, rng, with_trials)
+        return times_RSW
+
+    times_RSB = draw(result.workloads, result.times)
+    times_RSV = draw(result.held_out, result.held_out_times)
     ratios_RSB = score.judge(
         times_RSB, times_RSV, result.held_out_base, result.rules.r_max, result.mode
     )
     return _areas(ratios_RSB, result.rules.r_max, result.mode).mean(axis=-1)
 
 
-def _resampled_times(
-    result: Result,
-    workloads: Sequence[str],
-    times_SW: FloatArray,
+def resample(
+    studies: Studies,
     resamples: int,
     rng: np.random.Generator,
+    with_trials: bool = True,
 ) -> FloatArray:
-    """Returns times of resampled runs, [R, S, W]; without studies a time stays."""
-    times_RSW = np.repeat(times_SW[None], resamples, axis=0)
-    for s, submission in enumerate(result.submissions):
-        for w, workload in enumerate(workloads):
-            if studies := result.studies.get((submission, workload)):
-                times_RSW[:, s, w] = resample(studies, resamples, rng)
-    return times_RSW
-
-
-def resample(studies: Studies, resamples: int, rng: np.random.Generator) -> FloatArray:
     """Returns the time of resampled studies and trials on one workload, [R].
 
     There is at least one study, and each has at least one trial.
@@ -177,6 +190,8 @@ def resample(studies: Studies, resamples: int, rng: np.random.Generator) -> Floa
     for k, times_T in enumerate(studies):
         times_KT[k, : times_T.size] = times_T
     study_RK = rng.integers(len(studies), size=(resamples, len(studies)))
+    if not with_trials:
+        return np.asarray(np.median(times_KT[study_RK, 0], axis=1))
     trials_RK = trials_K[study_RK]
     uniform_RK = 1.0 - rng.random(study_RK.shape)  # in (0, 1]
     place_RK = (trials_RK * (1.0 - uniform_RK ** (1.0 / trials_RK))).astype(int)
@@ -237,7 +252,7 @@ def _difference_ends(
     return low_SS, high_SS
 
 
-def _unknown(result: Result) -> tuple[BoolArray, list[str]]:
+def _unknown(result: Result, with_trials: bool) -> tuple[BoolArray, list[str]]:
     """Returns which submissions have nothing to resample somewhere, [S], and notes."""
     workloads = (*result.workloads, *result.held_out)
     times_SW = np.concatenate([result.times, result.held_out_times], axis=1)
@@ -245,17 +260,23 @@ def _unknown(result: Result) -> tuple[BoolArray, list[str]]:
     single = []
     for s, submission in enumerate(result.submissions):
         cells = [result.studies.get((submission, w), ()) for w in workloads]
-        trials_W = np.array([sum(times_T.size for times_T in cell) for cell in cells])
-        is_time_alone_W = (trials_W == 0) & np.isfinite(times_SW[s])
-        is_unknown_S[s] = ((trials_W == 1) | is_time_alone_W).any()
+        units_W = np.array(
+            [
+                sum(times_T.size for times_T in cell) if with_trials else len(cell)
+                for cell in cells
+            ]
+        )
+        is_time_alone_W = (units_W == 0) & np.isfinite(times_SW[s])
+        is_unknown_S[s] = ((units_W == 1) | is_time_alone_W).any()
         if not is_unknown_S[s] and any(len(cell) == 1 for cell in cells):
             single.append(submission)
     alone = [result.submissions[s] for s in np.flatnonzero(is_unknown_S)]
     notes = []
     if alone:
+        unit = "trial" if with_trials else "study"
         others = "" if is_unknown_S.all() else "; others take its times as certain"
         notes.append(
-            f"No interval for {', '.join(alone)}: with one trial on a workload, or "
+            f"No interval for {', '.join(alone)}: with one {unit} on a workload, or "
             f"a time alone, there is nothing to resample{others}."
         )
     if single:

@@ -13,7 +13,8 @@ from algoperf.errors import UserError
 USAGE = (
     "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
     "         [--rules documented|official] [--time submission|idealized|steps]\n"
-    "         [--interpolate] [--bootstrap N] [--reference NAME] [--at_budget X]\n"
+    "         [--interpolate] [--bootstrap N] [--noresample_trials]\n"
+    "         [--reference NAME] [--at_budget X]\n"
     "         [--report FILE.html] [--csv DIR] [--json FILE]\n"
     "         (a DIR holds one folder per submission)"
 )
@@ -63,6 +64,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "Resamples for the intervals of scores and ranks; 0: no intervals.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "resample_trials",
+        True,
+        "Resample trials within studies too. --noresample_trials gives narrower "
+        "intervals: right where trial k of every study has the same hyperparameters.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "reference",
         None,
@@ -105,7 +113,9 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     )
     uncertainty = comparison = at_budget = None
     if values.bootstrap:
-        uncertainty = scoring.estimate_uncertainty(result, values.bootstrap)
+        uncertainty = scoring.estimate_uncertainty(
+            result, values.bootstrap, with_trials=values.resample_trials
+        )
     reference = values.reference or scoring.default_reference(result)
     if reference is not None:
         comparison = scoring.compare_to(result, reference)

@@ -152,9 +152,12 @@ def test_the_truth_of_the_simulation_is_what_draws_show(kind, scale, trials, mis
     assert below == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(studies.size))
 
 
-@pytest.mark.parametrize("studies", [3, 5])
-def test_equal_submissions_are_rarely_called_different(studies):
-    false, difference, _ = BENCHMARK.score_coverage(studies, 0.1, repetitions=60)
+@pytest.mark.parametrize("with_trials", [True, False])
+@pytest.mark.parametrize("points", [(1.0,) * 5, BENCHMARK.POINTS])
+def test_equal_submissions_are_rarely_called_different(points, with_trials):
+    false, difference, _ = BENCHMARK.score_coverage(
+        3, 0.1, repetitions=60, points=points, with_trials=with_trials
+    )
     # At a rate of 5 %, more than 8 of 60 occur in one case in 200.
     assert false <= 8 / 60
     assert difference >= 0.93

@@ -55,8 +55,10 @@ def make_result(make_trial):
     return make
 
 
-def _enumerate(studies):
+def _enumerate(studies, with_trials):
     """Returns the exact distribution of the time of all resamples, {time: share}."""
+    if not with_trials:
+        studies = [[min(study)] for study in studies]
     outcomes: Counter[float] = Counter()
     count = len(studies)
     for picked in itertools.product(range(count), repeat=count):
@@ -78,12 +80,14 @@ def _enumerate(studies):
         [[1.0, INF], [2.0, INF], [3.0]],
     ],
 )
-def test_resamples_are_distributed_as_all_of_them(studies):
+@pytest.mark.parametrize("with_trials", [True, False])
+def test_resamples_are_distributed_as_all_of_them(studies, with_trials):
     draws = 20_000
     rng = np.random.default_rng(0)
-    found = uncertainty.resample(tuple(map(np.array, studies)), draws, rng)
+    arrays = tuple(map(np.array, studies))
+    found = uncertainty.resample(arrays, draws, rng, with_trials)
     times, counts = np.unique(found, return_counts=True)
-    exact = _enumerate(studies)
+    exact = _enumerate(studies, with_trials)
     assert set(times.tolist()) <= set(exact)
     for outcome, share in exact.items():
         rate = counts[times == outcome].sum() / draws
@@ -188,6 +192,24 @@ def test_one_study_is_noted(make_result):
     found = estimate_uncertainty(make_result({"a": {RESNET: NEAR[:1], LM: NEAR}}))
     assert np.isfinite(found.score_low_S).all()
     assert found.notes[0].startswith("One study of a on some workload")
+
+
+def test_without_trials_one_study_is_nothing_to_resample(make_result):
+    result = make_result({"a": {RESNET: NEAR[:1], LM: NEAR}, "b": {LM: NEAR}})
+    found = estimate_uncertainty(result, with_trials=False)
+    np.testing.assert_array_equal(np.isnan(found.score_low_S), [True, False])
+    (note,) = found.notes
+    assert note.startswith("No interval for a: with one study on a workload")
+
+
+def test_trials_widen_the_intervals(make_result):
+    table = {"a": {RESNET: NEAR, LM: NEAR}, "b": {RESNET: NEAR[::-1], LM: FAR}}
+    both = estimate_uncertainty(make_result(table))
+    alone = estimate_uncertainty(make_result(table), with_trials=False)
+    assert (both.with_trials, alone.with_trials) == (True, False)
+    wide = both.score_high_S - both.score_low_S
+    assert (wide >= alone.score_high_S - alone.score_low_S).all()
+    assert wide.sum() > (alone.score_high_S - alone.score_low_S).sum()
 
 
 def test_too_few_resamples(make_result):
