@@ -16,9 +16,9 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
+from scipy.special import ndtr
 
 from scoring.intervals import half_width, log_median
 from scoring.profile import exact_scores, performance_ratios
@@ -29,7 +29,6 @@ from scoring.uncertainty import estimate_uncertainty
 
 WORKLOADS = 8
 SPREADS = (0.02, 0.05, 0.1, 0.1, 0.2, 0.3, 0.5, 0.05)  # by workload
-NORMAL = NormalDist()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,29 +58,26 @@ class Noise:
         """Returns P(log trial time > x) without the shift of its study."""
         excess = np.maximum(np.expm1(x), 0.0) / scale
         if self.kind == "normal":
-            above = _upper(x / scale)
+            above = ndtr(-x / scale)
         elif self.kind == "exponential":
             above = np.exp(-excess)
         elif self.kind == "gamma":
             above = np.exp(-excess) * (1 + excess)
         else:
-            above = 0.2 * _upper(x / scale) + 0.8 * _upper((x - 0.5) / scale)
+            above = 0.2 * ndtr(-x / scale) + 0.8 * ndtr((0.5 - x) / scale)
         return self.miss + (1 - self.miss) * above
 
     def median(self, scale: float, trials: int) -> float:
         """Returns the population median of the smallest of `trials`, by bisection."""
-        shift, weight = np.polynomial.hermite_e.hermegauss(60)
-        shift, weight = shift * self.study_scale, weight / weight.sum()
+        normal = np.linspace(-8, 8, 4001)
+        shift, weight = normal * self.study_scale, np.exp(-(normal**2) / 2)
+        weight /= weight.sum()
         low, high = -20.0, 20.0
         for _ in range(60):
             middle = (low + high) / 2
             above = (weight * self.survival(middle - shift, scale) ** trials).sum()
             low, high = (middle, high) if above > 0.5 else (low, middle)
         return low
-
-
-def _upper(x: np.ndarray) -> np.ndarray:
-    return np.array([NORMAL.cdf(-value) for value in np.ravel(x)])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
