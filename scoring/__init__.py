@@ -3,7 +3,7 @@
     runs = read_runs(["runs"])
     rules = load_rules("mini")
     result = score_runs(runs, rules)
-    print_report(runs, result)
+    print_report(runs, result, uncertainty=estimate_uncertainty(result))
     write_page(Path("page.html"), runs, rules, result)
 
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
@@ -11,6 +11,13 @@ Reading is apart from judging, judging from drawing; nothing here needs JAX.
 
 from scoring.cache import default_folder as default_cache_folder
 from scoring.guards import check_mixed, contention, is_contended
+from scoring.compare import (
+    AtBudget,
+    Comparison,
+    compare_to,
+    default_reference,
+    field_at_budget,
+)
 from scoring.page import write_page
 from scoring.published import Published, known_published, load_published
 from scoring.paper import write_figures, write_tables
@@ -24,9 +31,12 @@ from scoring.tables import (
     write_profile_csv,
     write_scores_csv,
 )
-from scoring.time_to_target import Mode
+from scoring.time_to_target import Mode, TimeKind, Timing
+from scoring.uncertainty import Uncertainty, estimate_uncertainty
 
 __all__ = [
+    "AtBudget",
+    "Comparison",
     "Goal",
     "Mode",
     "Protocol",
@@ -35,6 +45,13 @@ __all__ = [
     "Rules",
     "Runs",
     "Skipped",
+    "TimeKind",
+    "Timing",
+    "Uncertainty",
+    "compare_to",
+    "default_reference",
+    "estimate_uncertainty",
+    "field_at_budget",
     "Trial",
     "check_mixed",
     "contention",

@@ -258,14 +258,14 @@ def predictions(given: Sequence[Prediction], level: float, style: Style) -> Part
     header += [h.heading(f"{percent(level)} interval", "number"), h.heading("note")]
     rows, values = [], []
     for p in given:
-        interval = f"{tables.format_seconds(p.low)} to {tables.format_seconds(p.high)}"
+        interval = f"{tables.format_number(p.low)} to {tables.format_number(p.high)}"
         rows.append(
             [
                 h.row_heading(p.submission, style.get(p.submission)),
                 h.cell(p.workload),
                 h.cell(p.study, "number", p.study),
                 h.cell(p.trial, "number", p.trial),
-                h.cell(tables.format_seconds(p.seconds), "number", p.seconds),
+                h.cell(tables.format_number(p.seconds), "number", p.seconds),
                 h.cell(interval, "number", p.low),
                 h.cell(p.note, "text"),
             ]

@@ -23,7 +23,7 @@ from scoring.published import Published
 from scoring.read import Runs, Trial
 from scoring.rules import Goal, Rules
 from scoring.score import Result, score_runs
-from scoring.tables import PREDICTED, format_seconds
+from scoring.tables import PREDICTED, format_number
 from scoring.time_to_target import first_reached
 
 MAX_ROWS = 40  # with more trials in all, reasons are counted instead of listed
@@ -73,8 +73,8 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
     prediction = predict_time(times_E, trial.columns[goal.column], goal, tau=tau)
     budget = (trial.record or {}).get("budget_sec")
     if isinstance(budget, int | float) and budget < prediction.seconds < math.inf:
-        seconds = format_seconds(prediction.seconds)
-        detail = f"at {seconds} of {format_seconds(budget)} s"
+        seconds = format_number(prediction.seconds)
+        detail = f"at {seconds} of {format_number(budget)} s"
         return Prediction(run=run, reason="after the budget", detail=detail)
     return prediction
 
@@ -115,7 +115,9 @@ def score_predicted(
       does a warning per submission.
     """
     longer = _with_predictions(runs, rules, forecasts)
-    mixed = score_runs(longer, rules, measured.ruleset, measured.mode, published)
+    mixed = score_runs(
+        longer, rules, measured.ruleset, measured.mode, published, measured.timing
+    )
     names = (*mixed.workloads, *mixed.held_out)
     is_other = np.hstack(
         [
@@ -175,7 +177,7 @@ def prediction_table(forecasts: Sequence[Forecast]) -> Table:
         table.add_row(
             Text(item.trial.submission),
             Text(item.trial.place),
-            format_seconds(prediction.run),
+            format_number(prediction.run),
             *map(Text, _cells(prediction)),
         )
     return table
@@ -186,12 +188,12 @@ def _cells(prediction: Prediction) -> tuple[str, str, str]:
     if prediction.reason:
         detail = f" ({prediction.detail})" if prediction.detail else ""
         return "-", "-", f"no prediction: {prediction.reason}{detail}"
-    high = format_seconds(prediction.high)
+    high = format_number(prediction.high)
     if prediction.high > FARTHEST * prediction.run:
         high = "never"
     return (
-        f"{PREDICTED}{format_seconds(prediction.seconds)}",
-        f"{format_seconds(prediction.low)} to {high}",
+        f"{PREDICTED}{format_number(prediction.seconds)}",
+        f"{format_number(prediction.low)} to {high}",
         "yes" if prediction.is_settled else "no",
     )
 

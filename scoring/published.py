@@ -19,7 +19,7 @@ import numpy as np
 from algoperf.errors import UserError, unknown_name
 from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Rules, load_rules
-from scoring.time_to_target import MISS, Mode
+from scoring.time_to_target import MISS, SUBMISSION_TIME, Mode, Timing
 
 FOLDER = Path(__file__).resolve().parent / "published"
 
@@ -89,15 +89,20 @@ def load_published(name: str) -> Published:
 
 
 def check_comparable(
-    runs: Runs, rules: Rules, ruleset: str, published: Published
+    runs: Runs, rules: Rules, ruleset: str, timing: Timing, published: Published
 ) -> None:
     """Checks that published times answer the question that is asked of the runs.
 
     Raises:
       UserError: the rules have a workload or a target that the published times are
-        not of, the ruleset is another one, or there are runs, but none of a workload
-        of the rules.
+        not of, the ruleset or the kind of time is another one, or there are runs, but
+        none of a workload of the rules.
     """
+    if timing != SUBMISSION_TIME:
+        raise UserError(
+            f"the published field {published.name} has {SUBMISSION_TIME} only; leave "
+            "out --time and --interpolate"
+        )
     goals = load_rules(published.benchmark).goals
     for workload in rules.workloads:
         if rules.goals[workload] != goals.get(workload):

@@ -2,18 +2,18 @@
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from algoperf.errors import unknown_name
+from algoperf.errors import UserError, unknown_name
 from algoperf.records import Status
 from scoring import guards, profile, time_to_target
 from scoring import published as published_field
 from scoring.published import Published
 from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Protocol, Rules
-from scoring.time_to_target import Mode
+from scoring.time_to_target import Mode, Studies, TimeKind, Timing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,18 +29,26 @@ class Result:
     submissions: tuple[str, ...]  # S, sorted by name
     workloads: tuple[str, ...]  # B, in the order of the rules
     held_out: tuple[str, ...]  # V
-    times: FloatArray  # [S, B] seconds to the target, inf for a miss
+    times: FloatArray  # [S, B] to the target in `timing.unit`, inf for a miss
     held_out_times: FloatArray  # [S, V]
     ratios: FloatArray  # [S, B] to the best counted time; inf where none counts
     scores: FloatArray  # [S] in [0, 1]
     warnings: tuple[str, ...]
     published: tuple[str, ...] = ()  # those of `submissions` that others published
     predicted: frozenset[tuple[str, str]] = frozenset()  # (submission, workload)
+    timing: Timing = time_to_target.SUBMISSION_TIME
+    # By submission and workload, what `time_to_target.workload_studies` returns.
+    studies: Mapping[tuple[str, str], Studies] = dataclasses.field(default_factory=dict)
 
     @property
     def ranking(self) -> list[int]:
         """Indices of submissions, best score first, then by name."""
         return sorted(range(len(self.submissions)), key=lambda s: (-self.scores[s], s))
+
+    @property
+    def held_out_base(self) -> list[int]:
+        """Index of the base workload of each held-out variant, V."""
+        return [self.workloads.index(self.rules.held_out[v]) for v in self.held_out]
 
     @property
     def counts(self) -> np.ndarray:
@@ -62,6 +70,7 @@ def score_runs(
     ruleset: str = "external",
     mode: str = "documented",
     published: Published | None = None,
+    timing: Timing = time_to_target.SUBMISSION_TIME,
 ) -> Result:
     """Judges runs by rules.
 
@@ -74,24 +83,31 @@ def score_runs(
       ruleset: 'external' or 'self': how many studies and trials are expected.
       mode: 'documented', or 'official' to repeat what the official code does.
       published: a published field to judge the runs among.
+      timing: which time counts, and whether it is interpolated.
 
     Raises:
-      UserError: unknown ruleset or mode, or the runs cannot be compared with the
-        published field.
+      UserError: unknown ruleset or mode; the runs cannot be compared with the published
+        field; idealized time of records without step time.
     """
     protocol = rules.protocol(ruleset)
     if mode not in tuple(Mode):
         raise unknown_name("scoring mode", mode, Mode)
     mode = Mode(mode)
-    groups, both = _group(runs.trials)
+    groups, both = group_trials(runs.trials)
     submissions = runs.submissions
+    unclocked = _unclocked(groups, rules) if timing.kind is TimeKind.IDEALIZED else []
+    studies = {
+        (submission, workload): time_to_target.workload_studies(
+            trials, rules.goals[workload], mode, timing
+        )
+        for (submission, workload), trials in groups.items()
+        if workload in rules.workloads
+    }
 
     def times(workloads: Sequence[str]) -> FloatArray:
         table = [
             [
-                time_to_target.workload_time(
-                    groups.get((submission, workload), ()), rules.goals[workload], mode
-                )
+                time_to_target.median_time(studies.get((submission, workload), ()))
                 for workload in workloads
             ]
             for submission in submissions
@@ -100,20 +116,17 @@ def score_runs(
 
     held_out = tuple(rules.held_out)
     times_SB, times_SV = times(rules.base_workloads), times(held_out)
-    warnings = [*both, *_warnings(groups, submissions, rules, protocol)]
+    warnings = [*both, *unclocked, *_warnings(groups, submissions, rules, protocol)]
     theirs: tuple[str, ...] = ()
     if published is not None:
-        published_field.check_comparable(runs, rules, ruleset, published)
+        published_field.check_comparable(runs, rules, ruleset, timing, published)
         submissions, times_SB, times_SV, theirs = published_field.join(
             published, submissions, times_SB, times_SV, rules, mode
         )
         if warning := published_field.hardware_warning(runs, rules, published):
             warnings.insert(0, warning)
     base_of_V = [rules.base_workloads.index(rules.held_out[v]) for v in held_out]
-    counted_SB = time_to_target.counted_times(
-        times_SB, times_SV, base_of_V, rules.r_max, mode
-    )
-    ratios_SB = profile.performance_ratios(counted_SB)
+    ratios_SB = judge(times_SB, times_SV, base_of_V, rules.r_max, mode)
     is_official = mode is Mode.OFFICIAL
     integrate = profile.official_scores if is_official else profile.exact_scores
     return Result(
@@ -129,15 +142,35 @@ def score_runs(
         scores=integrate(ratios_SB, rules.r_max),
         warnings=tuple(warnings),
         published=theirs,
+        timing=timing,
+        studies=studies,
     )
 
 
-_Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
+def judge(
+    times_SB: FloatArray,
+    variant_SV: FloatArray,
+    base_of_V: Sequence[int],
+    r_max: float,
+    mode: Mode,
+) -> FloatArray:
+    """Returns ratios to the best of the times that count, [..., S, B]."""
+    counted_SB = time_to_target.counted_times(
+        times_SB, variant_SV, base_of_V, r_max, mode
+    )
+    return profile.performance_ratios(counted_SB)
 
 
-def _group(trials: Iterable[Trial]) -> tuple[_Groups, list[str]]:
-    """Groups trials; of a workload run in two frameworks, JAX alone is judged."""
-    groups: _Groups = defaultdict(list)
+Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
+
+
+def group_trials(trials: Iterable[Trial]) -> tuple[Groups, list[str]]:
+    """Groups trials; of a workload run in two frameworks, JAX alone is judged.
+
+    Returns:
+      The groups, and a warning for each submission and workload with two frameworks.
+    """
+    groups: Groups = defaultdict(list)
     for trial in trials:
         groups[trial.submission, trial.workload].append(trial)
     warnings = []
@@ -150,8 +183,40 @@ def _group(trials: Iterable[Trial]) -> tuple[_Groups, list[str]]:
     return dict(groups), warnings
 
 
+def _unclocked(groups: Groups, rules: Rules) -> list[str]:
+    """Returns a warning per trial that would count, had its record a step time.
+
+    Raises:
+      UserError: not one such trial of a submission has a step time.
+    """
+    reached = [
+        trial
+        for (_, workload), trials in groups.items()
+        if workload in rules.workloads
+        for trial in trials
+        if time_to_target.first_reached(trial, rules.goals[workload]) is not None
+    ]
+    clocked = {trial.submission for trial in reached if _has_step_time(trial)}
+    for trial in reached:
+        if trial.submission not in clocked:
+            raise UserError(
+                f"idealized time needs the step time in record.json, and no trial of "
+                f"{trial.submission} has one; use --time submission or --time steps"
+            )
+    return [
+        f"trial_{trial.trial} of study_{trial.study} of {trial.submission} on "
+        f"{trial.workload} has no step time: counted as missed"
+        for trial in reached
+        if not _has_step_time(trial)
+    ]
+
+
+def _has_step_time(trial: Trial) -> bool:
+    return time_to_target.step_seconds(trial) is not None
+
+
 def _warnings(
-    groups: _Groups, submissions: Sequence[str], rules: Rules, protocol: Protocol
+    groups: Groups, submissions: Sequence[str], rules: Rules, protocol: Protocol
 ) -> Iterator[str]:
     """Yields what a reader should know before trusting the scores."""
     unknown = sorted({w for _, w in groups} - set(rules.workloads))

@@ -15,23 +15,26 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from algoperf.records import Status, write_text
+from algoperf.records import Status, finite, write_text
+from scoring import evidence
+from scoring.compare import AtBudget, Comparison
 from scoring.parse import one_line
 from scoring.read import Runs, Trial
 from scoring.score import Result
+from scoring.uncertainty import Uncertainty
 
 NOT_COUNTED = "†"
 YOURS = "(yours)"
 PREDICTED = "~"
 
 
-def headline(result: Result) -> str:
-    """Returns one sentence: who is fastest, and by how much."""
-    sentence = _headline(result)
+def headline(result: Result, uncertainty: Uncertainty | None = None) -> str:
+    """Returns one sentence: who is fastest, by how much, and whether that is sure."""
+    sentence = _headline(result, uncertainty)
     return f"With predicted times: {sentence}" if result.predicted else sentence
 
 
-def _headline(result: Result) -> str:
+def _headline(result: Result, uncertainty: Uncertainty | None) -> str:
     first, *others = result.ranking
     name, score = result.submissions[first], result.scores[first]
     reached = int(result.counts[first].sum())
@@ -52,23 +55,48 @@ def _headline(result: Result) -> str:
             f"{name} is fastest with a score of {score:.4f}: it alone has times "
             f"that count, on {reached} of {_workloads(total)}."
         )
+    equals: list[str] = []
+    more = ""
+    if uncertainty and evidence.is_known(uncertainty, first):
+        equals = evidence.not_different(result, uncertainty, first)
+    elif uncertainty:
+        more = " How sure that is, so few trials cannot say."
     shared = result.counts[first] & result.counts[second]
     logs = np.log(result.ratios[first, shared] / result.ratios[second, shared])
     factor = math.exp(logs.mean()) if shared.any() else 1.0
+    is_fastest = factor <= 1 and not equals
     return (
-        f"{name} {'is fastest' if factor <= 1 else 'ranks first'} with a score of "
-        f"{score:.4f}, ahead of {rival} ({rival_score:.4f}); "
-        f"{_compare(factor, int(shared.sum()))}."
+        f"{name} {'is fastest' if is_fastest else 'ranks first'} with a score of "
+        f"{score:.4f}, {_rivals(rival, rival_score, equals)}; "
+        f"{_compare(factor, int(shared.sum()), rival if len(equals) > 1 else None)}."
+        f"{more}"
     )
 
 
-def _compare(factor: float, shared: int) -> str:
-    """Words for a geometric mean of time ratios over the workloads of both."""
+def _rivals(rival: str, score: float, equals: Sequence[str]) -> str:
+    """Words for the second of the ranking and for those that may be equally good."""
+    second = f"{rival} ({score:.4f})"
+    if not equals:
+        return f"ahead of {second}"
+    if rival not in equals:
+        same = evidence.some_names(equals)
+        return f"ahead of {second}, but not distinguishable from {same}"
+    rest = [name for name in equals if name != rival]
+    also = f" nor from {evidence.some_names(rest)}" if rest else ""
+    return f"not distinguishable from {second}{also}"
+
+
+def _compare(factor: float, shared: int, rival: str | None = None) -> str:
+    """Words for a geometric mean of time ratios over the workloads of both.
+
+    `rival` names the other one, where "both" would not say who that is.
+    """
+    both = f"it and {rival}" if rival else "both"
     if not shared:
-        return "no workload counts for both"
-    where = f"on the {_workloads(shared)} that count for both"
+        return f"no workload counts for {both}"
+    where = f"on the {_workloads(shared)} that count for {both}"
     if shared == 1:
-        where = "on the one workload that counts for both"
+        where = f"on the one workload that counts for {both}"
     percent = 100 * abs(1 - factor)
     if percent < 0.05:
         return f"{where} it takes the same time"
@@ -81,16 +109,17 @@ def _workloads(count: int) -> str:
     return "1 workload" if count == 1 else f"{count} workloads"
 
 
-def format_seconds(seconds: float) -> str:
-    """Returns seconds for a reader: '12.3', '48,151', 'miss' for infinity."""
-    if not math.isfinite(seconds):
+def format_number(time: float, unit: str = "seconds") -> str:
+    """Returns a time for a reader: '12.3', '48,151', 'miss' for infinity."""
+    if not math.isfinite(time):
         return "miss"
-    return f"{seconds:,.1f}" if seconds < 1000 else f"{seconds:,.0f}"
+    is_short = time < 1000 and not (unit == "steps" and time == int(time))
+    return f"{time:,.1f}" if is_short else f"{time:,.0f}"
 
 
 def format_time(result: Result, submission: int, workload: int) -> str:
     """Returns a cell of the score table; a time that does not count has a dagger."""
-    text = format_seconds(result.times[submission, workload])
+    text = format_number(result.times[submission, workload], result.timing.unit)
     is_struck = text != "miss" and not result.counts[submission, workload]
     text = _mark(result, submission, result.workloads[workload], text)
     return f"{text} {NOT_COUNTED}" if is_struck else text
@@ -98,7 +127,8 @@ def format_time(result: Result, submission: int, workload: int) -> str:
 
 def format_held_out(result: Result, submission: int, variant: int) -> str:
     """Returns the time on a held-out variant, marked if it is predicted."""
-    text = format_seconds(result.held_out_times[submission, variant])
+    time = result.held_out_times[submission, variant]
+    text = format_number(time, result.timing.unit)
     return _mark(result, submission, result.held_out[variant], text)
 
 
@@ -142,17 +172,26 @@ def standings(result: Result) -> list[str]:
     return lines
 
 
-def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table:
+def score_table(
+    result: Result,
+    workloads: Sequence[int] | None = None,
+    uncertainty: Uncertainty | None = None,
+) -> Table:
     """Returns score and time to target per workload, best submission first.
 
     Args:
       result: what to show.
       workloads: indices of the columns to show; all by default.
+      uncertainty: adds the intervals of score and rank.
     """
     columns = range(len(result.workloads)) if workloads is None else workloads
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("submission", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
+    if uncertainty:
+        percent = f"{100 * uncertainty.confidence:g} %"
+        for noun in ("score", "rank"):
+            table.add_column(f"{noun},\n{percent}", justify="right", no_wrap=True)
     for w in columns:
         heading = Text(result.workloads[w].replace("_", "_\n"))
         table.add_column(heading, justify="right", no_wrap=True)
@@ -160,9 +199,18 @@ def score_table(result: Result, workloads: Sequence[int] | None = None) -> Table
         table.add_row(
             Text(label(result, s)),
             f"{result.scores[s]:.4f}",
+            *(_intervals(uncertainty, s) if uncertainty else ()),
             *(format_time(result, s, w) for w in columns),
         )
     return table
+
+
+def _intervals(uncertainty: Uncertainty, s: int) -> tuple[str, str]:
+    u = uncertainty
+    return (
+        evidence.format_interval(u.score_low_S[s], u.score_high_S[s]),
+        evidence.format_ranks(u.rank_low_S[s], u.rank_high_S[s]),
+    )
 
 
 def unfinished(runs: Runs) -> list[Trial]:
@@ -196,23 +244,44 @@ def status_counts(runs: Runs) -> dict[str, int]:
     return dict(Counter(str(trial.status or "unknown") for trial in runs.trials))
 
 
-def print_report(runs: Runs, result: Result, console: Console | None = None) -> None:
+def print_report(
+    runs: Runs,
+    result: Result,
+    console: Console | None = None,
+    *,
+    uncertainty: Uncertainty | None = None,
+    comparison: Comparison | None = None,
+    at_budget: AtBudget | None = None,
+) -> None:
     """Prints headline, scores, trials without a result, warnings and skipped paths.
+
+    With `uncertainty` come intervals and what the first place hangs on, with
+    `comparison` a table of speed-ups, with `at_budget` one of metrics.
 
     On a terminal, a score table that is too wide is split by workloads; anywhere else
     lines are as long as they need to be.
     """
     console = console or Console(highlight=False)
-    for line in (headline(result), *standings(result)):
+    for line in (headline(result, uncertainty), *standings(result)):
         _print_line(console, line)
     rules = f"rules {result.rules.name}, {result.ruleset} tuning, {result.mode} mode"
-    _print_line(console, f"{rules}; time to target in seconds of submission time")
-    _print_scores(console, result, range(len(result.workloads)))
+    _print_line(console, f"{rules}; time to target in {result.timing}")
+    _print_scores(console, result, range(len(result.workloads)), uncertainty)
     for line in footnotes(result):
         _print_line(console, line)
+    if uncertainty:
+        for line in evidence.sensitivity_lines(result, uncertainty):
+            _print_line(console, line)
+    if comparison:
+        _print_table(console, evidence.comparison_table(result, comparison))
+        for line in evidence.comparison_lines(comparison):
+            _print_line(console, line)
+    if at_budget:
+        _print_line(console, evidence.budget_line(at_budget))
+        _print_table(console, evidence.budget_table(result, at_budget))
     if trials := unfinished(runs):
         _print_table(console, trial_table(trials))
-    for warning in result.warnings:
+    for warning in (*result.warnings, *(uncertainty.notes if uncertainty else ())):
         _print_line(console, f"warning: {warning}")
     for line in skipped_lines(runs):
         _print_line(console, line)
@@ -235,13 +304,21 @@ def _print_line(console: Console, line: str) -> None:
     console.print(Text(line), soft_wrap=True)
 
 
-def _print_scores(console: Console, result: Result, columns: Sequence[int]) -> None:
-    table = score_table(result, columns)
+def _print_scores(
+    console: Console,
+    result: Result,
+    columns: Sequence[int],
+    uncertainty: Uncertainty | None,
+) -> None:
+    table = score_table(result, columns, uncertainty)
     too_wide = console.is_terminal and _width(console, table) > console.width
-    if too_wide and len(columns) > 1:
+    if too_wide and uncertainty:
+        _print_table(console, score_table(result, (), uncertainty))
+        _print_scores(console, result, columns, None)
+    elif too_wide and len(columns) > 1:
         middle = (len(columns) + 1) // 2
-        _print_scores(console, result, columns[:middle])
-        _print_scores(console, result, columns[middle:])
+        _print_scores(console, result, columns[:middle], None)
+        _print_scores(console, result, columns[middle:], None)
     else:
         _print_table(console, table)
 
@@ -258,13 +335,25 @@ def _width(console: Console, table: Table) -> int:
     return Measurement.get(console, unlimited, table).maximum
 
 
-def write_scores_csv(path: Path, result: Result) -> None:
-    """Writes submission, score and seconds per workload ('inf' for a miss)."""
+def write_scores_csv(
+    path: Path, result: Result, uncertainty: Uncertainty | None = None
+) -> None:
+    """Writes submission, score and time per workload ('inf' for a miss).
+
+    A column of times has its unit after the name: 'ogbg_seconds', 'ogbg_steps'. With
+    `uncertainty`, the ends of the interval of the score follow it ('nan': unknown).
+    """
+    unit = result.timing.unit
+    header = ["submission", "score", *(f"{w}_{unit}" for w in result.workloads)]
     rows: list[list[Any]] = [
         [result.submissions[s], float(result.scores[s]), *result.times[s].tolist()]
         for s in result.ranking
     ]
-    header = ["submission", "score", *result.workloads]
+    if uncertainty:
+        header[2:2] = ["score_low", "score_high"]
+        for s, row in zip(result.ranking, rows, strict=True):
+            low, high = uncertainty.score_low_S[s], uncertainty.score_high_S[s]
+            row[2:2] = [float(low), float(high)]
     if result.published:
         header.append("is_published")
         for row in rows:
@@ -293,35 +382,44 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def to_json(result: Result) -> dict[str, Any]:
-    """Returns the result as plain values; a miss is None."""
+def to_json(
+    result: Result,
+    uncertainty: Uncertainty | None = None,
+    comparison: Comparison | None = None,
+    at_budget: AtBudget | None = None,
+) -> dict[str, Any]:
+    """Returns the result as plain values; a miss, or what is unknown, is None.
 
-    def finite(value: float) -> float | None:
-        return float(value) if math.isfinite(value) else None
+    Times are under the name of their unit: 'seconds' or 'steps'.
+    """
+    unit = result.timing.unit
 
     def workloads(s: int) -> dict[str, Any]:
         return {
             workload: {
-                "seconds": finite(result.times[s, w]),
-                "ratio": finite(result.ratios[s, w]),
+                unit: float(result.times[s, w]),
+                "ratio": float(result.ratios[s, w]),
                 "counts": bool(result.counts[s, w]),
             }
             for w, workload in enumerate(result.workloads)
         }
 
-    return {
+    value: dict[str, Any] = {
         "rules": result.rules.name,
         "ruleset": result.ruleset,
         "mode": str(result.mode),
-        "headline": headline(result),
+        "time": str(result.timing.kind),
+        "unit": unit,
+        "interpolate": result.timing.interpolate,
+        "headline": headline(result, uncertainty),
         "submissions": [
             {
                 "submission": result.submissions[s],
                 "is_published": result.submissions[s] in result.published,
                 "score": float(result.scores[s]),
                 "workloads": workloads(s),
-                "held_out_seconds": {
-                    variant: finite(result.held_out_times[s, v])
+                f"held_out_{unit}": {
+                    variant: float(result.held_out_times[s, v])
                     for v, variant in enumerate(result.held_out)
                 },
             }
@@ -330,3 +428,10 @@ def to_json(result: Result) -> dict[str, Any]:
         "predicted": [list(pair) for pair in sorted(result.predicted)],
         "warnings": list(result.warnings),
     }
+    if uncertainty:
+        value["uncertainty"] = evidence.uncertainty_json(result, uncertainty)
+    if comparison:
+        value["comparison"] = evidence.comparison_json(result, comparison)
+    if at_budget:
+        value["at_budget"] = evidence.budget_json(result, at_budget)
+    return finite(value)

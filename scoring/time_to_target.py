@@ -10,16 +10,22 @@ official code does instead (scoring/performance_profile.py), to reproduce publis
 scores: a study takes the trial with the smallest evaluation index, and times are struck
 out in the order of `official_counted_times`.
 
-Dimension key: S submissions, B base workloads, V held-out variants, E evaluations.
+A time is submission time unless `Timing` says otherwise: steps, or steps times the
+uncontended step time of the trial (docs/rules.md, "The clock").
+
+Dimension key: S submissions, B base workloads, V held-out variants, E evaluations,
+T trials of a study. Tables of times may have more dimensions before these.
 """
 
+import dataclasses
 import enum
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from algoperf.records import Direction
+from algoperf.records import GLOBAL_STEP, Direction
 from scoring.read import FloatArray, Trial
 from scoring.rules import Goal
 
@@ -33,7 +39,68 @@ class Mode(enum.StrEnum):
     OFFICIAL = "official"
 
 
-def first_reached(trial: Trial, goal: Goal) -> int | None:
+class TimeKind(enum.StrEnum):
+    """What a time to target is made of."""
+
+    SUBMISSION = "submission"  # the clock of the trial
+    IDEALIZED = "idealized"  # steps times the uncontended step time of the trial
+    STEPS = "steps"
+
+    @property
+    def unit(self) -> str:
+        """The unit of the time: 'seconds' or 'steps'."""
+        return "steps" if self is TimeKind.STEPS else "seconds"
+
+    @property
+    def label(self) -> str:
+        """What is measured, without its unit: 'submission time', 'steps'."""
+        return "steps" if self is TimeKind.STEPS else f"{self} time"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How the time to a target is read off the evaluations of a trial."""
+
+    kind: TimeKind = TimeKind.SUBMISSION
+    interpolate: bool = False  # between the last evaluation before and the first after
+
+    @property
+    def unit(self) -> str:
+        """'seconds' or 'steps'."""
+        return self.kind.unit
+
+    def __str__(self) -> str:
+        """Words for the time: 'seconds of submission time', 'steps, interpolated'."""
+        kind = self.kind
+        words = kind.label if kind is TimeKind.STEPS else f"{kind.unit} of {kind.label}"
+        return f"{words}, interpolated" if self.interpolate else words
+
+
+SUBMISSION_TIME = Timing()
+
+
+def step_seconds(trial: Trial) -> float | None:
+    """Returns the uncontended step time of a trial; None if its record has none."""
+    summary = (trial.record or {}).get("step_time")
+    seconds = summary.get("seconds") if isinstance(summary, dict) else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return None
+    return float(seconds) if 0 < seconds < sys.float_info.max else None
+
+
+def evaluation_times(trial: Trial, kind: TimeKind = TimeKind.SUBMISSION) -> FloatArray:
+    """Returns the time of each evaluation, [E], in `kind.unit`; NaN if unknown."""
+    if kind is TimeKind.SUBMISSION:
+        return trial.times
+    steps_E = trial.columns.get(GLOBAL_STEP, np.full(trial.times.shape, np.nan))
+    if kind is TimeKind.STEPS:
+        return steps_E
+    return steps_E * (step_seconds(trial) or np.nan)
+
+
+def first_reached(
+    trial: Trial, goal: Goal, kind: TimeKind = TimeKind.SUBMISSION
+) -> int | None:
     """Returns the index of the first evaluation at least as good as the target.
 
     Equality reaches, NaN never does, nor does an evaluation without a finite time.
@@ -45,49 +112,105 @@ def first_reached(trial: Trial, goal: Goal) -> int | None:
         is_reached_E = values_E <= goal.target
     else:
         is_reached_E = values_E >= goal.target
-    hits = np.flatnonzero(is_reached_E & np.isfinite(trial.times))
+    hits = np.flatnonzero(is_reached_E & np.isfinite(evaluation_times(trial, kind)))
     return int(hits[0]) if hits.size else None
 
 
-def trial_time(trial: Trial, goal: Goal) -> float:
-    """Returns the submission time to the target in seconds; infinite for a miss."""
-    index = first_reached(trial, goal)
-    return MISS if index is None else float(trial.times[index])
+def trial_time(trial: Trial, goal: Goal, timing: Timing = SUBMISSION_TIME) -> float:
+    """Returns the time to the target in `timing.unit`; infinite for a miss."""
+    index = first_reached(trial, goal, timing.kind)
+    return MISS if index is None else _time_at(trial, goal, timing, index)
+
+
+def _time_at(trial: Trial, goal: Goal, timing: Timing, index: int) -> float:
+    """Returns the time to the target, which evaluation `index` is the first to reach.
+
+    Interpolation is linear in the metric and starts at the last evaluation before that
+    has a value; without one, or from there to an infinite value, it changes nothing.
+    """
+    times_E, values_E = evaluation_times(trial, timing.kind), trial.columns[goal.column]
+    end = float(times_E[index])
+    if not timing.interpolate or not np.isfinite(values_E[index]):
+        return end
+    is_usable = np.isfinite(times_E[:index]) & np.isfinite(values_E[:index])
+    before = np.flatnonzero(is_usable)
+    if not before.size:
+        return end
+    start, value = float(times_E[before[-1]]), float(values_E[before[-1]])
+    share = (goal.target - value) / (float(values_E[index]) - value)
+    return start + share * (end - start)
+
+
+def study_times(
+    trials: Iterable[Trial],
+    goal: Goal,
+    mode: Mode = Mode.DOCUMENTED,
+    timing: Timing = SUBMISSION_TIME,
+) -> FloatArray:
+    """Returns the times of the trials of one study, the one that counts first, [T].
+
+    Trials stand in the order in which the mode prefers them, misses last: by time, or
+    in mode `official` by evaluation index and number, which need not be the fastest.
+    """
+    keys: list[tuple[float, int, float]] = []
+    for trial in trials:
+        index = first_reached(trial, goal, timing.kind)
+        if index is None:
+            keys.append((MISS, trial.trial, MISS))
+            continue
+        time = _time_at(trial, goal, timing, index)
+        keys.append((index if mode is Mode.OFFICIAL else time, trial.trial, time))
+    return np.array([time for _, _, time in sorted(keys)])
 
 
 def study_time(
-    trials: Iterable[Trial], goal: Goal, mode: Mode = Mode.DOCUMENTED
+    trials: Iterable[Trial],
+    goal: Goal,
+    mode: Mode = Mode.DOCUMENTED,
+    timing: Timing = SUBMISSION_TIME,
 ) -> float:
-    """Returns the time of a study in seconds: that of its best trial.
-
-    `official` takes the first trial with the smallest evaluation index instead, which
-    need not be the fastest.
-    """
-    if mode is Mode.DOCUMENTED:
-        return min((trial_time(trial, goal) for trial in trials), default=MISS)
-    hits = [
-        (index, trial.trial, float(trial.times[index]))
-        for trial in trials
-        if (index := first_reached(trial, goal)) is not None
-    ]
-    return min(hits)[2] if hits else MISS
+    """Returns the time of a study: that of the trial that counts."""
+    times_T = study_times(trials, goal, mode, timing)
+    return float(times_T[0]) if times_T.size else MISS
 
 
-def workload_time(
-    trials: Iterable[Trial], goal: Goal, mode: Mode = Mode.DOCUMENTED
-) -> float:
-    """Returns the median over studies in seconds; no study at all is a miss.
+Studies = tuple[FloatArray, ...]  # of each study what `study_times` returns
+
+
+def workload_studies(
+    trials: Iterable[Trial],
+    goal: Goal,
+    mode: Mode = Mode.DOCUMENTED,
+    timing: Timing = SUBMISSION_TIME,
+) -> Studies:
+    """Returns the times of each study of a submission on a workload, by number."""
+    studies: dict[int, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        studies[trial.study].append(trial)
+    return tuple(
+        study_times(studies[number], goal, mode, timing) for number in sorted(studies)
+    )
+
+
+def median_time(studies: Studies) -> float:
+    """Returns the median over studies of the trial that counts; no study is a miss.
 
     The median of an even number of studies is the mean of the two in the middle, hence
     infinite if one of them missed.
     """
-    studies: dict[int, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        studies[trial.study].append(trial)
     if not studies:
         return MISS
-    times = [study_time(study, goal, mode) for study in studies.values()]
-    return float(np.median(times))
+    return float(np.median([times_T[0] for times_T in studies]))
+
+
+def workload_time(
+    trials: Iterable[Trial],
+    goal: Goal,
+    mode: Mode = Mode.DOCUMENTED,
+    timing: Timing = SUBMISSION_TIME,
+) -> float:
+    """Returns the time of a submission on a workload, in `timing.unit`."""
+    return median_time(workload_studies(trials, goal, mode, timing))
 
 
 def counted_times(
@@ -100,21 +223,22 @@ def counted_times(
     """Strikes out base times that the held-out variants do not vouch for.
 
     Args:
-      base_SB: time to target on each base workload, in seconds.
+      base_SB: time to target on each base workload, [..., S, B].
       variant_SV: the same on each held-out variant.
       base_of_V: index of the base workload of each variant.
       r_max: how much slower than the best still counts.
       mode: see the module.
 
     Returns:
-      `base_SB` with what does not count made infinite, [S, B].
+      `base_SB` with what does not count made infinite, [..., S, B].
     """
     if mode is Mode.OFFICIAL:
         return official_counted_times(base_SB, variant_SV, base_of_V, r_max)
     counted_SB = base_SB.copy()
     vouched_SV = _within(variant_SV, r_max)
     for variant, base in enumerate(base_of_V):
-        counted_SB[~np.isfinite(vouched_SV[:, variant]), base] = MISS
+        is_struck_S = ~np.isfinite(vouched_SV[..., variant])
+        counted_SB[..., base][is_struck_S] = MISS
     return counted_SB
 
 
@@ -124,7 +248,7 @@ def official_counted_times(
     base_of_V: Sequence[int],
     r_max: float,
 ) -> FloatArray:
-    """Strikes out times in the order of the official code, [S, B].
+    """Strikes out times in the order of the official code, [..., S, B].
 
     A variant is struck out where its base is missed; then every time above r_max times
     the best of its column, where the best of a base workload may yet be struck out
@@ -132,12 +256,12 @@ def official_counted_times(
     """
     variant_SV = variant_SV.copy()
     for variant, base in enumerate(base_of_V):
-        variant_SV[~np.isfinite(base_SB[:, base]), variant] = MISS
+        variant_SV[..., variant][~np.isfinite(base_SB[..., base])] = MISS
     counted_SB = _within(base_SB, r_max)
     return counted_times(counted_SB, variant_SV, base_of_V, r_max, Mode.DOCUMENTED)
 
 
 def _within(times: FloatArray, r_max: float) -> FloatArray:
     """Makes times infinite that exceed r_max times the best of their column."""
-    best = times.min(axis=0, initial=MISS)
+    best = times.min(axis=-2, initial=MISS, keepdims=True)
     return np.where(times > r_max * best, MISS, times)

@@ -1,8 +1,10 @@
 """Score records, ours or the official benchmark's: table, CSV, JSON and page."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -10,20 +12,44 @@ from algoperf import records
 from algoperf.cli import common
 from algoperf.errors import UserError
 
+if TYPE_CHECKING:
+    from scoring import Assessment
+
 USAGE = (
-    "algoperf score DIR... [--benchmark v0.5|mini|FILE] [--ruleset external|self]\n"
-    "         [--rules documented|official] [--report FILE.html] [--csv DIR]\n"
-    "         [--figures DIR] [--tables DIR] [--json FILE]\n"
-    "         (a DIR holds one folder per submission)"
+    "algoperf score DIR... [--benchmark v0.5|v0.6|mini|FILE] [--ruleset external|self]\n"
+    "         [--rules documented|official] [--time submission|idealized|steps]\n"
+    "         [--interpolate] [--bootstrap N] [--noresample_trials]\n"
+    "         [--reference NAME] [--at_budget X] [--against v0.5]\n"
+    "         [--predict] [--score_predicted] [--allow_mixed] [--nocache]\n"
+    "         [--report FILE.html] [--csv DIR] [--figures DIR] [--tables DIR]\n"
+    "         [--json FILE]        (a DIR holds one folder per submission)"
 )
+
+MAX_BROKEN = 20  # trials that are named on standard error
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf score`."""
+    _define_rules(values)
+    _define_evidence(values)
+    _define_files(values)
+    common.define_json_flag(values)
+
+
+def _define_rules(values: flags.FlagValues) -> None:
+    """Defines what is read and how it is judged."""
     flags.DEFINE_string(
         "benchmark",
-        "mini",
-        "Workloads, targets and protocol: a benchmark's name, or a JSON file.",
+        None,
+        "Workloads, targets and protocol: a benchmark's name, or a JSON or TOML file. "
+        "By default mini; with --against, the benchmark of the published field.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "against",
+        None,
+        "Show where the runs would stand in a published field: v0.5. Without a DIR, "
+        "show the field itself.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -41,6 +67,82 @@ def define_flags(values: flags.FlagValues) -> None:
         "code, to repeat published numbers.",
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "time",
+        "submission",
+        ("submission", "idealized", "steps"),
+        "submission: the clock of the trial; idealized: steps times its uncontended "
+        "step time; steps: their number.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "interpolate",
+        False,
+        "Time to target by a straight line between the evaluation that reached it and "
+        "the one before.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "allow_mixed",
+        False,
+        "Score records of different hardware, code or targets together.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "cache",
+        True,
+        "Keep what was read in the user's cache folder, for the next call.",
+        flag_values=values,
+    )
+
+
+def _define_evidence(values: flags.FlagValues) -> None:
+    """Defines what is said beside the scores."""
+    flags.DEFINE_integer(
+        "bootstrap",
+        1000,
+        "Resamples for the intervals of scores and ranks; 0: no intervals.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "resample_trials",
+        True,
+        "Resample trials within studies too. --noresample_trials gives narrower "
+        "intervals: right where trial k of every study has the same hyperparameters.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "reference",
+        None,
+        "The submission that speed-ups are over; by default 'baseline' if there is "
+        "one, else the last that scores.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "at_budget",
+        None,
+        "Also show the best validation metrics after so many seconds, or steps with "
+        "--time steps, of each trial.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "predict",
+        False,
+        "Also predict, from their learning curves, when trials that were stopped would "
+        "have reached their target; in a table of its own.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "score_predicted",
+        False,
+        "Let settled predictions count in the score, each marked with ~.",
+        flag_values=values,
+    )
+
+
+def _define_files(values: flags.FlagValues) -> None:
+    """Defines what is written."""
     flags.DEFINE_string(
         "report", None, "Write a self-contained HTML page here.", flag_values=values
     )
@@ -59,53 +161,100 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "tables",
         None,
-        "Write scores.tex and scores.md into this folder.",
+        "Write the score table into this folder, as LaTeX and Markdown.",
         flag_values=values,
     )
-    common.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Reads, judges, shows; returns 1 if a record could not be read."""
     import scoring
 
-    if not positional:
-        raise UserError("no DIR to score, see algoperf score --help")
-    rules = scoring.load_rules(values.benchmark)
-    runs = scoring.read_runs([Path(directory) for directory in positional])
-    result = scoring.score_runs(runs, rules, ruleset=values.ruleset, mode=values.rules)
-    written = []
-    if values.csv is not None:
-        folder = _made(values.csv)
-        scoring.write_scores_csv(folder / "scores.csv", result)
-        scoring.write_profile_csv(folder / "performance_profile.csv", result)
-        written += [folder / "scores.csv", folder / "performance_profile.csv"]
-    if values.report is not None:
-        scoring.write_page(Path(values.report), runs, rules, result)
-        written.append(Path(values.report))
-
-    if values.figures is not None:
-        folder = _made(values.figures)
-        written += scoring.write_figures(folder, runs, rules, result)
-    if values.tables is not None:
-        written += scoring.write_tables(_made(values.tables), result)
+    assessment = _assess(values, positional)
+    written = _write_files(values, assessment)
 
     def print_text() -> None:
-        scoring.print_report(runs, result)
+        scoring.print_report(assessment)
         for path in written:
             print(f"written: {path.resolve()}")
 
-    common.show(values.json, scoring.to_json(result), print_text)
-    broken = [item for item in runs.skipped if item.is_broken]
-    for item in broken:
+    common.show(values.json, scoring.to_json(assessment), print_text)
+    broken = [item for item in assessment.runs.skipped if item.is_broken]
+    for item in broken[:MAX_BROKEN]:
         print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
+    if len(broken) > MAX_BROKEN:
+        more = f"{len(broken) - MAX_BROKEN} more trials"
+        print(f"algoperf: left out of the score: {more}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def _made(folder: str) -> Path:
-    """Makes a folder unless it is there."""
+def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment":
+    """Reads what the command names, judges it, and says how sure that is."""
+    import scoring
+
+    if not positional and values.against is None:
+        raise UserError("no DIR to score, see algoperf score --help")
+    published = scoring.load_published(values.against) if values.against else None
+    default = published.benchmark if published else "mini"
+    rules = scoring.load_rules(values.benchmark or default)
+    runs = scoring.Runs(trials=(), skipped=())
+    if positional:
+        runs = scoring.read_runs(
+            [Path(directory) for directory in positional],
+            ruleset=values.ruleset,
+            cache_folder=scoring.default_cache_folder() if values.cache else None,
+        )
+    mixed = scoring.check_mixed(runs, rules, allow=values.allow_mixed)
+    result = scoring.score_runs(
+        runs,
+        rules,
+        ruleset=values.ruleset,
+        mode=values.rules,
+        published=published,
+        timing=scoring.Timing(
+            kind=scoring.TimeKind(values.time), interpolate=values.interpolate
+        ),
+    )
+    forecasts = None
+    if values.predict or values.score_predicted:
+        forecasts = scoring.predict_runs(runs, rules)
+    if forecasts is not None and values.score_predicted:
+        result = scoring.score_predicted(runs, rules, forecasts, result, published)
+    result = dataclasses.replace(result, warnings=(*mixed, *result.warnings))
+    return scoring.assess(
+        runs,
+        result,
+        resamples=values.bootstrap,
+        with_trials=values.resample_trials,
+        reference=values.reference,
+        budget=values.at_budget,
+        forecasts=forecasts,
+    )
+
+
+def _write_files(values: flags.FlagValues, assessment: "Assessment") -> list[Path]:
+    """Writes the files that were asked for; returns their paths."""
+    import scoring
+
+    written = []
+    if values.csv is not None:
+        folder = _made(values.csv)
+        written += scoring.write_csv_files(folder, assessment)
+    if values.report is not None:
+        scoring.write_page(Path(values.report), assessment)
+        written.append(Path(values.report))
+    if values.figures is not None:
+        written += scoring.write_figures(_made(values.figures), assessment)
+    if values.tables is not None:
+        written += scoring.write_tables(_made(values.tables), assessment)
+    return written
+
+
+def _made(name: str) -> Path:
+    """Returns a folder, which is made if it is not there."""
+    folder = Path(name)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}") from error
-    return Path(folder)
+    return folder

@@ -35,3 +35,8 @@ def test_curve_prediction(tmp_path):
     rows = json.loads(file.read_text())["planted"]
     assert [row["noise"] for row in rows] == [0, 0.1, 0.25, 0.5, 1]
     assert rows[0]["within_tau"] == 1
+def test_bootstrap_coverage():
+    command = [sys.executable, HERE / "bootstrap_coverage.py", "--repetitions=40"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [line for line in done.stdout.splitlines() if line.count("%") >= 2]
+    assert len(rows) > 20

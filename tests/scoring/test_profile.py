@@ -85,6 +85,38 @@ def test_official_score_by_hand():
     assert score[0] == pytest.approx(1 - 0.5 / 99)
 
 
+@given(times, st.floats(1.5, 10))
+def test_scores_are_means_of_the_areas_of_workloads(times_SB, r_max):
+    ratios = profile.performance_ratios(times_SB)
+    exact = profile.exact_areas(ratios, r_max).mean(axis=1)
+    np.testing.assert_allclose(exact, profile.exact_scores(ratios, r_max))
+    official = profile.official_areas(ratios, r_max).mean(axis=1)
+    expected = profile.official_scores(ratios, r_max)
+    np.testing.assert_allclose(official, expected, atol=1e-12)
+
+
+def test_official_areas_at_points_of_the_grid():
+    grid = profile.official_grid(4.0)
+    ratios = np.concatenate([grid, (grid[1:] + grid[:-1]) / 2, [INF, 4.0001]])[:, None]
+    areas = profile.official_areas(ratios, 4.0)[:, 0]
+    np.testing.assert_allclose(areas, profile.official_scores(ratios, 4.0), atol=1e-12)
+
+
+@given(
+    arrays(
+        np.float64,
+        array_shapes(min_dims=3, max_dims=3, max_side=4),
+        elements=st.one_of(st.floats(1e-3, 1e6), st.just(INF)),
+    )
+)
+def test_many_tables_at_once_are_as_one_by_one(times_RSB):
+    ratios = profile.performance_ratios(times_RSB)
+    each = [profile.performance_ratios(table) for table in times_RSB]
+    np.testing.assert_array_equal(ratios, each)
+    scores = [profile.exact_scores(table, 4.0) for table in each]
+    np.testing.assert_array_equal(profile.exact_scores(ratios, 4.0), scores)
+
+
 @given(times)
 def test_fastest_everywhere_scores_one(times_SB):
     best = np.minimum(times_SB.min(axis=0, keepdims=True), 1e9)

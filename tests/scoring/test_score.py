@@ -6,11 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from algoperf.errors import UserError
+from scoring.profile import exact_areas, official_areas
 from scoring.read import Runs, read_runs
 from scoring.rules import Rules, load_rules
-from scoring.score import score_runs
+from scoring.score import judge, score_runs
+from scoring.time_to_target import Mode, TimeKind, Timing
 
 # Scores of the external ruleset as published with the competition.
 PUBLISHED = {
@@ -205,6 +210,110 @@ def test_official_folder_on_disk(tmp_path, write_trial):
     result = score_runs(read_runs([tmp_path]), load_rules("v0.5"), mode="official")
     assert result.times[0, result.workloads.index("ogbg")] == 20
     assert result.scores[0] == pytest.approx(1 / 8)
+
+
+IDEALIZED = Timing(kind=TimeKind.IDEALIZED)
+
+
+def _record(seconds):
+    return {"status": "reached", "step_time": {"seconds": seconds}}
+
+
+def test_idealized_time_ranks_by_steps_and_step_time(make_trial):
+    # Step 1 each; b's machine was busy, its steps are faster.
+    trials = (
+        make_trial("a", times=[0, 10], values=[0.1, 0.9], record=_record(2.0)),
+        make_trial("b", times=[0, 30], values=[0.1, 0.9], record=_record(1.0)),
+    )
+    runs = Runs(trials=trials, skipped=())
+    np.testing.assert_array_equal(_score(runs).times[:, 0], [10, 30])
+    result = _score(runs, timing=IDEALIZED)
+    np.testing.assert_array_equal(result.times[:, 0], [2, 1])
+    assert result.timing is IDEALIZED
+    steps = _score(runs, timing=Timing(kind=TimeKind.STEPS))
+    np.testing.assert_array_equal(steps.times[:, 0], [1, 1])
+
+
+def test_idealized_time_needs_records(mini_runs):
+    runs = mini_runs({"a": (10, 10)})
+    with pytest.raises(UserError, match="no trial of a has one; use --time"):
+        _score(runs, timing=IDEALIZED)
+
+
+def test_one_trial_without_a_step_time_is_a_miss_with_a_warning(make_trial):
+    trials = (
+        make_trial(times=[1], values=[0.9], record=_record(None)),
+        make_trial(trial=2, times=[9], values=[0.9], record=_record(1.0)),
+        make_trial(trial=3, times=[9], values=[0.1], record=_record(None)),
+    )
+    result = _score(Runs(trials=trials, skipped=()), timing=IDEALIZED)
+    words = [w for w in result.warnings if "has no step time: counted as missed" in w]
+    assert len(words) == 1
+    assert words[0].startswith("trial_1 of study_0 of adamw")
+
+
+def test_a_submission_that_missed_everything_needs_no_step_time(make_trial):
+    trials = (
+        make_trial("a", times=[1], values=[0.1], record={"status": "failed"}),
+        make_trial("b", times=[1], values=[0.9], record=_record(1.0)),
+    )
+    result = _score(Runs(trials=trials, skipped=()), timing=IDEALIZED)
+    np.testing.assert_array_equal(result.times[:, 0], [np.inf, 0])
+
+
+def test_interpolated_times_are_judged(make_trial):
+    trial = make_trial(times=[0, 10], values=[0.0, 1.0])
+    target = load_rules("mini_fast").goals["imagenet_resnet_mini"].target
+    result = _score(Runs(trials=(trial,), skipped=()), timing=Timing(interpolate=True))
+    assert result.times[0, 0] == pytest.approx(10 * target)
+
+
+def test_result_keeps_the_studies(make_trial):
+    trials = [
+        make_trial(study=study, trial=trial, times=[time], values=[0.9])
+        for study, trial, time in ((0, 1, 5), (0, 2, 4), (1, 1, 8))
+    ]
+    studies = _score(Runs(trials=tuple(trials), skipped=())).studies
+    ((key, (first, second)),) = studies.items()
+    assert key == ("adamw", "imagenet_resnet_mini")
+    np.testing.assert_array_equal(first, [4, 5])
+    np.testing.assert_array_equal(second, [8])
+
+
+# Two base workloads, each with a held-out variant.
+tables = arrays(
+    float, (4, 4), elements=st.one_of(st.floats(1, 30), st.just(float("inf")))
+)
+
+
+def _judged_scores(times_SW, mode):
+    ratios_SB = judge(times_SW[:, :2], times_SW[:, 2:], [0, 1], 4.0, mode)
+    areas = official_areas if mode is Mode.OFFICIAL else exact_areas
+    return areas(ratios_SB, 4.0).mean(axis=1)
+
+
+@given(tables, st.integers(0, 3), st.integers(0, 3), st.floats(1, 9), st.booleans())
+@pytest.mark.parametrize("mode", Mode)
+def test_a_worse_time_never_raises_the_own_score(mode, times, s, w, factor, is_miss):
+    worse = times.copy()
+    worse[s, w] = np.inf if is_miss else factor * times[s, w]
+    before, after = _judged_scores(times, mode), _judged_scores(worse, mode)
+    assert after[s] <= before[s] + 1e-12
+
+
+@given(tables, st.permutations(range(4)))
+@pytest.mark.parametrize("mode", Mode)
+def test_judging_does_not_depend_on_the_order_of_submissions(mode, times, order):
+    found = _judged_scores(times[order], mode)
+    np.testing.assert_array_equal(found, _judged_scores(times, mode)[order])
+
+
+@given(tables)
+@pytest.mark.parametrize("mode", Mode)
+def test_fastest_everywhere_scores_one_in_spite_of_variants(mode, times):
+    best = np.minimum(times.min(axis=0), 1e3)
+    scores = _judged_scores(np.vstack([times, best]), mode)
+    assert scores[-1] == pytest.approx(1)
 
 
 def test_scoring_does_not_import_jax():

@@ -15,7 +15,7 @@ from scoring.read import Runs, Skipped
 from scoring.rules import load_rules
 from scoring.score import Result, score_runs
 from scoring.tables import (
-    format_seconds,
+    format_number,
     headline,
     print_report,
     skipped_lines,
@@ -23,6 +23,8 @@ from scoring.tables import (
     write_profile_csv,
     write_scores_csv,
 )
+from scoring.time_to_target import TimeKind, Timing
+from scoring.uncertainty import estimate_uncertainty
 
 
 def _score(runs: Runs) -> Result:
@@ -78,7 +80,14 @@ def test_headline(mini_runs, times, sentence):
     [(1.26, "1.3"), (999.94, "999.9"), (48151.2, "48,151"), (np.inf, "miss")],
 )
 def test_seconds(seconds, text):
-    assert format_seconds(seconds) == text
+    assert format_number(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"), [(12.0, "12"), (12.5, "12.5"), (4000.0, "4,000")]
+)
+def test_steps(steps, text):
+    assert format_number(steps, "steps") == text
 
 
 def test_report_has_everything_a_reader_needs(mini_runs, make_trial):
@@ -119,6 +128,20 @@ def test_wide_tables_are_split_on_a_terminal_and_whole_in_a_file(make_trial):
     assert "…" not in _printed(runs, result)
 
 
+def test_intervals_stand_alone_where_the_table_is_too_wide(make_trial):
+    runs = Runs(trials=(make_trial("a" * 30, "ogbg"),), skipped=())
+    result = score_runs(runs, load_rules("v0.5"))
+    found = estimate_uncertainty(result)
+    options = {"width": 80, "force_terminal": True, "soft_wrap": False}
+    file = io.StringIO()
+    console = Console(file=file, color_system=None, **options)
+    print_report(runs, result, console, uncertainty=found)
+    lines = file.getvalue().splitlines()
+    assert max(len(line) for line in lines if line.startswith(" ")) <= 80
+    assert "…" not in file.getvalue()
+    assert file.getvalue().count("unknown") == 2  # of score and rank, once
+
+
 def test_many_skips_of_one_kind_are_counted():
     paths = [Skipped(path=Path(f"trial_{i}"), reason="is empty") for i in range(9)]
     lines = skipped_lines(Runs(trials=(), skipped=tuple(paths)))
@@ -132,8 +155,8 @@ def test_scores_csv(tmp_path, mini_runs):
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [row["submission"] for row in rows] == ["fast", "slow, but steady"]
     assert float(rows[0]["score"]) == 1
-    assert float(rows[1]["imagenet_resnet_mini"]) == 20
-    assert float(rows[1]["finewebedu_lm_mini"]) == np.inf
+    assert float(rows[1]["imagenet_resnet_mini_seconds"]) == 20
+    assert float(rows[1]["finewebedu_lm_mini_seconds"]) == np.inf
 
 
 def test_profile_csv_has_every_step(tmp_path, mini_runs):
@@ -147,6 +170,19 @@ def test_profile_csv_has_every_step(tmp_path, mini_runs):
         ["3.0", "1.0", "1.0"],
         ["4.0", "1.0", "1.0"],
     ]
+
+
+def test_units_are_named(mini_runs):
+    runs = mini_runs({"a": (10, 20)})
+    timing = Timing(kind=TimeKind.STEPS, interpolate=True)
+    result = score_runs(runs, load_rules("mini_fast"), timing=timing)
+    assert "time to target in steps, interpolated" in _printed(runs, result)
+    value = to_json(result)
+    facts = [value[key] for key in ("time", "unit", "interpolate")]
+    assert facts == ["steps", "steps", True]
+    (submission,) = value["submissions"]
+    assert submission["workloads"]["imagenet_resnet_mini"]["steps"] == 0
+    assert "held_out_steps" in submission
 
 
 def test_json_has_no_infinities(mini_runs):

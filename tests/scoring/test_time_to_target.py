@@ -11,10 +11,17 @@ from algoperf.records import Direction, reaches
 from scoring.rules import Goal
 from scoring.time_to_target import (
     Mode,
+    TimeKind,
+    Timing,
     counted_times,
+    evaluation_times,
     first_reached,
+    median_time,
+    step_seconds,
     study_time,
+    study_times,
     trial_time,
+    workload_studies,
     workload_time,
 )
 
@@ -116,6 +123,149 @@ def test_workload_is_the_median_over_studies(make_trial, studies, expected):
         for i, time in enumerate(studies)
     ]
     assert workload_time(trials, HIGH) == expected
+
+
+IDEALIZED, STEPS = Timing(kind=TimeKind.IDEALIZED), Timing(kind=TimeKind.STEPS)
+INTERPOLATED = Timing(interpolate=True)
+
+
+def test_steps_and_idealized_time(make_trial):
+    # The third evaluation is at step 2, after 30 seconds on a busy machine.
+    record = {"status": "reached", "step_time": {"seconds": 0.25}}
+    trial = make_trial(times=[5, 10, 30], values=[0.1, 0.2, 0.9], record=record)
+    assert trial_time(trial, HIGH) == 30
+    assert trial_time(trial, HIGH, STEPS) == 2
+    assert trial_time(trial, HIGH, IDEALIZED) == 0.5
+    assert workload_time([trial], HIGH, timing=IDEALIZED) == 0.5
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        {},
+        {"step_time": None},
+        {"step_time": {"seconds": None}},
+        {"step_time": {"seconds": 0}},
+        {"step_time": {"seconds": -1.0}},
+        {"step_time": {"seconds": NAN}},
+        {"step_time": {"seconds": 10**400}},
+        {"step_time": {"seconds": True}},
+        {"step_time": {"seconds": "1"}},
+        {"step_time": 1.0},
+    ],
+)
+def test_without_a_step_time_idealized_time_is_a_miss(make_trial, record):
+    trial = make_trial(times=[5], values=[0.9], record=record)
+    assert step_seconds(trial) is None
+    assert trial_time(trial, HIGH, IDEALIZED) == INF
+    assert trial_time(trial, HIGH, STEPS) == 0
+    assert np.isnan(evaluation_times(trial, TimeKind.IDEALIZED)).all()
+
+
+def test_a_trial_without_evaluations_has_no_times(make_trial):
+    for kind in TimeKind:
+        assert evaluation_times(make_trial(), kind).size == 0
+
+
+@pytest.mark.parametrize(
+    ("timing", "unit", "words"),
+    [
+        (Timing(), "seconds", "seconds of submission time"),
+        (IDEALIZED, "seconds", "seconds of idealized time"),
+        (STEPS, "steps", "steps"),
+        (INTERPOLATED, "seconds", "seconds of submission time, interpolated"),
+    ],
+)
+def test_times_have_a_unit_and_words(timing, unit, words):
+    assert timing.unit == unit
+    assert str(timing) == words
+
+
+@pytest.mark.parametrize(
+    ("goal", "values", "expected"),
+    [
+        (HIGH, [0.1, 0.6, 1.0], 25),  # half of the way from 0.6 to 1
+        (HIGH, [0.1, 0.6, 0.8], 30),
+        (HIGH, [0.9, 0.6, 1.0], 10),  # there is none before the first
+        (HIGH, [0.6, NAN, 1.0], 20),  # from the last that has a value
+        (HIGH, [NAN, NAN, 1.0], 30),
+        (HIGH, [0.1, 0.6, INF], 30),
+        (HIGH, [0.1, 0.2, 0.3], INF),
+        (LOW, [1.0, 0.9, 0.7], 25),
+    ],
+)
+def test_interpolation_by_hand(make_trial, goal, values, expected):
+    trial = make_trial(times=[10, 20, 30], values=values)
+    assert trial_time(trial, goal, INTERPOLATED) == pytest.approx(expected)
+
+
+def test_steps_are_interpolated_too(make_trial):
+    trial = make_trial(times=[10, 20, 30], values=[0.1, 0.6, 1.0])
+    timing = Timing(kind=TimeKind.STEPS, interpolate=True)
+    assert trial_time(trial, HIGH, timing) == pytest.approx(1.5)
+
+
+def _trial(values):
+    from scoring.read import Trial
+
+    columns = {
+        "accumulated_submission_time": np.arange(1.0, len(values) + 1),
+        "global_step": np.arange(1.0, len(values) + 1),
+        "validation/accuracy": np.array(values),
+    }
+    facts = {"submission": "s", "study": 0, "workload": "w", "framework": "jax"}
+    return Trial(trial=1, columns=columns, record=None, path=None, **facts)
+
+
+@given(
+    st.lists(st.floats(-10, 10), min_size=1, max_size=9),
+    st.floats(-10, 10),
+    st.sampled_from(Direction),
+)
+def test_interpolation_stays_between_the_evaluations(values, target, direction):
+    goal = Goal(metric="accuracy", direction=direction, target=target)
+    trial = _trial(values)
+    end = trial_time(trial, goal)
+    found = trial_time(trial, goal, INTERPOLATED)
+    if end == INF:
+        assert found == INF
+    else:
+        assert max(end - 1, 1) <= found <= end
+
+
+@given(st.floats(0.1, 5), st.floats(-5, 5), st.floats(0.05, 0.95), st.integers(2, 9))
+def test_interpolation_of_a_straight_line_is_exact(slope, start, share, count):
+    values = start + slope * np.arange(count)
+    target = start + slope * share * (count - 1)
+    goal = Goal(metric="accuracy", direction=Direction.MAXIMIZE, target=target)
+    found = trial_time(_trial(values), goal, INTERPOLATED)
+    assert found == pytest.approx(1 + share * (count - 1))
+
+
+def test_trials_of_a_study_stand_in_the_order_of_the_mode(make_trial):
+    trials = [
+        make_trial(trial=1, times=[10, 20], values=[0.1, 0.9]),
+        make_trial(trial=2, times=[25, 30], values=[0.9, 0.9]),
+        make_trial(trial=3, times=[5, 6], values=[0.1, 0.1]),
+        make_trial(trial=4, times=[9, 15], values=[0.1, 0.9]),
+    ]
+    np.testing.assert_array_equal(study_times(trials, HIGH), [15, 20, 25, INF])
+    official = study_times(trials, HIGH, Mode.OFFICIAL)
+    np.testing.assert_array_equal(official, [25, 20, 15, INF])
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_studies_of_a_workload(make_trial, mode):
+    trials = [
+        make_trial(study=study, trial=trial, times=[time], values=[0.9])
+        for study, trial, time in ((7, 1, 40), (2, 1, 20), (2, 2, 10), (5, 1, 50))
+    ]
+    studies = workload_studies(trials, HIGH, mode)
+    best = [times[0] for times in studies]
+    assert best == [study_time(trials[1:3], HIGH, mode), 50, 40]
+    assert median_time(studies) == workload_time(trials, HIGH, mode) == 40
+    assert median_time(()) == INF
 
 
 @pytest.mark.parametrize("mode", Mode)
