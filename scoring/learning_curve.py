@@ -339,9 +339,10 @@ def _why_not(
     seconds = float(trends.seconds(target)[-1])
     if trends.slopes[-1] <= 0:
         return "not improving", "the last trend leads away from the target"
-    if not math.isfinite(seconds):
-        asymptote = sign * float(trends.asymptotes[-1])
-        return "levels off short of the target", f"at {goal.metric} {asymptote:.4g}"
+    asymptote = float(trends.asymptotes[-1])
+    if asymptote <= target:
+        level = f"{goal.metric} {sign * asymptote:.4g}"
+        return "levels off short of the target", f"at {level}"
     if seconds > FARTHEST * trends.scale:
         return "too far", f"further than {FARTHEST:g} times the time run"
     return None

@@ -232,7 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{alarms['predicted']}, settled {alarms['predicted_and_settled']}"
         )
     print("planted power laws, stopped at the first settled prediction:")
-    print("| noise / tau | curves | stopped | at | within tau | error: median, 90 % |")
+    print(
+        "| noise / tau | curves | stopped | at | within tau | error: median, 90 % "
+        "| by trends alone |"
+    )
     print("|---|---|---|---|---|---|---|")
     generator = np.random.default_rng(0)
     noises = (0.0, 0.1, 0.25, 0.5, 1.0)

@@ -239,6 +239,7 @@ def test_what_cannot_be_used_is_left_out():
         (np.full(60, 0.5), 2.0, "not improving", "in 0% of pairs"),
         (1 - TIMES**-1.0, 1.5, "levels off short of the target", "at accuracy 1"),
         (TIMES / 1000, 50.0, "too far", "further than 10 times"),
+        (TIMES / 1000, 1e300, "too far", "further than 10 times"),
     ],
 )
 def test_reasons_for_no_prediction(values, target, reason, detail):
@@ -246,6 +247,14 @@ def test_reasons_for_no_prediction(values, target, reason, detail):
     assert (found.reason, math.isinf(found.seconds)) == (reason, True)
     assert found.detail.startswith(detail)
     assert not found.is_settled
+
+
+def test_evaluations_at_one_time_or_very_early_do_no_harm():
+    values = np.linspace(0, 1, 8)
+    assert predict_time(np.full(8, 5.0), values, _goal(2.0)).reason == "not improving"
+    early = np.array([1e-9, 1e-6, 1e-3, 1.0, 10.0, 1e3])
+    found = predict_time(early, values[:6], _goal(2.0))
+    assert bool(found.reason) == math.isinf(found.seconds)
 
 
 def test_a_prediction_is_not_before_the_end_of_the_run():
