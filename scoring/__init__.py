@@ -1,16 +1,16 @@
 """Scoring: read records, find times to target, judge them by rules, show the result.
 
     runs = read_runs(["runs"])
-    rules = load_rules("mini")
-    result = score_runs(runs, rules)
-    print_report(runs, result, uncertainty=estimate_uncertainty(result))
-    write_page(Path("page.html"), runs, rules, result)
+    result = score_runs(runs, load_rules("mini"))
+    assessment = assess(runs, result)
+    print_report(assessment)
+    write_page(Path("page.html"), assessment)
 
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
+from scoring.assessment import Assessment, assess
 from scoring.cache import default_folder as default_cache_folder
-from scoring.guards import check_mixed, contention, is_contended
 from scoring.compare import (
     AtBudget,
     Comparison,
@@ -18,27 +18,29 @@ from scoring.compare import (
     default_reference,
     field_at_budget,
 )
+from scoring.export import to_json, write_csv_files
+from scoring.guards import check_mixed, contention, is_contended
+from scoring.learning_curve import Prediction
 from scoring.page import write_page
-from scoring.published import Published, known_published, load_published
 from scoring.paper import write_figures, write_tables
+from scoring.predict import Forecast, predict_runs, score_predicted
+from scoring.published import Published, known_published, load_published
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
 from scoring.score import Result, score_runs
-from scoring.tables import (
-    headline,
-    print_report,
-    to_json,
-    write_profile_csv,
-    write_scores_csv,
-)
+from scoring.tables import print_report
 from scoring.time_to_target import Mode, TimeKind, Timing
 from scoring.uncertainty import Uncertainty, estimate_uncertainty
+from scoring.words import headline
 
 __all__ = [
+    "Assessment",
     "AtBudget",
     "Comparison",
+    "Forecast",
     "Goal",
     "Mode",
+    "Prediction",
     "Protocol",
     "Published",
     "Result",
@@ -47,28 +49,30 @@ __all__ = [
     "Skipped",
     "TimeKind",
     "Timing",
+    "Trial",
     "Uncertainty",
+    "assess",
+    "check_mixed",
     "compare_to",
+    "contention",
+    "default_cache_folder",
     "default_reference",
     "estimate_uncertainty",
     "field_at_budget",
-    "Trial",
-    "check_mixed",
-    "contention",
-    "default_cache_folder",
     "headline",
     "is_contended",
     "known_published",
     "known_rules",
     "load_published",
     "load_rules",
+    "predict_runs",
     "print_report",
     "read_runs",
+    "score_predicted",
     "score_runs",
     "to_json",
+    "write_csv_files",
     "write_figures",
     "write_page",
-    "write_profile_csv",
-    "write_scores_csv",
     "write_tables",
 ]

@@ -9,14 +9,17 @@ from string import Template
 from typing import Any
 
 from algoperf.records import write_text
-from scoring import figures, page_evidence, page_trials, tables
+from scoring import figures, page_evidence, page_trials, words
 from scoring import page_data as data
 from scoring import page_html as h
-from scoring.page_evidence import Evidence, Intervals, Part
+from scoring.assessment import Assessment
+from scoring.page_evidence import Part
 from scoring.page_html import Style
 from scoring.read import Runs, Trial
 from scoring.rules import Rules
 from scoring.score import Result
+from scoring.time_to_target import TimeKind
+from scoring.uncertainty import Uncertainty
 
 _FOLDER = Path(__file__).parent
 _SECTIONS = {
@@ -25,6 +28,7 @@ _SECTIONS = {
     "times": "Times to target",
     "sure": "How sure",
     "comparison": "Comparison",
+    "budget": "At a budget",
     "predictions": "Predictions",
     "curves": "Training curves",
     "trials": "Trials",
@@ -33,21 +37,12 @@ _SECTIONS = {
 }
 
 
-def write_page(
-    path: str | Path,
-    runs: Runs,
-    rules: Rules,
-    result: Result,
-    evidence: Evidence | None = None,
-) -> None:
+def write_page(path: str | Path, assessment: Assessment) -> None:
     """Writes the page.
 
     Args:
       path: where to; a file that is there is replaced.
-      runs: what was read.
-      rules: what it was judged by.
-      result: what `score_runs` made of both.
-      evidence: intervals, comparisons and predictions to show; none by default.
+      assessment: what to show.
 
     Raises:
       UserError: the file cannot be written.
@@ -55,28 +50,26 @@ def write_page(
     # Most commands that score draw nothing.
     from plotly.offline import get_plotlyjs
 
-    evidence = evidence or Evidence()
+    runs, result, rules = assessment.runs, assessment.result, assessment.rules
     style = figures.styles(result)
     groups = _trials_by_workload(runs, rules)
     parts = (
-        _scores(result, evidence.intervals, style),
+        _scores(result, assessment.uncertainty, style),
         _profile(result, style),
         _times(result, style),
-        page_evidence.how_sure(result, evidence, style),
-        page_evidence.comparison(result, evidence.comparison, style),
-        page_evidence.predictions(
-            evidence.predictions, evidence.prediction_level, style
-        ),
-        Part(html=_curves(groups, rules, style)),
+        page_evidence.how_sure(result, assessment.uncertainty, style),
+        page_evidence.comparison(result, assessment.comparison, style),
+        page_evidence.at_budget(result, assessment.at_budget, style),
+        page_evidence.predictions(result, assessment.forecasts, style),
+        Part(html=_curves(groups, result, style)),
         Part(html=page_trials.trials(runs)),
         Part(html=page_trials.environments(runs)),
-        Part(html=page_trials.notes(runs, result, evidence.notes)),
+        Part(html=page_trials.notes(assessment)),
     )
-    every_trial = data.trials_table(runs, rules, evidence.trial_notes)
     blocks = (
         data.packed_json("tables", _merged(part.downloads for part in parts)),
         data.packed_json("figures", _merged(part.drawings for part in parts)),
-        data.packed_json("trials", every_trial),
+        data.packed_json("trials", data.trials_table(runs, rules)),
         data.packed("data-curves", data.curves_json(groups, rules, style)),
         data.packed("plotly", get_plotlyjs()),
     )
@@ -84,7 +77,7 @@ def write_page(
     text = Template(_read("page.html")).substitute(
         title=h.escape(f"AlgoPerf scores, {rules.name}"),
         style=_read("page.css"),
-        body=f"{_introduction(runs, result, body)}<main>{body}</main>",
+        body=f"{_introduction(assessment, body)}<main>{body}</main>",
         data="\n".join(blocks),
         script=_read("page.js"),
     )
@@ -108,17 +101,22 @@ def _trials_by_workload(runs: Runs, rules: Rules) -> dict[str, list[Trial]]:
     return {workload: trials for workload, trials in groups.items() if trials}
 
 
-def _introduction(runs: Runs, result: Result, body: str) -> str:
+def _introduction(assessment: Assessment, body: str) -> str:
+    runs, result = assessment.runs, assessment.result
     facts = [
         f"Rules {result.rules.name}",
         f"{result.ruleset} tuning",
         f"{result.mode} mode",
+        f"time to target in {result.timing}",
         h.count(len(result.submissions), "submission"),
         h.count(len(runs.trials), "trial"),
     ]
     if runs.skipped:
         facts.append(f"{h.count(len(runs.skipped), 'path')} skipped (see the notes)")
-    headlines = [tables.headline(result), *tables.standings(result)]
+    headlines = [
+        words.headline(result, assessment.uncertainty),
+        *words.standings(result),
+    ]
     links = "".join(
         f'<li><a href="#{anchor}">{title}</a></li>'
         for anchor, title in _SECTIONS.items()
@@ -134,11 +132,11 @@ def _introduction(runs: Runs, result: Result, body: str) -> str:
     )
 
 
-def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
+def _scores(result: Result, uncertainty: Uncertainty | None, style: Style) -> Part:
     header = [
         h.heading("submission"),
         h.heading("score", "number", sorted_by="descending"),
-        *page_evidence.score_headings(intervals),
+        *page_evidence.score_headings(uncertainty),
         h.heading("targets", "number", "that count"),
     ]
     rows, values = [], []
@@ -147,17 +145,16 @@ def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
         counted, total = int(result.counts[s].sum()), len(result.workloads)
         rows.append(
             [
-                h.row_heading(tables.label(result, s), style[name]),
+                page_evidence.row_heading(result, s, style),
                 f'<td class="number"{h.sort_key(score)}><b>{score:.4f}</b>'
-                f"{_meter(score, intervals, s)}</td>",
-                *page_evidence.score_cells(intervals, s),
+                f"{_meter(score, uncertainty, s)}</td>",
+                *page_evidence.score_cells(uncertainty, s),
                 h.cell(f"{counted} of {total}", "number", counted),
             ]
         )
-        extra = page_evidence.score_values(intervals, s)
+        extra = page_evidence.score_values(uncertainty, s)
         values.append([rank, name, score, *extra, counted, total])
-    columns = ["rank", "submission", "score", *page_evidence.score_columns(intervals)]
-    method = h.paragraph(intervals.method, "soft") if intervals else ""
+    columns = ["rank", "submission", "score", *page_evidence.score_columns(uncertainty)]
     text = h.section(
         "scores",
         "Scores",
@@ -166,7 +163,7 @@ def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
             "submission that is fastest on every workload, 0 for one that reaches no "
             "target in time."
         ),
-        method,
+        page_evidence.method(uncertainty),
         f'<div class="tools">{h.download("scores")}</div>',
         h.table("scores", header, rows, "first"),
     )
@@ -174,10 +171,11 @@ def _scores(result: Result, intervals: Intervals | None, style: Style) -> Part:
     return Part(html=text, downloads={"scores": table})
 
 
-def _meter(score: float, intervals: Intervals | None, s: int) -> str:
+def _meter(score: float, uncertainty: Uncertainty | None, s: int) -> str:
+    """Returns a bar with the interval as a whisker, which an unknown one has not."""
     whisker = ""
-    if intervals is not None:
-        low, high = float(intervals.score_low[s]), float(intervals.score_high[s])
+    if uncertainty is not None and words.is_known(uncertainty, s):
+        low, high = uncertainty.score_low_S[s], uncertainty.score_high_S[s]
         whisker = (
             f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></b>'
         )
@@ -187,11 +185,14 @@ def _meter(score: float, intervals: Intervals | None, s: int) -> str:
 
 
 def _times(result: Result, style: Style) -> Part:
-    notes = ["Seconds of submission time; below, how many times the best that is."]
-    notes += [f"{note}." for note in tables.footnotes(result)]
+    timing = str(result.timing)
+    notes = [
+        f"{timing[0].upper()}{timing[1:]}; below, how many times the best that is."
+    ]
+    notes += [f"{note}." for note in words.footnotes(result)]
     text = h.section(
         "times",
-        "Times to target",
+        f"Times to target, {result.timing.unit}",
         h.paragraph(" ".join(notes)),
         f'<div class="tools">{h.download("times")}<div class="scale">'
         '<span><i class="one"></i>fastest</span><span><i class="ramp"></i>'
@@ -209,7 +210,7 @@ def _heat_map(result: Result, style: Style) -> str:
     header += [h.heading(w, "number", goals[w]) for w in result.workloads]
     rows = [
         [
-            h.row_heading(tables.label(result, s), style[result.submissions[s]]),
+            page_evidence.row_heading(result, s, style),
             *(_heat_cell(result, s, w) for w in range(len(result.workloads))),
         ]
         for s in result.ranking
@@ -218,7 +219,7 @@ def _heat_map(result: Result, style: Style) -> str:
 
 
 def _heat_cell(result: Result, s: int, w: int) -> str:
-    text = tables.format_time(result, s, w)
+    text = words.format_time(result, s, w)
     key = h.sort_key(float(result.times[s, w]))
     if not result.counts[s, w]:
         return f'<td class="miss"{key}>{h.escape(text)}</td>'
@@ -239,12 +240,11 @@ def _held_out(result: Result, style: Style) -> str:
     header += [h.heading(name, "number", goals[name]) for name in result.held_out]
     rows = []
     for s in result.ranking:
-        name = result.submissions[s]
         times = (
-            h.cell(tables.format_held_out(result, s, v), "number", time)
+            h.cell(words.format_held_out(result, s, v), "number", time)
             for v, time in enumerate(result.held_out_times[s].tolist())
         )
-        rows.append([h.row_heading(name, style[name]), *times])
+        rows.append([page_evidence.row_heading(result, s, style), *times])
     table = h.table("held-out variants", header, rows, "first")
     return (
         "<details><summary>Held-out variants: a workload counts only where its variant "
@@ -271,7 +271,7 @@ def _profile(result: Result, style: Style) -> Part:
     )
 
 
-def _curves(groups: Mapping[str, Sequence[Trial]], rules: Rules, style: Style) -> str:
+def _curves(groups: Mapping[str, Sequence[Trial]], result: Result, style: Style) -> str:
     if not groups:
         return ""
     digits = "" if data.is_exact(groups) else f" ({data.DIGITS} digits)"
@@ -281,7 +281,7 @@ def _curves(groups: Mapping[str, Sequence[Trial]], rules: Rules, style: Style) -
         button = h.download("curves", "CSV", number, f"curves_{workload}")
         places.append(
             f"<div>{button}<h3>{h.escape(workload)}</h3>"
-            f'<div class="goal">{h.escape(rules.goals[workload])}</div>'
+            f'<div class="goal">{h.escape(result.rules.goals[workload])}</div>'
             f'<div class="figure" id="curves-{number}" data-curves="{number}" '
             f'role="img" aria-label="{h.escape(label)}"></div></div>'
         )
@@ -292,18 +292,22 @@ def _curves(groups: Mapping[str, Sequence[Trial]], rules: Rules, style: Style) -
             "The validation metric of each trial. The dashed line is the target; a dot "
             "marks the evaluation that reached it."
         ),
-        f'<div class="tools">{_curve_switches(groups)}'
+        f'<div class="tools">{_curve_switches(groups, result)}'
         f"{h.download('curves', f'Download all as CSV{digits}')}</div>",
         h.legend(style),
         f'<div class="grid">{"".join(places)}</div>',
     )
 
 
-def _curve_switches(groups: Mapping[str, Sequence[Trial]]) -> str:
+def _curve_switches(groups: Mapping[str, Sequence[Trial]], result: Result) -> str:
+    in_steps = result.timing.kind is TimeKind.STEPS
     is_crowded = any(len(ts) > figures.FEW_TRIALS for ts in groups.values())
     return (
         h.switch(
-            "Against", "abscissa", {"time": "submission time", "step": "steps"}, "time"
+            "Against",
+            "abscissa",
+            {"time": "submission time", "step": "steps"},
+            "step" if in_steps else "time",
         )
         + h.switch(
             "Trials",

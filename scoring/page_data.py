@@ -18,7 +18,7 @@ import numpy as np
 
 from algoperf import records
 from algoperf.records import Direction
-from scoring import figures, tables
+from scoring import figures, guards, words
 from scoring.page_html import Style
 from scoring.read import FloatArray, Runs, Trial, read_hyperparameters
 from scoring.rules import Goal, Rules
@@ -67,11 +67,17 @@ def times_table(result: Result) -> Table:
             ratio, counts = result.ratios[s, w], bool(result.counts[s, w])
             time = result.times[s, w]
             rows.append([name, workload, "base", time, ratio, str(counts).lower()])
+            rows[-1].append(_is_predicted(result, name, workload))
         for v, workload in enumerate(result.held_out):
             time = result.held_out_times[s, v]
             rows.append([name, workload, "held-out", time, None, None])
-    columns = ["submission", "workload", "kind", "seconds", "ratio", "counts"]
-    return make_table(columns, rows)
+            rows[-1].append(_is_predicted(result, name, workload))
+    columns = ["submission", "workload", "kind", result.timing.unit, "ratio", "counts"]
+    return make_table([*columns, "predicted"], rows)
+
+
+def _is_predicted(result: Result, submission: str, workload: str) -> str:
+    return str((submission, workload) in result.predicted).lower()
 
 
 def profile_table(result: Result) -> Table:
@@ -100,12 +106,10 @@ _TRIAL_COLUMNS = (
 )
 
 
-def trials_table(
-    runs: Runs, rules: Rules, notes: Mapping[tuple[str, str], str]
-) -> Table:
+def trials_table(runs: Runs, rules: Rules) -> Table:
     """Returns a row per trial, with a column for each hyperparameter of any.
 
-    `notes` are remarks on trials, by submission and `Trial.place`.
+    The last column marks trials that other load may have slowed (see `guards`).
     """
     settings = [read_hyperparameters(trial) or {} for trial in runs.trials]
     names = sorted({name for values in settings for name in values})
@@ -114,12 +118,18 @@ def trials_table(
         [
             *_trial_row(trial, rules.goals.get(trial.workload), is_mixed),
             *(_setting(values.get(name)) for name in names),
-            tables.message(trial) or None,
-            notes.get((trial.submission, trial.place)),
+            words.message(trial) or None,
+            _contended(trial),
         ]
         for trial, values in zip(runs.trials, settings, strict=True)
     ]
     return make_table([*_TRIAL_COLUMNS, *names, "message", "note"], rows)
+
+
+def _contended(trial: Trial) -> str | None:
+    if not guards.is_contended(trial):
+        return None
+    return f"contended: up to {100 * guards.contention(trial):.0f} % of its time"
 
 
 def _trial_row(trial: Trial, goal: Goal | None, is_mixed: bool) -> list[Any]:

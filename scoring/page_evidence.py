@@ -1,96 +1,25 @@
-"""Sections of the page that say how sure the scores are; each is drawn if it is given.
-
-The numbers come as plain arrays: this module knows nothing of how they are made.
+"""Sections of the page that say how sure the scores are; each is '' without its value.
 
 Dimension key: S submissions, in the order of `Result.submissions`; B base workloads;
-R values of r_max; K other inputs.
+R values of r_max; K other inputs of a score.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from scoring import figures, tables
+from scoring import export, figures, words
 from scoring import page_html as h
+from scoring.compare import AtBudget, Comparison
 from scoring.figures import Figure
 from scoring.page_data import Table, make_table
 from scoring.page_html import Style
+from scoring.predict import Forecast, worth_a_row
 from scoring.read import FloatArray
 from scoring.score import Result
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Intervals:
-    """Confidence intervals of scores and ranks."""
-
-    level: float  # 0.95
-    score_low: FloatArray  # [S]
-    score_high: FloatArray  # [S]
-    rank_low: FloatArray | None = None  # [S], best rank
-    rank_high: FloatArray | None = None  # [S], worst rank
-    method: str = ""  # one sentence for the reader
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LeftOut:
-    """Scores with one workload left out at a time."""
-
-    workloads: Sequence[str]  # K, the one left out
-    scores: FloatArray  # [S, K]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Sensitivity:
-    """Scores at other values of r_max."""
-
-    r_max: FloatArray  # [R]
-    scores: FloatArray  # [S, R]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
-    """How many times as fast as a reference submission the others are."""
-
-    reference: str
-    level: float
-    speedups: FloatArray  # [S, B]; NaN where not known
-    low: FloatArray  # [S, B]
-    high: FloatArray  # [S, B]
-    overall: FloatArray | None = None  # [S], geometric mean
-    overall_low: FloatArray | None = None  # [S]
-    overall_high: FloatArray | None = None  # [S]
-    verdicts: Sequence[str] | None = None  # S: 'faster on 5, slower on 1'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """When a trial that is not there yet should reach its target."""
-
-    submission: str
-    workload: str
-    study: int
-    trial: int
-    seconds: float  # inf: never, as far as one can tell
-    low: float
-    high: float
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
-    """What the page shows beside the scores; all of it may be missing."""
-
-    intervals: Intervals | None = None
-    left_out: LeftOut | None = None
-    sensitivity: Sensitivity | None = None
-    comparison: Comparison | None = None
-    predictions: Sequence[Prediction] = ()
-    prediction_level: float = 0.95
-    notes: Sequence[str] = ()
-    # By submission and `Trial.place`: a remark, such as that the machine was busy.
-    trial_notes: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+from scoring.uncertainty import Uncertainty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,86 +31,95 @@ class Part:
     downloads: dict[str, Table] = dataclasses.field(default_factory=dict)
 
 
-def percent(level: float) -> str:
-    """Returns '95 %'."""
-    return f"{100 * level:g} %"
-
-
-def how_sure(result: Result, evidence: Evidence, style: Style) -> Part:
+def how_sure(result: Result, uncertainty: Uncertainty | None, style: Style) -> Part:
     """Returns what each workload and the choice of r_max do to the scores."""
-    parts, drawings, data = [], {}, {}
-    if evidence.left_out is not None:
-        left_out = evidence.left_out
-        order = result.ranking
-        notes = [f"without {workload}" for workload in left_out.workloads]
-        drawings["left-out"] = figures.spread_figure(
-            style, result.scores[order], left_out.scores[order], notes
-        )
-        data["left_out"] = make_table(
-            ["submission", "with all", *notes],
-            (
-                [result.submissions[s], result.scores[s], *left_out.scores[s]]
-                for s in order
-            ),
-        )
-        parts += [
-            "<h3>One workload left out</h3>",
-            h.paragraph(
-                "Each dot is the score with one workload left out, the upright mark "
-                "the score with all. Where dots of two submissions overlap, their "
-                "order may hang on one workload."
-            ),
-            h.figure(
-                "left-out", "scores with one workload left out", _rows(len(style))
-            ),
-            _left_out_table(result, left_out, style),
-        ]
-    if evidence.sensitivity is not None:
-        other = evidence.sensitivity
-        drawings["sensitivity"] = figures.sensitivity_figure(
-            style, other.r_max, other.scores[result.ranking], result.rules.r_max
-        )
-        names = [result.submissions[s] for s in result.ranking]
-        data["sensitivity"] = make_table(
-            ["r_max", *names],
-            (
-                [tau, *other.scores[result.ranking, r]]
-                for r, tau in enumerate(other.r_max)
-            ),
-        )
-        parts += [
-            "<h3>Another r_max</h3>",
-            h.paragraph(
-                "A time above r_max times the best does not count. The dashed line is "
-                f"the r_max of these rules, {result.rules.r_max:g}. Where lines cross, "
-                "another choice would change the order."
-            ),
-            h.legend(style),
-            h.figure("sensitivity", "score against r_max"),
-            h.download("sensitivity"),
-        ]
-    if not parts:
+    if uncertainty is None:
         return Part(html="")
-    text = h.section("sure", "How sure", *parts)
-    return Part(html=text, drawings=drawings, downloads=data)
+    lines = words.sensitivity_lines(result, uncertainty)
+    found = [_other_r_max(result, uncertainty, style)]
+    if len(result.workloads) > 1:
+        found.insert(0, _left_out(result, uncertainty, style))
+    text = h.section(
+        "sure",
+        "How sure",
+        "".join(h.paragraph(f"{line}.") for line in lines),
+        *(part.html for part in found),
+    )
+    return Part(
+        html=text,
+        drawings={k: v for part in found for k, v in part.drawings.items()},
+        downloads={k: v for part in found for k, v in part.downloads.items()},
+    )
 
 
-def _left_out_table(result: Result, left_out: LeftOut, style: Style) -> str:
-    ranks_SK = 1 + (left_out.scores[None] > left_out.scores[:, None]).sum(axis=1)
+def _left_out(result: Result, uncertainty: Uncertainty, style: Style) -> Part:
+    order = result.ranking
+    scores_SK = uncertainty.leave_one_out_scores_BS.T
+    notes = [f"without {workload}" for workload in result.workloads]
+    drawing = figures.spread_figure(
+        style, result.scores[order], scores_SK[order], notes
+    )
+    table = make_table(
+        ["submission", "with all", *notes],
+        ([result.submissions[s], result.scores[s], *scores_SK[s]] for s in order),
+    )
+    text = (
+        "<h3>One workload left out</h3>"
+        + h.paragraph(
+            "Each dot is the score with one workload left out, the upright mark the "
+            "score with all. Where dots of two submissions overlap, their order may "
+            "hang on one workload."
+        )
+        + h.figure("left-out", "scores with one workload left out", _rows(len(style)))
+        + _left_out_table(result, uncertainty, style)
+    )
+    return Part(
+        html=text, drawings={"left-out": drawing}, downloads={"left_out": table}
+    )
+
+
+def _left_out_table(result: Result, uncertainty: Uncertainty, style: Style) -> str:
+    scores_SK = uncertainty.leave_one_out_scores_BS.T
+    ranks_SK = uncertainty.leave_one_out_ranks_BS.T
     header = [h.heading("submission")]
-    header += [h.heading(f"without {name}", "number") for name in left_out.workloads]
+    header += [h.heading(f"without {name}", "number") for name in result.workloads]
     rows = []
     for s in result.ranking:
-        name = result.submissions[s]
         cells = [
-            h.cell(f"{score:.4f} (rank {rank})", "number", score)
-            for score, rank in zip(left_out.scores[s], ranks_SK[s], strict=True)
+            h.cell(f"{score:.4f} (rank {rank:.0f})", "number", score)
+            for score, rank in zip(scores_SK[s], ranks_SK[s], strict=True)
         ]
-        rows.append([h.row_heading(name, style[name]), *cells])
+        rows.append([row_heading(result, s, style), *cells])
     body = h.table("scores with one workload left out", header, rows, "first")
     return (
         "<details><summary>Scores and ranks with one workload left out</summary>"
         f"<div>{h.download('left_out')}{body}</div></details>"
+    )
+
+
+def _other_r_max(result: Result, uncertainty: Uncertainty, style: Style) -> Part:
+    r_max_R, order = uncertainty.r_max_R, result.ranking
+    scores_SR = uncertainty.r_max_scores_RS.T
+    drawing = figures.sensitivity_figure(
+        style, r_max_R, scores_SR[order], result.rules.r_max
+    )
+    table = make_table(
+        ["r_max", *(result.submissions[s] for s in order)],
+        ([r_max, *scores_SR[order, r]] for r, r_max in enumerate(r_max_R)),
+    )
+    text = (
+        "<h3>Another r_max</h3>"
+        + h.paragraph(
+            "A time above r_max times the best does not count. The dashed line is the "
+            f"r_max of these rules, {result.rules.r_max:g}. Where lines cross, another "
+            "choice would change the order."
+        )
+        + h.legend(style)
+        + h.figure("sensitivity", "score against r_max")
+        + h.download("sensitivity")
+    )
+    return Part(
+        html=text, drawings={"sensitivity": drawing}, downloads={"sensitivity": table}
     )
 
 
@@ -190,40 +128,47 @@ def _rows(count: int) -> int:
     return 70 + 30 * count
 
 
+def row_heading(result: Result, s: int, style: Style) -> str:
+    """Returns the first cell of a submission's row, with the mark of yours."""
+    return h.row_heading(words.label(result, s), style[result.submissions[s]])
+
+
 def comparison(result: Result, given: Comparison | None, style: Style) -> Part:
     """Returns a figure of speed-ups for each submission but the reference."""
-    if given is None:
+    if given is None or len(result.submissions) < 2:
         return Part(html="")
-    drawings, places, rows = {}, [], []
+    drawings, places = {}, []
     for s in result.ranking:
         name = result.submissions[s]
         if name == given.reference:
             continue
-        labels, values_B, low_B, high_B = _speedup_rows(result, given, s)
-        anchor = f"forest-{s}"
+        labels, anchor = [*result.workloads, export.MEAN], f"forest-{s}"
         drawings[anchor] = figures.forest_figure(
-            labels, values_B, low_B, high_B, style[name]
+            labels,
+            np.append(given.speedup_SB[s], given.mean_speedup_S[s]),
+            np.append(given.speedup_low_SB[s], given.mean_speedup_low_S[s]),
+            np.append(given.speedup_high_SB[s], given.mean_speedup_high_S[s]),
+            style[name],
         )
-        verdict = given.verdicts[s] if given.verdicts is not None else ""
         places.append(
-            f"<div><h3>{h.swatch(style[name])}{h.escape(name)}</h3>"
-            f'<div class="goal">{h.escape(verdict)}</div>'
+            f"<div><h3>{h.swatch(style[name])}{h.escape(words.label(result, s))}</h3>"
+            f'<div class="goal">{h.escape(_verdict(given, s))}</div>'
             f"{h.figure(anchor, f'speed-ups of {name}', _rows(len(labels)))}</div>"
         )
-        aligned = (labels, values_B, low_B, high_B)
-        rows += [[name, *row] for row in zip(*aligned, strict=True)]
-    columns = ["submission", "workload", "speed-up", "low", "high"]
     text = h.section(
         "comparison",
         f"Comparison with {given.reference}",
         h.paragraph(
             f"How many times as fast as {given.reference} each submission reaches the "
             "target: right of the dashed line is faster. Whiskers are "
-            f"{percent(given.level)} intervals."
+            f"{words.percent(given.confidence)} intervals; where there are none, they "
+            "are unknown. The geometric mean is over the workloads where both have a "
+            "time that counts."
         ),
         f'<div class="tools">{h.download("comparison")}</div>',
         f'<div class="grid">{"".join(places)}</div>',
     )
+    columns, *rows = export.speedup_rows(result, given)
     return Part(
         html=text,
         drawings=drawings,
@@ -231,97 +176,159 @@ def comparison(result: Result, given: Comparison | None, style: Style) -> Part:
     )
 
 
-def _speedup_rows(
-    result: Result, given: Comparison, s: int
-) -> tuple[list[str], FloatArray, FloatArray, FloatArray]:
-    labels = list(result.workloads)
-    arrays = [given.speedups[s], given.low[s], given.high[s]]
-    if given.overall is not None:
-        labels.append("geometric mean")
-        nothing = np.full(len(result.submissions), np.nan)
-        for i, extra in enumerate(
-            (given.overall, given.overall_low, given.overall_high)
-        ):
-            extra_S = nothing if extra is None else extra
-            arrays[i] = np.append(arrays[i], extra_S[s])
-    return labels, arrays[0], arrays[1], arrays[2]
+def _verdict(given: Comparison, s: int) -> str:
+    """Returns mean speed-up, its interval, and wins, ties and losses, in words."""
+    mean = given.mean_speedup_S[s]
+    counts = (
+        f"faster on {given.wins_S[s]}, tied on {given.ties_S[s]}, "
+        f"slower on {given.losses_S[s]}"
+    )
+    if np.isnan(mean):
+        return f"no workload counts for both; {counts}"
+    interval = words.format_interval(
+        given.mean_speedup_low_S[s], given.mean_speedup_high_S[s], 2
+    )
+    return f"{mean:.2f} times as fast (interval {interval}); {counts}"
 
 
-def predictions(given: Sequence[Prediction], level: float, style: Style) -> Part:
-    """Returns a table of expected times to target."""
-    if not given:
+def at_budget(result: Result, found: AtBudget | None, style: Style) -> Part:
+    """Returns a table of the targets and the best metrics within a budget."""
+    if found is None:
         return Part(html="")
-    columns = ["submission", "workload", "study", "trial", "expected (s)"]
-    header = [
-        h.heading(name, "" if c < 2 else "number") for c, name in enumerate(columns)
+    goals = result.rules.goals
+    header = [h.heading("submission"), h.heading("targets", "number", "reached")]
+    header += [h.heading(w, "number", goals[w]) for w in result.workloads]
+    rows = [
+        [
+            row_heading(result, s, style),
+            h.cell(f"{found.share_S[s]:.0%}", "number", found.share_S[s]),
+            *(_metric_cell(value) for value in found.best_SB[s].tolist()),
+        ]
+        for s in result.ranking
     ]
-    header += [h.heading(f"{percent(level)} interval", "number"), h.heading("note")]
-    rows, values = [], []
-    for p in given:
-        interval = f"{tables.format_number(p.low)} to {tables.format_number(p.high)}"
+    table = make_table(
+        ["submission", "share_of_targets", *result.workloads],
+        (
+            [result.submissions[s], found.share_S[s], *found.best_SB[s]]
+            for s in result.ranking
+        ),
+    )
+    text = h.section(
+        "budget",
+        "At a budget",
+        h.paragraph(
+            "Targets reached, and best validation metric (the median over studies), "
+            f"within {found.budget:,g} {found.unit} of each trial."
+        ),
+        f'<div class="tools">{h.download("budget")}</div>',
+        h.table("metrics at a budget", header, rows, "first"),
+    )
+    return Part(html=text, downloads={"budget": table})
+
+
+def _metric_cell(value: float) -> str:
+    text = "none" if np.isnan(value) else f"{value:.4g}"
+    return h.cell(text, "number", float("inf") if np.isnan(value) else value)
+
+
+def predictions(
+    result: Result, forecasts: Sequence[Forecast] | None, style: Style
+) -> Part:
+    """Returns a table of expected times to target; the download has every trial."""
+    if forecasts is None:
+        return Part(html="")
+    shown, reasons = worth_a_row(forecasts)
+    header = [h.heading("submission"), h.heading("trial")]
+    header += [h.heading(c, "number") for c in ("run (s)", "predicted (s)", "interval")]
+    rows = []
+    for item in shown:
+        prediction, name = item.prediction, item.trial.submission
+        seconds, interval, settled = words.prediction_cells(prediction)
         rows.append(
             [
-                h.row_heading(p.submission, style.get(p.submission)),
-                h.cell(p.workload),
-                h.cell(p.study, "number", p.study),
-                h.cell(p.trial, "number", p.trial),
-                h.cell(tables.format_number(p.seconds), "number", p.seconds),
-                h.cell(interval, "number", p.low),
-                h.cell(p.note, "text"),
+                h.row_heading(name, style.get(name)),
+                h.cell(item.trial.place),
+                h.cell(words.format_number(prediction.run), "number", prediction.run),
+                h.cell(seconds, "number", prediction.seconds),
+                h.cell(interval, "number", prediction.low),
+                h.cell(settled, "text"),
             ]
         )
-        values.append(list(dataclasses.astuple(p)))
-    names = [field.name for field in dataclasses.fields(Prediction)]
+    values = export.predictions_json(forecasts)
+    columns = list(values[0]) if values else []
+    body = ""
+    if rows:
+        body = h.table("predictions", [*header, h.heading("settled")], rows, "first")
+    role = "They change no score."
+    if result.predicted:
+        role = f"Settled ones count in the score, marked with {words.PREDICTED}."
     text = h.section(
         "predictions",
         "Predictions",
         h.paragraph(
-            "When trials that have not reached the target should reach it, by the "
-            "curve so far. A prediction is no result: it changes no score."
+            "Submission time at which trials that missed the target would have reached "
+            f"it, by their curve so far: predicted, not measured. {role}"
         ),
         f'<div class="tools">{h.download("predictions")}</div>',
-        h.table("predictions", header, rows, "first"),
+        body,
+        *map(h.paragraph, words.prediction_lines(len(forecasts), reasons)),
     )
-    return Part(html=text, downloads={"predictions": make_table(names, values)})
+    table = make_table(columns, (list(value.values()) for value in values))
+    return Part(html=text, downloads={"predictions": table})
 
 
-def score_cells(intervals: Intervals | None, s: int) -> list[str]:
+def score_cells(uncertainty: Uncertainty | None, s: int) -> list[str]:
     """Returns the cells with intervals of the score table; none without any."""
-    if intervals is None:
+    if uncertainty is None:
         return []
-    low, high = intervals.score_low[s], intervals.score_high[s]
-    cells = [h.cell(f"{low:.3f} to {high:.3f}", "number", low)]
-    if intervals.rank_low is not None and intervals.rank_high is not None:
-        best, worst = int(intervals.rank_low[s]), int(intervals.rank_high[s])
-        text = str(best) if best == worst else f"{best} to {worst}"
-        cells.append(h.cell(text, "number", best))
-    return cells
+    low, high = uncertainty.score_low_S[s], uncertainty.score_high_S[s]
+    best, worst = uncertainty.rank_low_S[s], uncertainty.rank_high_S[s]
+    return [
+        _interval_cell(words.format_interval(low, high), low),
+        _interval_cell(words.format_ranks(best, worst), best),
+    ]
 
 
-def score_headings(intervals: Intervals | None) -> list[str]:
+def _interval_cell(text: str, low: float) -> str:
+    return h.cell(text, "number", float("inf") if np.isnan(low) else low)
+
+
+def score_headings(uncertainty: Uncertainty | None) -> list[str]:
     """Returns the headings of `score_cells`."""
-    if intervals is None:
+    if uncertainty is None:
         return []
-    names = [f"{percent(intervals.level)} interval"]
-    if intervals.rank_low is not None and intervals.rank_high is not None:
-        names.append("rank, interval")
+    percent = words.percent(uncertainty.confidence)
+    names = (f"{percent} interval", f"rank, {percent} interval")
     return [h.heading(name, "number") for name in names]
 
 
-def score_columns(intervals: Intervals | None) -> list[str]:
+def score_columns(uncertainty: Uncertainty | None) -> list[str]:
     """Returns the columns of `score_values`."""
-    if intervals is None:
+    if uncertainty is None:
         return []
     return ["score_low", "score_high", "rank_low", "rank_high"]
 
 
-def score_values(intervals: Intervals | None, s: int) -> list[Any]:
-    """Returns the intervals of a submission for the download."""
-    if intervals is None:
+def score_values(uncertainty: Uncertainty | None, s: int) -> list[Any]:
+    """Returns the intervals of a submission for the download; NaN if unknown."""
+    if uncertainty is None:
         return []
-    ranks = (intervals.rank_low, intervals.rank_high)
-    return [
-        intervals.score_low[s],
-        intervals.score_high[s],
-        *(None if rank is None else rank[s] for rank in ranks),
-    ]
+    ends_S: tuple[FloatArray, ...] = (
+        uncertainty.score_low_S,
+        uncertainty.score_high_S,
+        uncertainty.rank_low_S,
+        uncertainty.rank_high_S,
+    )
+    return [end_S[s] for end_S in ends_S]
+
+
+def method(uncertainty: Uncertainty | None) -> str:
+    """Returns a paragraph on how the intervals of the scores were made; '' for none."""
+    if uncertainty is None:
+        return ""
+    units = "studies, and trials within them" if uncertainty.with_trials else "studies"
+    text = (
+        f"Intervals hold {words.percent(uncertainty.confidence)} of "
+        f"{uncertainty.resamples:,} resamples of {units}."
+    )
+    return h.paragraph(text, "soft")

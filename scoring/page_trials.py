@@ -2,13 +2,13 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scoring import page_html as h
-from scoring import tables
+from scoring import words
+from scoring.assessment import Assessment
 from scoring.read import Runs, Trial
-from scoring.score import Result
 
 _ENVIRONMENT = (
     "host",
@@ -26,15 +26,15 @@ def trials(runs: Runs) -> str:
     numbers: dict[str, int] = defaultdict(int)
     for trial in runs.trials:
         numbers[trial.submission] += 1
-    status = tables.status_counts(runs)
+    status = words.status_counts(runs)
     parts = []
     if set(status) != {"unknown"}:
         parts.append(h.paragraph(", ".join(f"{n} {s}" for s, n in status.items())))
-    if bad := tables.unfinished(runs):
+    if bad := words.unfinished(runs):
         items = "".join(
             f"<li>{h.escape(trial.submission)}, {h.escape(trial.place)}: "
             f'<span class="{trial.status}">{h.escape(trial.status)}</span> '
-            f"{h.escape(tables.message(trial))}</li>"
+            f"{h.escape(words.message(trial))}</li>"
             for trial in bad
         )
         parts.append(f'<h3>Without a result</h3><ul class="lines">{items}</ul>')
@@ -97,10 +97,11 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def notes(runs: Runs, result: Result, more: Sequence[str] = ()) -> str:
-    """Returns the warnings, `more` notes, and what was skipped; '' for none."""
-    lines = [*result.warnings, *more]
-    lines += tables.skipped_lines(runs, at_most=len(runs.skipped))
+def notes(assessment: Assessment) -> str:
+    """Returns warnings, what intervals cannot know, what was skipped; '' for none."""
+    runs, uncertainty = assessment.runs, assessment.uncertainty
+    lines = [*assessment.result.warnings, *(uncertainty.notes if uncertainty else ())]
+    lines += words.skipped_lines(runs, at_most=len(runs.skipped))
     if not lines:
         return ""
     items = "".join(f"<li>{h.escape(line)}</li>" for line in lines)

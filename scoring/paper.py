@@ -20,13 +20,13 @@ import numpy as np
 
 from algoperf.errors import UserError
 from algoperf.records import write_bytes, write_text
-from scoring import figures, page_data, tables
-from scoring.page_evidence import Intervals, percent
+from scoring import figures, page_data, words
+from scoring.assessment import Assessment
 from scoring.page_html import Style
-from scoring.read import Runs, Trial
-from scoring.rules import Goal, Rules
+from scoring.read import Trial
 from scoring.score import Result
-from scoring.time_to_target import first_reached
+from scoring.time_to_target import TimeKind, evaluation_times, first_reached
+from scoring.uncertainty import Uncertainty
 
 COLUMN = 3.35  # inches, of a two-column paper
 TEXT = 6.9
@@ -59,7 +59,7 @@ _DASHES: Mapping[str, Any] = {
 }
 
 
-def write_figures(folder: Path, runs: Runs, rules: Rules, result: Result) -> list[Path]:
+def write_figures(folder: Path, assessment: Assessment) -> list[Path]:
     """Writes each figure as PNG and PDF.
 
     That are `performance_profile`, `times_to_target` and, for each workload with
@@ -77,17 +77,21 @@ def write_figures(folder: Path, runs: Runs, rules: Rules, result: Result) -> lis
         raise UserError(
             "figures need matplotlib, which is not installed: pip install matplotlib"
         ) from error
+    result, rules = assessment.result, assessment.rules
     style = figures.styles(result)
     drawings = {
         "performance_profile": functools.partial(_profile, result, style),
         "times_to_target": functools.partial(_heat_map, result),
     }
     for workload in rules.workloads:
-        trials = [t for t in runs.trials if t.workload == workload and t.times.size]
+        trials = [
+            trial
+            for trial in assessment.runs.trials
+            if trial.workload == workload and trial.times.size
+        ]
         if trials:
-            goal = rules.goals[workload]
             drawings[f"curves_{_file_name(workload)}"] = functools.partial(
-                _curves, workload, trials, goal, style
+                _curves, workload, trials, result, style
             )
     written = []
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
@@ -175,28 +179,41 @@ def _profile(result: Result, style: Style) -> Any:
     return axes.figure
 
 
-def _curves(workload: str, trials: Sequence[Trial], goal: Goal, style: Style) -> Any:
-    seconds, unit = figures.time_unit(max(figures.last(t.times) for t in trials))
+def _curves(
+    workload: str, trials: Sequence[Trial], result: Result, style: Style
+) -> Any:
+    goal, kind = result.rules.goals[workload], result.timing.kind
+    scale, label = _abscissa(trials, kind)
     best = page_data.best_of_studies(trials, goal)
     shown = [t for t in trials if t in best and goal.column in t.columns]
     names = [name for name in style if any(t.submission == name for t in shown)]
     axes = _axes(COLUMN, _height(names))
     for trial in shown:
         look = _look(style[trial.submission])
-        times_E, values_E = trial.times / seconds, trial.columns[goal.column]
+        times_E = evaluation_times(trial, kind) / scale
+        values_E = trial.columns[goal.column]
         axes.plot(times_E, values_E, linewidth=0.8, alpha=0.85, **look)
-        hit = first_reached(trial, goal)
+        hit = first_reached(trial, goal, kind)
         if hit is not None:
             dot = {"color": look["color"], "edgecolor": "white", "linewidth": 0.4}
             axes.scatter(times_E[hit], values_E[hit], s=14, zorder=3, **dot)
     axes.axhline(goal.target, color="#1c2330", linestyle=(0, (4, 2)), linewidth=0.8)
     _scale(axes, figures.log_axis(shown, goal))
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"submission time ({unit})")
+    axes.set_xlabel(label)
     axes.set_ylabel(_text(goal.metric))
     axes.set_title(f"{_text(workload)}\n{_text(goal)}", loc="left")
     _legend(axes, style, names)
     return axes.figure
+
+
+def _abscissa(trials: Sequence[Trial], kind: TimeKind) -> tuple[float, str]:
+    """Returns what times are divided by, and the label of the axis with its unit."""
+    if kind is TimeKind.STEPS:
+        return 1.0, kind.label
+    longest = max(figures.last(evaluation_times(trial, kind)) for trial in trials)
+    seconds, unit = figures.time_unit(longest)
+    return seconds, f"{kind.label} ({unit})"
 
 
 def _scale(axes: Any, axis: Mapping[str, Any]) -> None:
@@ -219,7 +236,7 @@ def _heat_map(result: Result) -> Any:
         for w in range(columns):
             _heat_cell(axes, result, row, s, w)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
-    names = [_text(result.submissions[s]) for s in result.ranking]
+    names = [_text(words.label(result, s)) for s in result.ranking]
     axes.set_yticks(np.arange(rows) + 0.5, names)
     labels = [_text(name).replace("_", "_\n") for name in result.workloads]
     axes.set_xticks(np.arange(columns) + 0.5, labels)
@@ -228,7 +245,7 @@ def _heat_map(result: Result) -> Any:
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    notes = ["seconds, and how many times the best", *tables.footnotes(result)]
+    notes = [f"{result.timing}, and how many times the best", *words.footnotes(result)]
     axes.set_xlabel("\n".join(notes), loc="left", color="#566071", fontsize=6.5)
     return axes.figure
 
@@ -237,7 +254,7 @@ def _heat_cell(axes: Any, result: Result, row: int, s: int, w: int) -> None:
     from matplotlib.patches import Rectangle
 
     counts, ratio = result.counts[s, w], float(result.ratios[s, w])
-    text, ink, weight = tables.format_time(result, s, w), "#1c2330", "normal"
+    text, ink, weight = words.format_time(result, s, w), "#1c2330", "normal"
     face, hatch = "#ffffff", None
     if not counts:
         ink, hatch = "#566071", "/////"
@@ -265,34 +282,35 @@ def _heat_cell(axes: Any, result: Result, row: int, s: int, w: int) -> None:
     axes.text(w + 0.5, row + 0.5, text, color=ink, weight=weight, fontsize=6.5, **place)
 
 
-def write_tables(
-    folder: Path, result: Result, intervals: Intervals | None = None
-) -> list[Path]:
+def write_tables(folder: Path, assessment: Assessment) -> list[Path]:
     """Writes `scores.tex` (for the package booktabs) and `scores.md`.
 
     Raises:
       UserError: a file cannot be written.
     """
+    result, uncertainty = assessment.result, assessment.uncertainty
     latex, markdown = folder / "scores.tex", folder / "scores.md"
-    write_text(latex, latex_table(result, intervals))
-    write_text(markdown, markdown_table(result, intervals))
+    write_text(latex, latex_table(result, uncertainty))
+    write_text(markdown, markdown_table(result, uncertainty))
     return [latex, markdown]
 
 
-def _rows(result: Result, intervals: Intervals | None) -> list[list[str]]:
+def _rows(result: Result, uncertainty: Uncertainty | None) -> list[list[str]]:
     """Returns the cells before the times, best submission first."""
     rows = []
     for s in result.ranking:
-        row = [result.submissions[s], f"{result.scores[s]:.4f}"]
-        if intervals is not None:
-            low, high = intervals.score_low[s], intervals.score_high[s]
-            row.append(f"{low:.3f} to {high:.3f}")
+        row = [words.label(result, s), f"{result.scores[s]:.4f}"]
+        if uncertainty is not None:
+            low, high = uncertainty.score_low_S[s], uncertainty.score_high_S[s]
+            row.append(words.format_interval(low, high))
         rows.append([*row, f"{int(result.counts[s].sum())}/{len(result.workloads)}"])
     return rows
 
 
-def _header(intervals: Intervals | None) -> list[str]:
-    interval = [] if intervals is None else [f"{percent(intervals.level)} interval"]
+def _header(uncertainty: Uncertainty | None) -> list[str]:
+    interval = []
+    if uncertainty is not None:
+        interval = [f"{words.percent(uncertainty.confidence)} interval"]
     return ["submission", "score", *interval, "targets"]
 
 
@@ -304,7 +322,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
-    tables.NOT_COUNTED: r"$^{\dagger}$",
+    words.NOT_COUNTED: r"$^{\dagger}$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -314,24 +332,24 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def latex_table(result: Result, intervals: Intervals | None = None) -> str:
+def latex_table(result: Result, uncertainty: Uncertainty | None = None) -> str:
     """Returns a tabular of scores and times to target; bold is the best time."""
 
     def stacked(name: str) -> str:
         parts = escape_latex(name).replace(r"\_", r"\_\\")
         return rf"\shortstack[r]{{{parts}}}"
 
-    header = [escape_latex(name) for name in _header(intervals)]
+    header = [escape_latex(name) for name in _header(uncertainty)]
     header += [stacked(name) for name in result.workloads]
     lines = [" & ".join(header) + r" \\", r"\midrule"]
-    for s, row in zip(result.ranking, _rows(result, intervals), strict=True):
+    for s, row in zip(result.ranking, _rows(result, uncertainty), strict=True):
         cells = [escape_latex(text) for text in row]
         for w in range(len(result.workloads)):
-            text = escape_latex(tables.format_time(result, s, w))
+            text = escape_latex(words.format_time(result, s, w))
             text = text.replace(" ", "").replace("miss", "--")
             cells.append(rf"\textbf{{{text}}}" if result.ratios[s, w] == 1 else text)
         lines.append(" & ".join(cells) + r" \\")
-    notes = ["time to target in seconds of submission time", *tables.footnotes(result)]
+    notes = [f"time to target in {result.timing}", *words.footnotes(result)]
     return "\n".join(
         [
             rf"% AlgoPerf scores, rules {escape_latex(result.rules.name)}. Needs",
@@ -352,17 +370,17 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", text)
 
 
-def markdown_table(result: Result, intervals: Intervals | None = None) -> str:
+def markdown_table(result: Result, uncertainty: Uncertainty | None = None) -> str:
     """Returns a table of scores and times to target; bold is the best time."""
-    header = [*_header(intervals), *result.workloads]
+    header = [*_header(uncertainty), *result.workloads]
     lines = [[escape_markdown(name) for name in header]]
     lines.append([":---", *["---:"] * (len(header) - 1)])
-    for s, row in zip(result.ranking, _rows(result, intervals), strict=True):
+    for s, row in zip(result.ranking, _rows(result, uncertainty), strict=True):
         cells = [escape_markdown(text) for text in row]
         for w in range(len(result.workloads)):
-            text = tables.format_time(result, s, w)
+            text = escape_markdown(words.format_time(result, s, w))
             cells.append(f"**{text}**" if result.ratios[s, w] == 1 else text)
         lines.append(cells)
-    notes = ["Time to target in seconds of submission time.", *tables.footnotes(result)]
+    notes = [f"Time to target in {result.timing}.", *words.footnotes(result)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return body + "\n\n" + "\n\n".join(notes) + "\n"

@@ -5,9 +5,9 @@ damage is mended, and said in a note:
 
 - A file of evaluations whose last line has no end was cut off in that line, as happens
   to the official logger when it is killed; the cut may go through a number, so the line
-  is left out, unless it looks whole. Our own files are replaced as a whole: if the record says that the trial
-  has ended, the line that is missing may be the one that counts, and the trial is
-  refused.
+  is left out, unless it looks whole. Our own files are replaced as a whole: if the
+  record says that the trial has ended, the line that is missing may be the one that
+  counts, and the trial is refused.
 - An evaluation without a time or a step cannot be placed and is left out.
 - Of two evaluations at the same step the first counts.
 

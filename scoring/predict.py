@@ -11,20 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from algoperf import records
+from algoperf.errors import UserError
 from algoperf.records import Status
-from scoring.learning_curve import FARTHEST, Prediction, predict_time
+from scoring.learning_curve import Prediction, predict_time
 from scoring.published import Published
 from scoring.read import Runs, Trial
 from scoring.rules import Goal, Rules
 from scoring.score import Result, score_runs
-from scoring.tables import PREDICTED, format_number
-from scoring.time_to_target import first_reached
+from scoring.time_to_target import SUBMISSION_TIME, first_reached
+from scoring.words import format_number
 
 MAX_ROWS = 40  # with more trials in all, reasons are counted instead of listed
 
@@ -94,6 +91,21 @@ def _ended(trial: Trial) -> str:
     return reasons.get(trial.status, "") if trial.status is not None else ""
 
 
+def worth_a_row(
+    forecasts: Sequence[Forecast],
+) -> tuple[Sequence[Forecast], dict[str, int]]:
+    """Returns what a table has rows for, and reasons of the others with their number.
+
+    Of more than MAX_ROWS trials, those without a prediction are counted by reason.
+    """
+    if len(forecasts) <= MAX_ROWS:
+        return forecasts, {}
+    shown = [item for item in forecasts if not item.prediction.reason]
+    reasons = (item.prediction.reason for item in forecasts)
+    counts = Counter(reason for reason in reasons if reason)
+    return shown, dict(counts.most_common())
+
+
 def score_predicted(
     runs: Runs,
     rules: Rules,
@@ -113,7 +125,15 @@ def score_predicted(
     Returns:
       A result whose `predicted` names the times that differ from the measured ones, as
       does a warning per submission.
+
+    Raises:
+      UserError: times are not submission times, which alone are predicted.
     """
+    if measured.timing != SUBMISSION_TIME:
+        raise UserError(
+            f"predictions are of {SUBMISSION_TIME}; leave out --score_predicted, or "
+            "--time and --interpolate"
+        )
     longer = _with_predictions(runs, rules, forecasts)
     mixed = score_runs(
         longer, rules, measured.ruleset, measured.mode, published, measured.timing
@@ -159,98 +179,3 @@ def _longer(forecast: Forecast, goal: Goal) -> Trial:
         for name, values in forecast.trial.columns.items()
     }
     return dataclasses.replace(forecast.trial, columns=columns)
-
-
-def prediction_table(forecasts: Sequence[Forecast]) -> Table:
-    """Returns time run, predicted time and interval of each trial, or the reason."""
-    table = Table(
-        title="Predicted, not measured: seconds to the target of trials that missed it",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("submission")
-    table.add_column("trial")
-    for column in ("run", "predicted", "interval"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("settled")
-    for item in forecasts:
-        prediction = item.prediction
-        table.add_row(
-            Text(item.trial.submission),
-            Text(item.trial.place),
-            format_number(prediction.run),
-            *map(Text, _cells(prediction)),
-        )
-    return table
-
-
-def _cells(prediction: Prediction) -> tuple[str, str, str]:
-    """Returns predicted time, interval, and whether it is settled or why it is none."""
-    if prediction.reason:
-        detail = f" ({prediction.detail})" if prediction.detail else ""
-        return "-", "-", f"no prediction: {prediction.reason}{detail}"
-    high = format_number(prediction.high)
-    if prediction.high > FARTHEST * prediction.run:
-        high = "never"
-    return (
-        f"{PREDICTED}{format_number(prediction.seconds)}",
-        f"{format_number(prediction.low)} to {high}",
-        "yes" if prediction.is_settled else "no",
-    )
-
-
-def print_predictions(
-    forecasts: Sequence[Forecast], console: Console | None = None
-) -> None:
-    """Prints the table of predictions and what it means.
-
-    Of more than MAX_ROWS trials, those without a prediction are counted by reason.
-    """
-    console = console or Console(highlight=False)
-    if not forecasts:
-        console.print("no trial missed its target: nothing to predict", soft_wrap=True)
-        return
-    shown, counts = forecasts, Counter[str]()
-    if len(forecasts) > MAX_ROWS:
-        shown = [item for item in forecasts if not item.prediction.reason]
-        reasons = (item.prediction.reason for item in forecasts)
-        counts = Counter(reason for reason in reasons if reason)
-    if shown:
-        table = prediction_table(shown)
-        if not console.is_terminal:
-            width = console.measure(
-                table, options=console.options.update(max_width=10_000)
-            ).maximum
-            console = Console(file=console.file, width=width, highlight=False)
-        console.print(table)
-    for reason, count in counts.most_common():
-        line = f"no prediction for {count} trials: {reason}"
-        console.print(Text(line), soft_wrap=True)
-    console.print(
-        "settled: the last trends of the curve agree on the target; see "
-        "docs/prediction.md for how far predictions were off",
-        soft_wrap=True,
-    )
-
-
-def predictions_json(forecasts: Sequence[Forecast]) -> list[dict[str, Any]]:
-    """Returns predictions as plain values; what is not finite is None."""
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return [
-        {
-            "submission": item.trial.submission,
-            "workload": item.trial.workload,
-            "study": item.trial.study,
-            "trial": item.trial.trial,
-            "run_seconds": item.prediction.run,
-            "predicted_seconds": finite(item.prediction.seconds),
-            "low_seconds": finite(item.prediction.low),
-            "high_seconds": finite(item.prediction.high),
-            "is_settled": item.prediction.is_settled,
-            "reason": item.prediction.reason or None,
-            "detail": item.prediction.detail or None,
-        }
-        for item in forecasts
-    ]

@@ -66,6 +66,11 @@ class Rules:
         """Base workloads, then held-out variants."""
         return (*self.base_workloads, *self.held_out)
 
+    @property
+    def base_of_held_out(self) -> list[int]:
+        """Index of the base workload of each held-out variant."""
+        return [self.base_workloads.index(base) for base in self.held_out.values()]
+
     def protocol(self, ruleset: str) -> Protocol:
         """Returns how many studies and trials a ruleset asks for."""
         if ruleset not in self.protocols:

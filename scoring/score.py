@@ -15,6 +15,8 @@ from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Protocol, Rules
 from scoring.time_to_target import Mode, Studies, TimeKind, Timing
 
+Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
@@ -48,7 +50,7 @@ class Result:
     @property
     def held_out_base(self) -> list[int]:
         """Index of the base workload of each held-out variant, V."""
-        return [self.workloads.index(self.rules.held_out[v]) for v in self.held_out]
+        return self.rules.base_of_held_out
 
     @property
     def counts(self) -> np.ndarray:
@@ -96,26 +98,10 @@ def score_runs(
     groups, both = group_trials(runs.trials)
     submissions = runs.submissions
     unclocked = _unclocked(groups, rules) if timing.kind is TimeKind.IDEALIZED else []
-    studies = {
-        (submission, workload): time_to_target.workload_studies(
-            trials, rules.goals[workload], mode, timing
-        )
-        for (submission, workload), trials in groups.items()
-        if workload in rules.workloads
-    }
-
-    def times(workloads: Sequence[str]) -> FloatArray:
-        table = [
-            [
-                time_to_target.median_time(studies.get((submission, workload), ()))
-                for workload in workloads
-            ]
-            for submission in submissions
-        ]
-        return np.array(table).reshape(len(submissions), len(workloads))
-
+    studies = _studies_of(groups, rules, mode, timing)
     held_out = tuple(rules.held_out)
-    times_SB, times_SV = times(rules.base_workloads), times(held_out)
+    times_SB = _times_of(submissions, rules.base_workloads, studies)
+    times_SV = _times_of(submissions, held_out, studies)
     warnings = [*both, *unclocked, *_warnings(groups, submissions, rules, protocol)]
     theirs: tuple[str, ...] = ()
     if published is not None:
@@ -125,8 +111,7 @@ def score_runs(
         )
         if warning := published_field.hardware_warning(runs, rules, published):
             warnings.insert(0, warning)
-    base_of_V = [rules.base_workloads.index(rules.held_out[v]) for v in held_out]
-    ratios_SB = judge(times_SB, times_SV, base_of_V, rules.r_max, mode)
+    ratios_SB = judge(times_SB, times_SV, rules.base_of_held_out, rules.r_max, mode)
     is_official = mode is Mode.OFFICIAL
     integrate = profile.official_scores if is_official else profile.exact_scores
     return Result(
@@ -147,6 +132,32 @@ def score_runs(
     )
 
 
+def _studies_of(
+    groups: Groups, rules: Rules, mode: Mode, timing: Timing
+) -> dict[tuple[str, str], Studies]:
+    """Returns the times of trials by submission and workload of the rules."""
+    return {
+        (submission, workload): time_to_target.workload_studies(
+            trials, rules.goals[workload], mode, timing
+        )
+        for (submission, workload), trials in groups.items()
+        if workload in rules.workloads
+    }
+
+
+def _times_of(
+    submissions: Sequence[str],
+    workloads: Sequence[str],
+    studies: Mapping[tuple[str, str], Studies],
+) -> FloatArray:
+    """Returns the median of studies of each submission on each workload, [S, W]."""
+    table = [
+        [time_to_target.median_time(studies.get((s, w), ())) for w in workloads]
+        for s in submissions
+    ]
+    return np.array(table).reshape(len(submissions), len(workloads))
+
+
 def judge(
     times_SB: FloatArray,
     variant_SV: FloatArray,
@@ -159,9 +170,6 @@ def judge(
         times_SB, variant_SV, base_of_V, r_max, mode
     )
     return profile.performance_ratios(counted_SB)
-
-
-Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
 
 
 def group_trials(trials: Iterable[Trial]) -> tuple[Groups, list[str]]:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from scoring import Assessment
 
 USAGE = (
-    "algoperf score DIR... [--benchmark v0.5|v0.6|mini|FILE] [--ruleset external|self]\n"
-    "         [--rules documented|official] [--time submission|idealized|steps]\n"
-    "         [--interpolate] [--bootstrap N] [--noresample_trials]\n"
+    "algoperf score DIR... [--benchmark v0.5|v0.6|mini|FILE]\n"
+    "         [--ruleset external|self] [--rules documented|official]\n"
+    "         [--time submission|idealized|steps] [--interpolate]\n"
+    "         [--bootstrap N] [--noresample_trials]\n"
     "         [--reference NAME] [--at_budget X] [--against v0.5]\n"
     "         [--predict] [--score_predicted] [--allow_mixed] [--nocache]\n"
     "         [--report FILE.html] [--csv DIR] [--figures DIR] [--tables DIR]\n"
@@ -149,7 +150,7 @@ def _define_files(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "csv",
         None,
-        "Write scores.csv and performance_profile.csv into this folder.",
+        "Write scores.csv, performance_profile.csv and speedups.csv into this folder.",
         flag_values=values,
     )
     flags.DEFINE_string(
