@@ -116,7 +116,7 @@ def estimate_uncertainty(
         end_SS[is_unknown_S] = np.nan
         end_SS[:, is_unknown_S] = np.nan
     left_out_BS = leave_one_out(result)
-    r_max_R = np.unique([*R_MAX_GRID, result.rules.r_max])
+    r_max_R = np.array(sorted({*R_MAX_GRID, result.rules.r_max}))
     r_max_scores_RS = r_max_scores(result, r_max_R)
     return Uncertainty(
         resamples=resamples,
