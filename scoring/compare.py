@@ -70,11 +70,12 @@ class Comparison:
 def default_reference(result: Result) -> str | None:
     """Returns 'baseline', else the last of the ranking that scores; None for one alone.
 
-    A reference without a score has no times to compare with.
+    None as well where no submission has a time that others can be compared with.
     """
     if len(result.submissions) < 2:
         return None
-    names = [result.submissions[s] for s in result.ranking if result.scores[s] > 0]
+    is_usable_S = _usable(_counted(result)).any(axis=1) & (result.scores > 0)
+    names = [result.submissions[s] for s in result.ranking if is_usable_S[s]]
     if BASELINE in names:
         return BASELINE
     return names[-1] if names else None
@@ -95,8 +96,8 @@ def compare_to(
     if reference not in result.submissions:
         raise unknown_name("reference", reference, result.submissions)
     r = result.submissions.index(reference)
-    times_SB = np.where(np.isfinite(result.ratios), result.times, MISS)
-    if not (np.isfinite(times_SB[r]) & (times_SB[r] > 0)).any():
+    times_SB = _counted(result)
+    if not _usable(times_SB[r]).any():
         raise UserError(
             f"the reference {reference} has no time that counts; "
             "choose another with --reference"
@@ -125,6 +126,16 @@ def compare_to(
         gated_harmonic_S=1 / (1 / gated_SB).mean(axis=1),
         gated_geometric_S=np.exp(np.log(gated_SB).mean(axis=1)),
     )
+
+
+def _counted(result: Result) -> FloatArray:
+    """Returns times to target, [S, B], a miss where they are struck out."""
+    return np.where(np.isfinite(result.ratios), result.times, MISS)
+
+
+def _usable(times: FloatArray) -> BoolArray:
+    """Returns where there is a speed-up over a time: not over a miss, nor over 0."""
+    return np.isfinite(times) & (times > 0)
 
 
 def _log_speedups(
@@ -216,7 +227,7 @@ def gated_speedups(times_SB: FloatArray, reference: int, clamp: float) -> FloatA
     time slower than the reference counts as it is, hence for less than a miss: read
     this beside wins and losses). Workloads that the reference missed are left out.
     """
-    has_reference_B = np.isfinite(times_SB[reference]) & (times_SB[reference] > 0)
+    has_reference_B = _usable(times_SB[reference])
     times_SB = times_SB[:, has_reference_B]
     with np.errstate(divide="ignore"):
         speedup_SB = times_SB[reference] / times_SB

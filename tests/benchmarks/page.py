@@ -81,11 +81,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rules = scoring.load_rules(arguments.benchmark)
     runs = scoring.read_runs([arguments.logs])
-    result = scoring.score_runs(runs, rules)
+    assessment = scoring.assess(runs, scoring.score_runs(runs, rules))
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         start = time.perf_counter()
-        scoring.write_page(page, runs, rules, result)
+        scoring.write_page(page, assessment)
         facts = {"writing": 1e3 * (time.perf_counter() - start)}
         size = page.stat().st_size
         facts |= measure(page, arguments.width)

@@ -27,6 +27,8 @@ def test_score_archive(tmp_path):
     (costs,) = json.loads(file.read_text())["costs"].values()
     assert costs["first call"]["seconds"] > 0
     assert costs["second call"]["peak_mib"] > 1
+
+
 @pytest.mark.slow
 def test_curve_prediction(tmp_path):
     file = tmp_path / "result.json"
@@ -35,6 +37,8 @@ def test_curve_prediction(tmp_path):
     rows = json.loads(file.read_text())["planted"]
     assert [row["noise"] for row in rows] == [0, 0.1, 0.25, 0.5, 1]
     assert rows[0]["within_tau"] == 1
+
+
 def test_bootstrap_coverage():
     command = [sys.executable, HERE / "bootstrap_coverage.py", "--repetitions=40"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

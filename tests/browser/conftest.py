@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from algoperf import records
-from scoring import load_rules, read_runs, score_runs, write_page
+from scoring import assess, load_rules, read_runs, score_runs, write_page
 
 sys.path.insert(0, str(Path(__file__).parent))
 import chromium
@@ -131,5 +131,5 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = root.parent / "page.html"
     rules = load_rules("mini_fast")
     runs = read_runs([root])
-    write_page(path, runs, rules, score_runs(runs, rules))
+    write_page(path, assess(runs, score_runs(runs, rules)))
     return root, path

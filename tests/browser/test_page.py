@@ -5,18 +5,16 @@ import re
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from algoperf import records
-from scoring import load_rules, read_runs, score_runs, write_page
-from scoring.page_evidence import (
-    Comparison,
-    Evidence,
-    Intervals,
-    LeftOut,
-    Prediction,
-    Sensitivity,
+from scoring import (
+    assess,
+    load_rules,
+    predict_runs,
+    read_runs,
+    score_runs,
+    write_page,
 )
 
 pytest.importorskip("selenium", reason="needs selenium, of the extra 'dev'")
@@ -327,59 +325,42 @@ def test_no_screen_scrolls_sideways(browser, open_page, small, width):
     assert scroll <= width
 
 
-def _evidence(result):
-    """Evidence that is only there to be drawn."""
-    scores, others = result.scores, np.stack([result.scores] * 2, axis=1)
-    speedups = result.times[:1] / result.times
-    return Evidence(
-        intervals=Intervals(
-            level=0.95,
-            score_low=scores * 0.9,
-            score_high=np.minimum(1, scores * 1.1),
-            rank_low=np.ones(len(scores)),
-            rank_high=np.full(len(scores), 3),
-        ),
-        left_out=LeftOut(workloads=result.workloads, scores=others),
-        sensitivity=Sensitivity(r_max=np.array([2.0, 4.0]), scores=others),
-        comparison=Comparison(
-            reference=result.submissions[0],
-            level=0.95,
-            speedups=speedups,
-            low=speedups * 0.9,
-            high=speedups * 1.2,
-        ),
-        predictions=[
-            Prediction(
-                submission=result.submissions[0],
-                workload=result.workloads[0],
-                study=0,
-                trial=1,
-                seconds=9.0,
-                low=8.0,
-                high=float("inf"),
-            )
-        ],
-    )
-
-
 def test_evidence_is_drawn_and_downloads(browser, open_page, small, tmp_path):
     root, _ = small
     runs = read_runs([root])
     result = score_runs(runs, RULES)
+    found = assess(
+        runs,
+        result,
+        reference=result.submissions[0],
+        budget=15,
+        forecasts=predict_runs(runs, RULES),
+    )
     path = tmp_path / "page.html"
-    write_page(path, runs, RULES, result, _evidence(result))
+    write_page(path, found)
     open_page(path, width=400)
     for anchor in ("left-out", "sensitivity", "forest-1", "forest-2"):
         place = _drawn(browser, anchor)
         assert place.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace")
+    links = browser.find_elements(By.CSS_SELECTOR, "nav a")
+    names = {link.get_attribute("href").rpartition("#")[2] for link in links}
+    assert names >= {"sure", "comparison", "budget", "predictions"}
     button = _button(browser, "[data-csv=comparison]")
     rows = _downloaded(browser, button, "comparison.csv")
-    assert len(rows) == 4
+    assert len(rows) == 2 * (len(result.workloads) + 1)
     for row in rows:
         s = result.submissions.index(row["submission"])
-        w = result.workloads.index(row["workload"])
-        expected = result.times[0, w] / result.times[s, w]
-        assert float(row["speed-up"]) == pytest.approx(expected, rel=1e-15)
+        if row["workload"] == "geometric mean":
+            expected = found.comparison.mean_speedup_S[s]
+        else:
+            w = result.workloads.index(row["workload"])
+            expected = result.times[0, w] / result.times[s, w]
+        assert float(row["speedup"]) == pytest.approx(expected, rel=1e-12)
+    rows = _downloaded(browser, _button(browser, "[data-csv=budget]"), "budget.csv")
+    assert len(rows) == 3
+    button = _button(browser, "[data-csv=predictions]")
+    rows = _downloaded(browser, button, "predictions.csv")
+    assert len(rows) == len(found.forecasts)
     scroll = browser.execute_script("return document.documentElement.scrollWidth")
     assert scroll <= 400
     assert browser.get_log("browser") == []
@@ -395,7 +376,7 @@ def test_hostile_names_stay_text(browser, open_page, write_trial, tmp_path):
         write_trial(root, submission, "imagenet_resnet_mini", 1, **facts)
     runs = read_runs([root])
     path = tmp_path / "page.html"
-    write_page(path, runs, RULES, score_runs(runs, RULES))
+    write_page(path, assess(runs, score_runs(runs, RULES)))
     open_page(path)
     for anchor in ("profile", "curves-0"):
         _drawn(browser, anchor)

@@ -12,12 +12,14 @@ import pytest
 
 from algoperf import records
 from scoring.read import Runs, Trial
+from scoring.rules import load_rules
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+STUDY_TIMES = ((10.0, 14.0), (11.0, 12.0), (13.0, 12.5))  # seconds, of 3 studies
 ARCHIVE = REPOSITORY.parent / "shared/data/algoperf_v05_external_logs.tar.xz"
 
 
@@ -78,6 +80,32 @@ def mini_runs(make_trial) -> Callable[..., Runs]:
                     values=[ppl],
                 ),
             ]
+        return Runs(trials=tuple(trials), skipped=())
+
+    return make
+
+
+@pytest.fixture
+def study_runs(make_trial) -> Callable[..., Runs]:
+    """Makes three studies of two trials from {submission: factor on their times}."""
+
+    def make(factors: Mapping[str, float]) -> Runs:
+        rules = load_rules("mini_fast")
+        trials = [
+            make_trial(
+                name,
+                workload,
+                study=k,
+                trial=t,
+                times=[factor * time],
+                metric=rules.goals[workload].metric,
+                values=[rules.goals[workload].target],
+            )
+            for name, factor in factors.items()
+            for workload in rules.base_workloads
+            for k, study in enumerate(STUDY_TIMES)
+            for t, time in enumerate(study, start=1)
+        ]
         return Runs(trials=tuple(trials), skipped=())
 
     return make

@@ -18,7 +18,6 @@ from scoring.figures import (
 )
 from scoring.rules import load_rules
 from scoring.score import score_runs
-from scoring.time_to_target import TimeKind
 
 RULES = load_rules("mini_fast")
 ACCURACY = RULES.goals["imagenet_resnet_mini"]
@@ -57,24 +56,6 @@ def test_near_the_target_are_the_target_and_the_better_half(make_trial):
     falling = make_trial(times=[1, 2, 3], metric="ppl", values=[900.0, 40.0, 30.0])
     low, high = near_target([falling], PPL)
     assert 29 < low < 30 < PPL.target < high < 40
-
-
-@pytest.mark.parametrize(
-    ("kind", "label", "last"),
-    [
-        (TimeKind.SUBMISSION, "submission time (minutes)", 60),
-        (TimeKind.IDEALIZED, "idealized time (seconds)", 4),
-        (TimeKind.STEPS, "steps", 2),
-    ],
-)
-def test_curves_are_drawn_over_the_time_that_counts(make_trial, kind, label, last):
-    record = {"status": "reached", "step_time": {"seconds": 2.0}}
-    times = [600, 1200, 3600]
-    trial = make_trial(times=times, values=[0.1, 0.2, 0.9], record=record)
-    figure = curves_figure([trial], ACCURACY, STYLE, kind)
-    line, dots = figure["data"]
-    assert figure["layout"]["xaxis"]["title"]["text"] == label
-    assert line["x"][2] == dots["x"][0] == last
 
 
 def test_a_metric_that_falls_far_has_a_log_axis_that_an_explosion_cannot_stretch(

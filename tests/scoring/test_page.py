@@ -1,6 +1,7 @@
 """The page: one file, whole, and safe whatever names and messages hold."""
 
 import base64
+import dataclasses
 import gzip
 import json
 import re
@@ -11,15 +12,19 @@ import pytest
 
 from algoperf import records
 from algoperf.errors import UserError
-from scoring import Runs, load_rules, page_data, read_runs, score_runs, write_page
-from scoring.page_evidence import (
-    Comparison,
-    Evidence,
-    Intervals,
-    LeftOut,
-    Prediction,
-    Sensitivity,
+from scoring import (
+    Timing,
+    assess,
+    load_rules,
+    page_data,
+    predict_runs,
+    read_runs,
+    score_predicted,
+    score_runs,
+    write_page,
 )
+from scoring.read import Runs
+from scoring.time_to_target import TimeKind
 
 EVIL = "<img src=x onerror=alert(1)>&\"'{}$title%{x}"
 RULES = load_rules("mini_fast")
@@ -51,7 +56,7 @@ class _Elements(HTMLParser):
 
 def _write(folder, path):
     runs = read_runs([folder])
-    write_page(path, runs, RULES, score_runs(runs, RULES))
+    write_page(path, assess(runs, score_runs(runs, RULES), resamples=0))
     return path.read_text(encoding="utf-8")
 
 
@@ -130,7 +135,8 @@ def test_every_figure_has_its_place(page):
     figures = _data(page, "figures")
     found = [a for _, a in _Elements(page).elements if a.get("class") == "figure"]
     assert all(a["aria-label"] for a in found)
-    assert {a["id"] for a in found} == {*figures, "curves-0"} == {"profile", "curves-0"}
+    assert {a["id"] for a in found} == {*figures, "curves-0"}
+    assert set(figures) == {"profile", "forest-0"}
     names = {trace["name"] for trace in figures["profile"]["data"]}
     assert not any("<" in name for name in names)
     assert not any("<" in s["label"] for s in _data(page, "curves")["submissions"])
@@ -217,81 +223,130 @@ def test_page_without_any_evaluation(tmp_path, write_trial):
     assert "oom" in parsed.text
 
 
-def _evidence() -> Evidence:
-    """Of two submissions on two workloads; the second misses one of them."""
-    speedups = np.array([[1, 1], [0.5, np.nan]])
-    return Evidence(
-        intervals=Intervals(
-            level=0.9,
-            score_low=np.array([0.8, 0.0]),
-            score_high=np.array([1.0, 0.25]),
-            rank_low=np.array([1, 2]),
-            rank_high=np.array([1, 2]),
-            method="Studies are drawn again.",
-        ),
-        left_out=LeftOut(
-            workloads=("imagenet_resnet_mini", "finewebedu_lm_mini"),
-            scores=np.array([[1.0, 1.0], [0.0, 0.5]]),
-        ),
-        sensitivity=Sensitivity(
-            r_max=np.array([2.0, 4.0]), scores=np.array([[1, 1], [0, 0.33]])
-        ),
-        comparison=Comparison(
-            reference="a",
-            level=0.9,
-            speedups=speedups,
-            low=speedups - 0.1,
-            high=speedups + 0.2,
-            overall=np.array([1, 0.5]),
-            verdicts=("", "slower on 1"),
-        ),
-        predictions=(
-            Prediction(
-                submission="b<i>",
-                workload="finewebedu_lm_mini",
-                study=0,
-                trial=1,
-                seconds=120.0,
-                low=100.0,
-                high=float("inf"),
-                note="power law",
-            ),
-        ),
-        notes=("something to know",),
-        trial_notes={("a", "study_0/finewebedu_lm_mini/trial_1"): "machine busy"},
-    )
-
-
-def test_evidence_has_sections_figures_and_downloads(tmp_path, mini_runs):
-    runs: Runs = mini_runs({"a": (10, 10), "b<i>": (20, None)})
-    result = score_runs(runs, RULES)
-    write_page(tmp_path / "page.html", runs, RULES, result, _evidence())
+def _page_of(tmp_path, assessment):
+    write_page(tmp_path / "page.html", assessment)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     parsed = _Elements(page)
     assert parsed.open == []
+    return page, parsed.text
+
+
+def test_how_sure_has_figures_and_downloads(tmp_path, study_runs):
+    runs = study_runs({"a": 1, "b<i>": 2})
+    found = assess(runs, score_runs(runs, RULES))
+    page, text = _page_of(tmp_path, found)
+    sure, beside = found.uncertainty, found.comparison
     for part in (
-        "How sure",
-        "Comparison with a",
-        "Predictions",
-        "90 % interval",
-        "0.800 to 1.000",
-        "Studies are drawn again.",
-        "slower on 1",
-        "100.0 to miss",
-        "0.5000 (rank 2)",
-        "something to know",
+        "a is fastest with a score of 1.0000, ahead of b<i>",
+        "a stays first whichever workload is left out.",
+        "95 % interval",
+        f"{sure.score_low_S[1]:.3f} to {sure.score_high_S[1]:.3f}",
+        "Intervals hold 95 % of 1,000 resamples of studies, and trials within them.",
+        f"{sure.leave_one_out_scores_BS[0, 1]:.4f} (rank 2)",
+        "Comparison with b<i>",
+        f"2.00 times as fast (interval {beside.mean_speedup_low_S[0]:.2f} to",
+        "faster on 2, tied on 0, slower on 0",
     ):
-        assert part in parsed.text
+        assert part in text
+    assert "unknown;" not in text
     drawings = _data(page, "figures")
-    assert drawings["forest-1"]["data"][0]["x"] == [0.5, None, 0.5]
-    assert set(drawings) == {"profile", "left-out", "sensitivity", "forest-1"}
-    trials = _data(page, "trials")
-    busy = [row for row in trials["rows"] if row[-1] == "machine busy"]
-    assert [row[:4] for row in busy] == [["a", "finewebedu_lm_mini", 0, 1]]
+    assert set(drawings) == {"profile", "left-out", "sensitivity", "forest-0"}
+    assert drawings["forest-0"]["data"][0]["x"] == [2.0, 2.0, 2.0]
     tables = _data(page, "tables")
-    assert tables["scores"]["rows"][0][:5] == [1, "a", 1.0, 0.8, 1.0]
-    assert ["b<i>", "geometric mean", 0.5, None, None] in tables["comparison"]["rows"]
-    assert tables["predictions"]["rows"][0][4:7] == [120.0, 100.0, "inf"]
+    ends = (sure.score_low_S[0], sure.score_high_S[0], 1, 1)
+    assert tables["scores"]["rows"][0][:7] == [1, "a", 1.0, *ends]
+    mean = tables["comparison"]["rows"][-1]
+    assert mean[:2] == ["a", "geometric mean"]
+    assert mean[2] == pytest.approx(2)
+    assert tables["sensitivity"]["columns"] == ["r_max", "a", "b<i>"]
+
+
+def test_what_is_unknown_is_called_so_and_has_no_whisker(tmp_path, mini_runs):
+    runs = mini_runs({"a": (10, 10), "b": (20, None)})
+    page, text = _page_of(tmp_path, assess(runs, score_runs(runs, RULES)))
+    table = text.index("rank, 95 % interval")
+    scores = text[table : text.index("Performance profile", table)]
+    assert scores.count("unknown") == 4  # of two scores and two ranks
+    assert "1.000 to 1.000" not in text
+    assert '<b style="left' not in page
+    assert "nan" not in text
+    assert "0.50 times as fast (interval unknown)" not in text
+    assert "2.00 times as fast (interval unknown)" in text
+    assert "No interval for a, b: with one trial" in text
+    forest = _data(page, "figures")["forest-0"]["data"][0]
+    assert forest["error_x"]["array"] == [None, None, None]
+    row = _data(page, "tables")["scores"]["rows"][0]
+    assert row[3:7] == [None] * 4
+
+
+def test_one_workload_cannot_be_left_out(tmp_path, study_runs):
+    alone = dataclasses.replace(RULES, base_workloads=("finewebedu_lm_mini",))
+    runs = study_runs({"a": 1, "b": 2})
+    page, text = _page_of(tmp_path, assess(runs, score_runs(runs, alone)))
+    assert "One workload left out" not in text
+    assert "left-out" not in _data(page, "figures")
+
+
+def test_contended_trials_are_marked(tmp_path, make_trial):
+    busy = {"windows": 10, "contended_windows": 5, "seconds": 1.0}
+    record = {"status": "reached", "step_time": {**busy, "slowest_window": 1.7}}
+    trials = (
+        make_trial("a", times=[10.0], values=[0.9], record=record),
+        make_trial("a", trial=2, times=[10.0], values=[0.9]),
+    )
+    runs = Runs(trials=trials, skipped=())
+    page, text = _page_of(tmp_path, assess(runs, score_runs(runs, RULES)))
+    notes = [row[-1] for row in _data(page, "trials")["rows"]]
+    assert notes == ["contended: up to 35 % of its time", None]
+    assert "other load may have slowed a" in text
+
+
+def test_the_unit_of_times_is_named(tmp_path, mini_runs):
+    runs = mini_runs({"a": (10, 10), "b": (20, 20)})
+    timing = Timing(kind=TimeKind.STEPS, interpolate=True)
+    result = score_runs(runs, RULES, timing=timing)
+    page, text = _page_of(tmp_path, assess(runs, result))
+    assert "Times to target, steps" in text
+    assert "Steps, interpolated; below, how many times the best" in text
+    assert _data(page, "tables")["times"]["columns"][3] == "steps"
+    assert 'value="step" checked' in page
+
+
+def test_metrics_at_a_budget(tmp_path, mini_runs):
+    runs = mini_runs({"a": (10, 30), "b": (20, None)})
+    found = assess(runs, score_runs(runs, RULES), budget=20)
+    page, text = _page_of(tmp_path, found)
+    assert "within 20 seconds of each trial" in text
+    rows = _data(page, "tables")["budget"]["rows"]
+    assert rows[0] == ["a", 0.5, 0.9, None]
+
+
+@pytest.mark.parametrize("is_scored", [False, True])
+def test_predictions_are_marked(tmp_path, make_trial, is_scored):
+    goal, times = RULES.goals["imagenet_resnet_mini"], np.linspace(1.0, 50.0, 40)
+    rising = goal.target * (times / 100.0) ** 0.5
+    trials = (
+        make_trial("b<i>", times=times.tolist(), values=rising),
+        make_trial("b<i>", trial=2, times=[1.0], values=[0.1]),
+    )
+    runs = Runs(trials=trials, skipped=())
+    result, forecasts = score_runs(runs, RULES), predict_runs(runs, RULES)
+    if is_scored:
+        result = score_predicted(runs, RULES, forecasts, result)
+    found = assess(runs, result, resamples=0, forecasts=forecasts)
+    page, text = _page_of(tmp_path, found)
+    for part in ("Predictions", "~100.0", "no prediction: too few evaluations"):
+        assert part in text
+    assert ("They change no score." in text) != is_scored
+    assert ("Settled ones count in the score" in text) == is_scored
+    tables = _data(page, "tables")
+    rows = [
+        dict(zip(tables["predictions"]["columns"], row, strict=True))
+        for row in tables["predictions"]["rows"]
+    ]
+    assert rows[0]["predicted_seconds"] == pytest.approx(100.0, rel=1e-3)
+    assert rows[1]["predicted_seconds"] is None
+    assert tables["times"]["rows"][0][-1] == str(is_scored).lower()
 
 
 def test_page_into_a_missing_folder_is_a_user_error(tmp_path, write_trial):

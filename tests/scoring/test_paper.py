@@ -1,5 +1,6 @@
 """Figures and tables for papers: whole files, right numbers, no stray markup."""
 
+import dataclasses
 import itertools
 import re
 import struct
@@ -13,8 +14,9 @@ from markdown_it import MarkdownIt
 
 from algoperf import cli
 from algoperf.errors import UserError
-from scoring import load_rules, paper, read_runs, score_runs
-from scoring.page_evidence import Intervals
+from scoring import assess, load_rules, paper, read_runs, score_runs
+from scoring.time_to_target import TimeKind, Timing
+from scoring.uncertainty import estimate_uncertainty
 
 RULES = load_rules("mini_fast")
 EVIL = "a_$x^2_&%#{}~\\"
@@ -23,12 +25,11 @@ EVIL = "a_$x^2_&%#{}~\\"
 @pytest.fixture
 def scored(mini_runs):
     runs = mini_runs({EVIL: (10, 20), "mo_mentum": (15, None), "slow": (90, 21)})
-    return runs, score_runs(runs, RULES)
+    return assess(runs, score_runs(runs, RULES), resamples=0)
 
 
 def test_figures_are_png_and_pdf_of_one_page_with_fonts(tmp_path, scored):
-    runs, result = scored
-    written = paper.write_figures(tmp_path, runs, RULES, result)
+    written = paper.write_figures(tmp_path, scored)
     assert [path.name for path in written] == [
         f"{name}.{kind}"
         for name in (
@@ -59,30 +60,27 @@ def test_figures_are_png_and_pdf_of_one_page_with_fonts(tmp_path, scored):
 @pytest.mark.parametrize("name", ["n" * 200, "名前", "_hidden", "$\\frac{1}$"])
 def test_names_of_any_kind_are_drawn(tmp_path, mini_runs, name):
     runs = mini_runs({name: (10, 20), "b": (15, 5)})
-    paper.write_figures(tmp_path, runs, RULES, score_runs(runs, RULES))
+    paper.write_figures(tmp_path, assess(runs, score_runs(runs, RULES)))
 
 
 def test_the_same_records_give_the_same_figures(tmp_path, scored):
-    runs, result = scored
     contents = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        files = paper.write_figures(tmp_path / name, runs, RULES, result)
+        files = paper.write_figures(tmp_path / name, scored)
         contents.append([path.read_bytes() for path in files])
     assert contents[0] == contents[1]
 
 
 def test_figures_without_matplotlib_are_a_user_error(tmp_path, scored, monkeypatch):
-    runs, result = scored
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="figures need matplotlib"):
-        paper.write_figures(tmp_path, runs, RULES, result)
+        paper.write_figures(tmp_path, scored)
 
 
 def test_figures_into_a_missing_folder_are_a_user_error(tmp_path, scored):
-    runs, result = scored
     with pytest.raises(UserError, match="cannot write"):
-        paper.write_figures(tmp_path / "none", runs, RULES, result)
+        paper.write_figures(tmp_path / "none", scored)
 
 
 def _plain_latex(text: str) -> str:
@@ -112,7 +110,7 @@ def test_latex_sets_any_text_as_it_stands(text):
 
 
 def test_latex_table_has_every_number(scored):
-    _, result = scored
+    result = scored.result
     lines = paper.latex_table(result).splitlines()
     assert [line for line in lines if line.startswith(("\\begin", "\\end"))] == [
         "\\begin{tabular}{lrrrr}",
@@ -150,11 +148,15 @@ def _parsed_markdown(text: str) -> list[list[str]]:
 
 
 def test_markdown_parses_to_the_right_numbers(tmp_path, scored):
-    _, result = scored
-    intervals = Intervals(
-        level=0.9, score_low=result.scores * 0.9, score_high=result.scores * 1.1
+    result = scored.result
+    uncertainty = dataclasses.replace(
+        estimate_uncertainty(result),
+        confidence=0.9,
+        score_low_S=np.where(result.scores > 0.9, np.nan, result.scores * 0.9),
+        score_high_S=np.where(result.scores > 0.9, np.nan, result.scores * 1.1),
     )
-    latex, markdown = paper.write_tables(tmp_path, result, intervals)
+    found = dataclasses.replace(scored, uncertainty=uncertainty)
+    latex, markdown = paper.write_tables(tmp_path, found)
     assert "90 \\% interval" in latex.read_text("utf-8")
     header, *rows = _parsed_markdown(markdown.read_text("utf-8"))
     assert header[:4] == ["submission", "score", "90 % interval", "targets"]
@@ -163,9 +165,12 @@ def test_markdown_parses_to_the_right_numbers(tmp_path, scored):
     for row, s in zip(rows, result.ranking, strict=True):
         assert row[0] == result.submissions[s]
         assert float(row[1]) == pytest.approx(result.scores[s], abs=1e-4)
-        low, high = map(float, row[2].split(" to "))
-        assert low == pytest.approx(0.9 * result.scores[s], abs=1e-3)
-        assert high == pytest.approx(1.1 * result.scores[s], abs=1e-3)
+        if result.scores[s] > 0.9:
+            assert row[2] == "unknown"
+        else:
+            low, high = map(float, row[2].split(" to "))
+            assert low == pytest.approx(0.9 * result.scores[s], abs=1e-3)
+            assert high == pytest.approx(1.1 * result.scores[s], abs=1e-3)
         for text, time in zip(row[4:], result.times[s], strict=True):
             shown = np.inf if text == "miss" else float(text.removesuffix(" †"))
             assert shown == time
@@ -194,6 +199,15 @@ def test_score_writes_figures_and_tables(tmp_path, write_trial, capsys):
 def test_a_trial_that_never_evaluates_gives_no_curve(tmp_path, write_trial):
     write_trial(tmp_path / "runs", times=[], values=[], status="failed", message="oom")
     runs = read_runs([tmp_path / "runs"])
-    result = score_runs(runs, RULES)
-    files = paper.write_figures(tmp_path, runs, RULES, result)
+    files = paper.write_figures(tmp_path, assess(runs, score_runs(runs, RULES)))
     assert not any(path.name.startswith("curves") for path in files)
+
+
+def test_another_time_is_named_in_tables_and_figures(tmp_path, mini_runs):
+    runs = mini_runs({"a": (10, 20), "b": (15, 5)})
+    result = score_runs(runs, RULES, timing=Timing(kind=TimeKind.STEPS))
+    found = assess(runs, result)
+    paper.write_figures(tmp_path, found)
+    latex, markdown = paper.write_tables(tmp_path, found)
+    assert "% time to target in steps" in latex.read_text("utf-8")
+    assert "Time to target in steps." in markdown.read_text("utf-8")

@@ -10,24 +10,21 @@ import pytest
 from rich.console import Console
 
 from algoperf import cli
+from algoperf.errors import UserError
+from scoring.assessment import assess
+from scoring.export import to_json, write_csv_files
 from scoring.page import write_page
 from scoring.predict import (
     MAX_ROWS,
     predict_runs,
-    predictions_json,
-    print_predictions,
     score_predicted,
 )
 from scoring.read import Runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
-from scoring.tables import (
-    footnotes,
-    format_time,
-    headline,
-    to_json,
-    write_scores_csv,
-)
+from scoring.tables import print_predictions
+from scoring.time_to_target import TimeKind, Timing
+from scoring.words import footnotes, format_time, headline
 
 RULES = load_rules("mini_fast")
 GOAL = RULES.goals["imagenet_resnet_mini"]
@@ -71,7 +68,8 @@ def test_trials_without_their_target_are_predicted(make_trial):
     text = _printed([forecast])
     for part in ("Predicted, not measured", "slow", "50.0", "~100.0", "yes"):
         assert part in text
-    (value,) = predictions_json([forecast])
+    result = score_runs(runs, RULES)
+    (value,) = to_json(assess(runs, result, forecasts=[forecast]))["predictions"]
     assert value["predicted_seconds"] == pytest.approx(100.0, rel=1e-3)
     assert value["reason"] is None
 
@@ -138,14 +136,25 @@ def test_predictions_in_a_score_are_marked_everywhere(make_trial, tmp_path):
     assert headline(result).startswith("With predicted times: ")
     says = "predicted, not measured: the time of slow on imagenet_resnet_mini"
     assert result.warnings[0] == says
-    assert to_json(result)["predicted"] == [["slow", "imagenet_resnet_mini"]]
-    write_scores_csv(tmp_path / "scores.csv", result)
+    found = assess(runs, result)
+    assert to_json(found)["predicted"] == [["slow", "imagenet_resnet_mini"]]
+    write_csv_files(tmp_path, found)
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [row["predicted"] for row in rows] == ["", "imagenet_resnet_mini"]
-    write_page(tmp_path / "page.html", runs, RULES, result)
+    write_page(tmp_path / "page.html", found)
     text = (tmp_path / "page.html").read_text()
     assert "~100.0" in text
     assert says in text
+
+
+@pytest.mark.parametrize(
+    "timing", [Timing(kind=TimeKind.STEPS), Timing(interpolate=True)]
+)
+def test_other_times_are_not_predicted(make_trial, timing):
+    runs = _runs(make_trial)
+    measured = score_runs(runs, RULES, timing=timing)
+    with pytest.raises(UserError, match="predictions are of seconds of submission"):
+        score_predicted(runs, RULES, predict_runs(runs, RULES), measured)
 
 
 def test_what_is_not_settled_does_not_count(make_trial):
@@ -176,7 +185,7 @@ def test_a_predicted_variant_is_marked(make_trial, tmp_path):
     result = score_predicted(runs, rules, predict_runs(runs, rules), measured)
     assert result.scores[0] == pytest.approx(1 / 8)
     assert result.predicted == {("a", "ogbg_model_size")}
-    write_page(tmp_path / "page.html", runs, rules, result)
+    write_page(tmp_path / "page.html", assess(runs, result))
     assert "~100.0" in (tmp_path / "page.html").read_text()
 
 

@@ -1,8 +1,11 @@
 """The published field: its scores, and where runs of one's own stand in it."""
 
+import base64
 import csv
 import dataclasses
+import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,13 +13,14 @@ import pytest
 from algoperf import cli
 from algoperf.errors import UserError
 from scoring import make_published
-from scoring.figures import curves_figure, styles
+from scoring.assessment import assess
+from scoring.export import to_json
 from scoring.page import write_page
 from scoring.published import FOLDER, known_published, load_published
 from scoring.read import Runs, read_runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
-from scoring.tables import label, standings, to_json
+from scoring.words import label, standings
 
 # Scores of the external ruleset as published with the competition, best first.
 PUBLISHED = {
@@ -115,7 +119,9 @@ def test_mine_is_marked_and_the_field_is_not(make_trial):
     assert standings(result) == [
         "baseline stands in place 1 of 12, with a score of 1.0000."
     ]
-    marks = [row["is_published"] for row in to_json(result)["submissions"]]
+    marks = [
+        row["is_published"] for row in to_json(assess(runs, result))["submissions"]
+    ]
     assert marks == [False, *[True] * 11]
     alone = score_runs(runs, RULES)
     assert label(alone, 0) == "baseline"
@@ -184,12 +190,15 @@ def test_known_names_are_in_the_error():
 def test_page_has_the_field_and_curves_of_mine_alone(tmp_path, make_trial):
     runs = _complete(make_trial)
     result = score_runs(runs, RULES, published=FIELD)
-    write_page(tmp_path / "page.html", runs, RULES, result)
+    write_page(tmp_path / "page.html", assess(runs, result))
     text = (tmp_path / "page.html").read_text()
     assert "mine (yours)" in text
     assert "shampoo_<wbr>submission" in text
-    figure = curves_figure(runs.trials, RULES.goals["wmt"], styles(result))
-    assert {trace["name"] for trace in figure["data"]} == {"mine"}
+    (block,) = re.findall(r'id="data-curves">(.*?)</script>', text)
+    curves = json.loads(gzip.decompress(base64.b64decode(block)))
+    names = [submission["name"] for submission in curves["submissions"]]
+    trials = [t for workload in curves["workloads"] for t in workload["trials"]]
+    assert {names[trial["rank"]] for trial in trials} == {"mine"}
 
 
 def test_score_against_a_field(tmp_path, write_trial, capsys):

@@ -64,6 +64,8 @@ def test_text_and_csv(runs, tmp_path, capsys):
     assert "time to target in steps" in text
     assert "Speed-up over" in text
     header = (tmp_path / "csv/scores.csv").read_text().splitlines()[0]
+    speedups = (tmp_path / "csv/speedups.csv").read_text().splitlines()
+    assert speedups[0] == "submission,workload,speedup,low,high"
     assert header.startswith("submission,score,score_low,score_high")
     assert header.endswith("_steps")
 
@@ -72,12 +74,15 @@ def test_text_and_csv(runs, tmp_path, capsys):
     ("flag", "words"),
     [
         ("--bootstrap=7", "at least 100 resamples, not 7"),
-        ("--bootstrap=-1", "at least 100 resamples, not -1"),
+        ("--bootstrap=-1", "--bootstrap"),
         ("--reference=fats", "unknown reference 'fats'; did you mean fast"),
         ("--at_budget=-1", "must be positive, not -1"),
         ("--time=wall", "--time"),
+        ("--score_predicted --time=steps", "leave out --score_predicted, or --time"),
+        ("--score_predicted --interpolate", "leave out --score_predicted, or --time"),
     ],
 )
 def test_what_cannot_be(runs, capsys, flag, words):
-    assert cli.main(["score", str(runs), "--benchmark=mini_fast", flag]) != 0
+    arguments = ["score", str(runs), "--benchmark=mini_fast", *flag.split()]
+    assert cli.main(arguments) != 0
     assert words in capsys.readouterr().err
