@@ -16,7 +16,7 @@ from scoring.compare import AtBudget, Comparison
 from scoring.figures import Figure
 from scoring.page_data import Table, make_table
 from scoring.page_html import Style
-from scoring.predict import Forecast, worth_a_row
+from scoring.predict import MAX_ROWS, Forecast, worth_a_row
 from scoring.read import FloatArray
 from scoring.score import Result
 from scoring.uncertainty import Uncertainty
@@ -259,6 +259,9 @@ def predictions(
     body = ""
     if rows:
         body = h.table("predictions", [*header, h.heading("settled")], rows, "first")
+    if len(rows) > MAX_ROWS:
+        count = h.count(len(rows), "trial")
+        body = f"<details><summary>{count}</summary><div>{body}</div></details>"
     role = "They change no score."
     if result.predicted:
         role = f"Settled ones count in the score, marked with {words.PREDICTED}."
