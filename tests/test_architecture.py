@@ -175,3 +175,11 @@ def test_an_import_loads_no_jax(module):
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_scoring_loads_what_draws_only_to_draw():
+    code = (
+        "import sys, scoring; found = {'plotly', 'matplotlib'} & set(sys.modules); "
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
