@@ -9,6 +9,9 @@
 Reading is apart from judging, judging from drawing; nothing here needs JAX.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from scoring.assessment import Assessment, assess
 from scoring.cache import default_folder as default_cache_folder
 from scoring.compare import (
@@ -21,8 +24,6 @@ from scoring.compare import (
 from scoring.export import to_json, write_csv_files
 from scoring.guards import check_mixed, contention, is_contended
 from scoring.learning_curve import Prediction
-from scoring.page import write_page
-from scoring.paper import write_figures, write_tables
 from scoring.predict import Forecast, predict_runs, score_predicted
 from scoring.published import Published, known_published, load_published
 from scoring.read import Runs, Skipped, Trial, read_runs
@@ -32,6 +33,10 @@ from scoring.tables import print_report
 from scoring.time_to_target import Mode, TimeKind, Timing
 from scoring.uncertainty import Uncertainty, estimate_uncertainty
 from scoring.words import headline
+
+if TYPE_CHECKING:
+    from scoring.page import write_page
+    from scoring.paper import write_figures, write_tables
 
 __all__ = [
     "Assessment",
@@ -76,3 +81,17 @@ __all__ = [
     "write_page",
     "write_tables",
 ]
+
+# Most calls draw nothing, and need not wait for what draws.
+_DRAWING = {
+    "write_figures": "scoring.paper",
+    "write_page": "scoring.page",
+    "write_tables": "scoring.paper",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a function that draws when it is first asked for."""
+    if name not in _DRAWING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_DRAWING[name]), name)

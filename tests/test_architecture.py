@@ -179,7 +179,8 @@ def test_an_import_loads_no_jax(module):
 
 def test_scoring_loads_what_draws_only_to_draw():
     code = (
-        "import sys, scoring; found = {'plotly', 'matplotlib'} & set(sys.modules); "
-        "assert not found, found"
+        "import sys, scoring; names = {'plotly', 'matplotlib', 'scoring.page'}; "
+        "found = names & set(sys.modules); assert not found, found; "
+        "assert all(hasattr(scoring, name) for name in scoring.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
