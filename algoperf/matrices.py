@@ -75,19 +75,34 @@ def in_matrix_shape(
     )
 
 
+def kernel_matrices(workload: spec.Workload) -> Any:
+    """Returns the params' tree: True for kernels of two axes or more."""
+    return jax.tree.map(
+        lambda kind, shape: kind in KERNELS and len(shape.shape_tuple) >= 2,
+        workload.model_params_types,
+        workload.param_shapes,
+    )
+
+
 def hidden_matrices(workload: spec.Workload) -> Any:
     """Returns the params' tree: True for kernels that are not of the output layer."""
-
-    def is_hidden(path, kind, shape):
-        return (
-            kind in KERNELS
-            and len(shape.shape_tuple) >= 2
-            and not workload.is_output_params(path[0].key)
-        )
-
     return jax.tree_util.tree_map_with_path(
-        is_hidden, workload.model_params_types, workload.param_shapes
+        lambda path, kernel: kernel and not workload.is_output_params(path[0].key),
+        kernel_matrices(workload),
     )
+
+
+def precondition_kernels(
+    workload: spec.Workload,
+    for_kernels: optax.GradientTransformation,
+    for_others: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns one rule for kernels, as matrices, and another for all else."""
+    kinds = jax.tree.map(
+        lambda kernel: "kernel" if kernel else "other", kernel_matrices(workload)
+    )
+    rules = {"kernel": for_kernels, "other": for_others}
+    return in_matrix_shape(workload, optax.partition(rules, kinds))
 
 
 def orthogonalise(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from algoperf import sharding, spec
@@ -79,6 +80,10 @@ class Objective:
     def on(self, batch: spec.Batch) -> "Objective":
         """Returns the objective of another batch, or of a part of this one."""
         return dataclasses.replace(self, batch=batch)
+
+    def reseeded(self, number: int) -> "Objective":
+        """Returns the objective with other dropout masks, one set for each number."""
+        return dataclasses.replace(self, rng=jax.random.fold_in(self.rng, number))
 
     def _forward(self, params: Any) -> tuple[Any, Any]:
         return self.workload.model_fn(
@@ -152,9 +157,11 @@ def from_optax(
             hyperparameters = as_namedtuple(self_tuned)
         transformation = build(workload, hyperparameters)
         step = _train_step(workload, transformation, hyperparameters)
-        # Placed like the params; otherwise the second step would compile again.
+        # Placed like the params; otherwise the second step would compile again. Copied,
+        # because a state may hold the params themselves and both are donated.
         initialise = jax.jit(
-            transformation.init, out_shardings=sharding.get_replicate_sharding()
+            lambda params: jax.tree.map(jnp.copy, transformation.init(params)),
+            out_shardings=sharding.get_replicate_sharding(),
         )
         state = initialise(model_params)
         return (WithTrainingParams(state, model_params) if average else state), step
