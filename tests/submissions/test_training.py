@@ -95,7 +95,13 @@ def _prepared(functions, point, state):
     return TrainState(outputs[1], outputs[2], outputs[0], state.step)
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOW = ("infinite_compute", "kron", "sophia")  # much to compile
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES],
+)
 def test_it_learns_and_its_state_survives_a_checkpoint(name, tmp_path):
     submission = load_submission(registry.find_submission(name))
     space = tuning.load_search_space(submission.default_search_space)
