@@ -14,7 +14,7 @@ from algoperf.submission import from_optax, standard_chain
 class AdamMiniState(NamedTuple):
     """Moments; those of second order have one entry for each block."""
 
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
     first: Any
     second: Any
 
@@ -54,7 +54,7 @@ def scale_by_adam_mini(
         return AdamMiniState(jnp.int32(0), zeros, mean_squares(zeros))
 
     def update(updates, state, params=None):
-        count = state.count + 1
+        count = state.steps + 1
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, updates)
         second = jax.tree.map(
             lambda v, g2: b2 * v + (1 - b2) * g2, state.second, mean_squares(updates)

@@ -14,7 +14,7 @@ from algoperf.submission import from_optax, mask_without
 class FedSpeedState(NamedTuple):
     """Rounds so far, and each client's sum of its moves, negated."""
 
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
     correction: Any  # leaves (clients, ...): lambda times the paper's g-hat
 
 
@@ -94,7 +94,7 @@ def fedspeed(
         return FedSpeedState(jnp.int32(0), zeros)
 
     def update(updates, state, params=None, *, objective, **extra):
-        rate = schedule(state.count)
+        rate = schedule(state.steps)
         sent, correction = jax.vmap(
             lambda correction, batch: train_client(
                 objective, params, correction, rate, batch
@@ -102,7 +102,7 @@ def fedspeed(
         )(state.correction, split_batch(objective.batch, clients))
         # As differences, so that what does not change stays as it is.
         updates = jax.tree.map(lambda s, x: jnp.mean(s - x, axis=0), sent, params)
-        return updates, FedSpeedState(state.count + 1, correction)
+        return updates, FedSpeedState(state.steps + 1, correction)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

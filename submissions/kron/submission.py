@@ -25,7 +25,7 @@ class KronBlocks(NamedTuple):
 class KronState(NamedTuple):
     """Counts the steps; `blocks` has KronBlocks in the place of each matrix."""
 
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
     blocks: Any
 
 
@@ -104,10 +104,10 @@ def scale_by_kron(
         return step * jnp.minimum(1.0, LARGEST_RMS / jnp.maximum(root, 1e-30))
 
     def update(updates, state, params=None, *, objective, **extra):
-        count = state.count + 1
+        count = state.steps + 1
         leaves, structure = jax.tree.flatten(updates)
         key = jax.random.fold_in(objective.rng, 1)
-        keys = structure.unflatten(list(jax.random.split(key, len(leaves))))
+        keys = jax.tree.unflatten(structure, jax.random.split(key, len(leaves)))
         blocks = jax.tree.map(
             lambda g, old, key: advance(to_blocks(g, BLOCK_SIZE), old, key, count),
             updates,

@@ -13,7 +13,7 @@ class LawaState(NamedTuple):
     """State of the optimizer, and a ring of the latest checkpoints."""
 
     inner: Any
-    count: jax.Array  # () int32: steps
+    steps: jax.Array  # () int32: steps
     latest: Any  # leaves (k, ...)
     saved: jax.Array  # () int32: checkpoints so far
 
@@ -31,7 +31,7 @@ def with_lawa(
     def update(updates, state, params=None, **extra):
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         new = optax.apply_updates(params, updates)
-        count = state.count + 1
+        count = state.steps + 1
         is_due = count % period == 0
 
         def save(ring):

@@ -13,7 +13,7 @@ class CorrectionState(NamedTuple):
     """The gradient of the step before, and how many there were."""
 
     previous: Any
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
 
 
 def corrected_gradient(gamma: float, beta1: float) -> optax.GradientTransformation:
@@ -28,13 +28,13 @@ def corrected_gradient(gamma: float, beta1: float) -> optax.GradientTransformati
         return CorrectionState(jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
 
     def update(updates, state, params=None):
-        scale = jnp.where(state.count == 0, 0.0, factor)
+        scale = jnp.where(state.steps == 0, 0.0, factor)
         corrected = jax.tree.map(
             lambda g, old: g + scale * (g - old), updates, state.previous
         )
         clip = jnp.maximum(optax.tree.norm(corrected), 1.0)
         corrected = jax.tree.map(lambda c: c / clip, corrected)
-        return corrected, CorrectionState(updates, state.count + 1)
+        return corrected, CorrectionState(updates, state.steps + 1)
 
     return optax.GradientTransformation(init, update)
 

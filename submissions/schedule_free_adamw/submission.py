@@ -1,4 +1,4 @@
-"""Schedule-Free AdamW: averages, no decay (Defazio et al. 2024, arXiv:2405.15682)."""
+"""Schedule-Free AdamW: average, no schedule (Defazio et al. 2024, arXiv:2405.15682)."""
 
 import optax
 

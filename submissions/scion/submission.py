@@ -71,7 +71,7 @@ def unit_steps(
 
 
 def build(workload, hyperparameters):
-    """Returns Scion (algorithm 2 with `constrained`, else algorithm 1).
+    """Returns Scion on SCG steps with `constrained`, else on uSCG steps (section 3).
 
     x <- x - s_t (radius lmo + x), where x stays within the ball of its radius; without
     the last x it is unconstrained.

@@ -28,7 +28,7 @@ class ShampooBlocks(NamedTuple):
 class ShampooState(NamedTuple):
     """Counts the steps; `blocks` has ShampooBlocks in the place of each matrix."""
 
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
     blocks: Any
 
 
@@ -86,7 +86,7 @@ def scale_by_shampoo(
         return jnp.where(count < every, adam, step)
 
     def update(updates, state, params=None):
-        count = state.count + 1
+        count = state.steps + 1
         blocks = jax.tree.map(
             lambda g, old: advance(to_blocks(g, BLOCK_SIZE), old, count),
             updates,

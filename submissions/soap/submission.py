@@ -26,7 +26,7 @@ class SoapBlocks(NamedTuple):
 class SoapState(NamedTuple):
     """Counts the steps; `blocks` has SoapBlocks in the place of each matrix."""
 
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
     blocks: Any
 
 
@@ -81,7 +81,7 @@ def scale_by_soap(
         return SoapState(jnp.int32(0), jax.tree.map(blocks, params))
 
     def update(updates, state, params=None):
-        count = state.count
+        count = state.steps
 
         def one(x, old):
             g = to_blocks(x, BLOCK_SIZE)

@@ -12,7 +12,7 @@ from algoperf.submission import from_optax, standard_chain
 class SophiaState(NamedTuple):
     """Moving averages of the gradient and of the Hessian's diagonal."""
 
-    count: jax.Array  # () int32
+    steps: jax.Array  # () int32
     momentum: Any
     hessian: Any
 
@@ -21,12 +21,11 @@ def hutchinson(objective: Any, params: Any, rng: jax.Array) -> Any:
     """Returns u * (H u) with u from a normal distribution: H's diagonal on average."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(rng, len(leaves))
-    u = structure.unflatten(
-        [
-            jax.random.normal(k, x.shape, x.dtype)
-            for k, x in zip(keys, leaves, strict=True)
-        ]
-    )
+    draws = [
+        jax.random.normal(key, x.shape, x.dtype)
+        for key, x in zip(keys, leaves, strict=True)
+    ]
+    u = jax.tree.unflatten(structure, draws)
     _, product = jax.jvp(objective.gradient, (params,), (u,))
     return jax.tree.map(jnp.multiply, u, product)
 
@@ -53,14 +52,14 @@ def scale_by_sophia(
             lambda m, g: b1 * m + (1 - b1) * g, state.momentum, updates
         )
         hessian = jax.lax.cond(
-            state.count % every == 0, renewed, lambda old: old, state.hessian
+            state.steps % every == 0, renewed, lambda old: old, state.hessian
         )
         directions = jax.tree.map(
             lambda m, h: jnp.clip(m / jnp.maximum(gamma * h, eps), -1.0, 1.0),
             momentum,
             hessian,
         )
-        return directions, SophiaState(state.count + 1, momentum, hessian)
+        return directions, SophiaState(state.steps + 1, momentum, hessian)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
