@@ -47,20 +47,34 @@ def choose(losses: jax.Array, count: int, power: float, rng: jax.Array) -> jax.A
     return jax.lax.top_k(noisy, count)[1]
 
 
+def take(batch: spec.Batch, chosen: jax.Array, count: int) -> spec.Batch:
+    """Returns the chosen of a batch's `count` rows.
+
+    Leaves may have several entries for each row: a row of molecules is a pack of them.
+    """
+    place = sharding.get_batch_dim_sharding()
+
+    def of_leaf(x):
+        entries, rest = x.shape[0] // count, x.shape[1:]
+        rows = x.reshape(count, entries, *rest)[chosen]
+        rows = rows.reshape(len(chosen) * entries, *rest)
+        return jax.lax.with_sharding_constraint(rows, place)
+
+    return jax.tree.map(of_leaf, batch)
+
+
 @functools.partial(jax.jit, static_argnames="workload")
 def batch_from(workload, params, model_state, pool, power, rng):
     """Returns a batch chosen from several, by the loss of the model as evaluated."""
-    count = pool[0]["targets"].shape[0]
+    count = min(leaf.shape[0] for leaf in jax.tree.leaves(pool[0]))
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *pool)
     logits, _ = workload.model_fn(
         params, joined, model_state, spec.ForwardPassMode.EVAL, None, False
     )
     losses = workload.loss_fn(joined["targets"], logits, joined.get("weights"))
-    chosen = choose(losses["per_example"], count, power, rng)
-    place = sharding.get_batch_dim_sharding()
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x[chosen], place), joined
-    )
+    total = count * len(pool)
+    by_row = losses["per_example"].reshape(total, -1).sum(axis=1)
+    return take(joined, choose(by_row, count, power, rng), total)
 
 
 def data_selection(

@@ -19,14 +19,19 @@ class FedSpeedState(NamedTuple):
 
 
 def split_batch(batch: Any, clients: int) -> Any:
-    """Splits the first axis of each leaf: (b, ...) to (clients, b / clients, ...)."""
-    size = batch["targets"].shape[0]
-    if size % clients:
+    """Splits the first axis of each leaf: (b, ...) to (clients, b / clients, ...).
+
+    Leaves may have several entries for each row: a row of molecules is a pack of them.
+    """
+    rows = min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
+    if rows % clients:
         raise UserError(
-            f"a batch of {size} cannot be split over {clients} clients; choose a "
+            f"a batch of {rows} cannot be split over {clients} clients; choose a "
             "number of clients that divides it"
         )
-    return jax.tree.map(lambda x: x.reshape(clients, -1, *x.shape[1:]), batch)
+    return jax.tree.map(
+        lambda x: x.reshape(clients, x.shape[0] // clients, *x.shape[1:]), batch
+    )
 
 
 def fedspeed(

@@ -119,7 +119,9 @@ def make_steps(workload: spec.Workload, hyperparameters: Any) -> tuple[Any, Any]
             )(learner.params)
             return updated(for_members, learner, gradient, model_state), loss
 
-        batches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        batches = jax.tree.map(
+            lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch
+        )
         members, losses = jax.vmap(one)(members, batches, jax.random.split(rng, count))
         shown = jax.tree.map(lambda x: x[0], members)
         return members, shown.params, shown.model_state, jnp.mean(losses)

@@ -18,3 +18,18 @@ def test_loop_overhead(tmp_path):
     result = json.loads(file.read_text())
     assert result["5 ms"]["ratio_of_medians"] > 0
     assert result["host"]["cores"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("submission", "workload"),
+    [("muon", "imagenet_resnet"), ("infinite_compute", "finewebedu_lm")],
+)
+def test_submissions_train(tmp_path, submission, workload):
+    """A sample; the script takes all submissions and workloads by default."""
+    file = tmp_path / "results.json"
+    command = [sys.executable, HERE / "submissions_train.py", f"--json={file}"]
+    names = [f"--submissions={submission}", f"--workloads={workload}"]
+    subprocess.run([*command, *names], check=True)
+    (result,) = json.loads(file.read_text())
+    assert result["last_loss"] < result["first_loss"]

@@ -421,6 +421,17 @@ def test_selection_with_power_prefers_high_losses():
     assert set(np.asarray(greedy).tolist()) == {0, 2}
 
 
+def test_rows_of_several_entries_stay_together():
+    take = module_of("data_selection").take
+    batch = {"inputs": jnp.arange(4.0), "targets": jnp.arange(8.0).reshape(8, 1)}
+    found = take(batch, jnp.array([3, 1]), 4)
+    np.testing.assert_array_equal(found["inputs"], [3, 1])
+    np.testing.assert_array_equal(found["targets"], [[6], [7], [2], [3]])
+    split = module_of("fedspeed").split_batch(batch, 2)
+    np.testing.assert_array_equal(split["inputs"], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(split["targets"][1], [[4], [5], [6], [7]])
+
+
 def test_the_teacher_averages_logits():
     teacher = module_of("infinite_compute").teacher_probabilities
     logits = np.random.default_rng(0).normal(size=(3, 2, 4))
