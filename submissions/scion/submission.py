@@ -1,11 +1,18 @@
 """Scion: steps of a given norm by layer (Pethick et al. 2025, arXiv:2502.07529)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from algoperf import spec
-from algoperf.matrices import hidden_matrices, in_matrix_shape, orthogonalise
+from algoperf.matrices import (
+    hidden_matrices,
+    in_matrix_shape,
+    kernel_matrices,
+    orthogonalise,
+)
 from algoperf.schedules import warmup_stable_decay
 from algoperf.submission import from_optax
 
@@ -31,50 +38,30 @@ def rms(u: jax.Array) -> jax.Array:
     return u / (jnp.sqrt(jnp.mean(jnp.square(u))) + 1e-12)
 
 
-def unit_steps(
-    momentum: float, workload: spec.Workload
-) -> optax.GradientTransformation:
-    """Maps gradients to the unit steps that lower their linear model most (table 2).
+def kinds_of(workload: spec.Workload) -> Any:
+    """Returns which ball each parameter has: the params' tree of names."""
 
-    D <- b D + (1 - b) G; the step is -lmo(D) of the parameter's norm.
-    """
+    def kind_of(is_hidden, is_kernel, kind):
+        if is_hidden:
+            return "hidden"
+        if is_kernel:
+            return "output"
+        return "embedding" if kind is spec.ParameterType.EMBEDDING else "vector"
 
-    def kind_of(hidden, kind, shape):
-        if hidden:
-            return "spectral"
-        if kind is spec.ParameterType.EMBEDDING:
-            return "embedding"
-        return (
-            "sign" if len(shape.shape_tuple) >= 2 and "BIAS" not in kind.name else "rms"
-        )
-
-    kinds = jax.tree.map(
+    return jax.tree.map(
         kind_of,
         hidden_matrices(workload),
+        kernel_matrices(workload),
         workload.model_params_types,
-        workload.param_shapes,
     )
-    balls = {
-        "spectral": spectral,
-        "sign": sign,
-        "embedding": embedding_sign,
-        "rms": rms,
-    }
-    steps = {
-        name: optax.stateless(lambda u, _, ball=ball: jax.tree.map(ball, u))
-        for name, ball in balls.items()
-    }
-    direction = optax.chain(
-        optax.ema(momentum, debias=False), optax.partition(steps, kinds)
-    )
-    return in_matrix_shape(workload, direction)
 
 
 def build(workload, hyperparameters):
     """Returns Scion on SCG steps with `constrained`, else on uSCG steps (section 3).
 
-    x <- x - s_t (radius lmo + x), where x stays within the ball of its radius; without
-    the last x it is unconstrained.
+    D <- b D + (1 - b) G, and x <- x - s_t (radius unit(D) + x), where unit(D) is the
+    point of the parameter's unit ball that D grows most towards (table 2). So x stays
+    within its radius; without the last x it is unconstrained.
     """
     schedule = warmup_stable_decay(
         workload.step_hint,
@@ -82,25 +69,25 @@ def build(workload, hyperparameters):
         hyperparameters.warmup_factor,
         hyperparameters.decay_factor,
     )
-    hidden = hidden_matrices(workload)
-
-    def with_radius(updates, _):
-        return jax.tree.map(
-            lambda u, is_hidden: (
-                u
-                * (
-                    hyperparameters.hidden_radius
-                    if is_hidden
-                    else hyperparameters.other_radius
-                )
-            ),
-            updates,
-            hidden,
+    balls = {
+        "hidden": (spectral, hyperparameters.hidden_radius),
+        "output": (sign, hyperparameters.output_radius),
+        "embedding": (embedding_sign, hyperparameters.other_radius),
+        "vector": (rms, hyperparameters.other_radius),
+    }
+    steps = {
+        name: optax.chain(
+            optax.stateless(lambda u, _, unit=unit: jax.tree.map(unit, u)),
+            optax.scale(radius),
         )
-
+        for name, (unit, radius) in balls.items()
+    }
+    direction = optax.chain(
+        optax.ema(1.0 - hyperparameters.one_minus_beta1, debias=False),
+        optax.partition(steps, kinds_of(workload)),
+    )
     return optax.chain(
-        unit_steps(1.0 - hyperparameters.one_minus_beta1, workload),
-        optax.stateless(with_radius),
+        in_matrix_shape(workload, direction),
         optax.add_decayed_weights(1.0 if hyperparameters.constrained else 0.0),
         optax.scale_by_learning_rate(schedule),
     )

@@ -329,7 +329,7 @@ def test_scion(constrained):
             u = newton_schulz(matrix(name, d))
             u = 5.0 * u.reshape(d.shape) * np.sqrt(u.shape[1] / u.shape[0])
         elif name == "head/kernel":
-            u = 2.0 * np.sign(d) / d.shape[0]
+            u = 3.0 * np.sign(d) / d.shape[0]
         elif name == "embed/embedding":
             u = 2.0 * np.sign(d)
         else:
@@ -341,6 +341,7 @@ def test_scion(constrained):
         learning_rate=LR,
         one_minus_beta1=0.1,
         hidden_radius=5.0,
+        output_radius=3.0,
         other_radius=2.0,
         constrained=constrained,
         decay_factor=0.8,
