@@ -1,4 +1,14 @@
-"""Ensemble, then distil, for scarce data (Kim et al. 2025, arXiv:2509.14786)."""
+"""Ensemble, then distil, for scarce data (Kim et al. 2025, arXiv:2509.14786).
+
+Members start from seeds of their own, see batches of their own over many epochs, and
+decay their weights up to 30 times as strongly as is usual. A student, also new, then
+learns from the mean of their logits and from the labels. All of it is inside the
+budget, and the parameters that are returned are the student's; until it starts, the
+first member's, so that evaluations say how training goes.
+
+The paper's student learns from sequences that the ensemble writes, beside real ones;
+this one learns from what the ensemble says of real ones (Hinton et al. 2015).
+"""
 
 import functools
 from typing import Any, NamedTuple

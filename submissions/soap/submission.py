@@ -48,12 +48,14 @@ def scale_by_soap(
         left, right = (1 - b_shampoo) * g @ g.mT, (1 - b_shampoo) * g.mT @ g
         zeros = jnp.zeros_like(g)
         bases = jnp.linalg.eigh(left)[1], jnp.linalg.eigh(right)[1]
-        return SoapBlocks(zeros, zeros, left, right, *bases)
+        return SoapBlocks(zeros, zeros, left, right, *bases), zeros
 
     def advance(g, old, count):
         rotated = rotate(g, old.left_basis, old.right_basis)
         first = b1 * old.first + (1 - b1) * g
         second = b2 * old.second + (1 - b2) * jnp.square(rotated)
+        mean = rotate(first, old.left_basis, old.right_basis) / (1 - b1**count)
+        step = mean / (jnp.sqrt(second / (1 - b2**count)) + eps)
         left = b_shampoo * old.left + (1 - b_shampoo) * g @ g.mT
         right = b_shampoo * old.right + (1 - b_shampoo) * g.mT @ g
         bases = jax.lax.cond(
@@ -64,12 +66,8 @@ def scale_by_soap(
             ),
             lambda: (old.left_basis, old.right_basis),
         )
-        return SoapBlocks(first, second, left, right, *bases)
-
-    def direction(old, new, count):
-        first = rotate(new.first, old.left_basis, old.right_basis) / (1 - b1**count)
-        step = first / (jnp.sqrt(new.second / (1 - b2**count)) + eps)
-        return rotate(step, old.left_basis.mT, old.right_basis.mT)
+        new = SoapBlocks(first, second, left, right, *bases)
+        return new, rotate(step, old.left_basis.mT, old.right_basis.mT)
 
     def init(params):
         def blocks(x):
@@ -86,15 +84,9 @@ def scale_by_soap(
         def one(x, old):
             g = to_blocks(x, BLOCK_SIZE)
             new, step = jax.lax.cond(
-                count == 0,
-                lambda: (start(g), jnp.zeros_like(g)),
-                lambda: _advanced(g, old),
+                count == 0, lambda: start(g), lambda: advance(g, old, count)
             )
             return from_blocks(step, x.shape, BLOCK_SIZE), new
-
-        def _advanced(g, old):
-            new = advance(g, old, count)
-            return new, direction(old, new, count)
 
         pairs = jax.tree.map(one, updates, state.blocks)
         steps, blocks = (

@@ -1,4 +1,8 @@
-"""Sophia-H: momentum over a clipped Hessian (Liu et al. 2023, arXiv:2305.14342)."""
+"""Sophia-H: momentum over a clipped Hessian (Liu et al. 2023, arXiv:2305.14342).
+
+The Hessian's diagonal is Hutchinson's estimate, which any loss allows; the paper's
+other one, of Gauss and Newton, needs class probabilities.
+"""
 
 from typing import Any, NamedTuple
 

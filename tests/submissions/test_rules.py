@@ -252,25 +252,15 @@ def test_mars():
 
 
 def test_gradients_are_clipped_at_their_global_norm():
-    inner = adam(0.9, 0.99)
-
-    def rule(t, g, x):
-        norm = np.sqrt(sum((g[name] ** 2).sum() for name in g))
-        return each(inner)(t, {name: g[name] * 0.5 / norm for name in g}, x)
-
-    point = {**USUAL, "grad_clip": 0.5, "one_minus_beta1": 0.1, "beta2": 0.99}
-    # Adam hardly sees the scale of its gradients; the rest of the chain does not.
-    for name in ("adamw", "cautious_adamw"):
-        path, state_ = trained(build(name, **point), gradients=GRADIENTS[:1])
-        del path
-        (moments,) = [x for x in jax.tree.leaves(state_) if x.shape == (5, 7)][:1]
-        g = named(GRADIENTS[0])
-        norm = np.sqrt(sum((g[name] ** 2).sum() for name in g))
-        np.testing.assert_allclose(
-            moments, 0.1 * 0.5 / norm * g["hidden/kernel"], rtol=1e-4
-        )
-    path, _ = trained(build("adamw", **point))
-    assert_close(path[-1], expected(rule, RATE, DECAY))
+    """Signum's momentum shows it; Adam hardly sees the scale of its gradients."""
+    point = {**USUAL, "grad_clip": 0.5, "one_minus_beta1": 0.1}
+    _, last = trained(build("signum", **point), gradients=GRADIENTS[:1])
+    (momentum,) = [x for x in jax.tree.leaves(last) if x.shape == (5, 7)]
+    g = named(GRADIENTS[0])
+    norm = np.sqrt(sum((g[name] ** 2).sum() for name in g))
+    np.testing.assert_allclose(
+        momentum, 0.1 * 0.5 / norm * g["hidden/kernel"], rtol=1e-4
+    )
 
 
 # Muon and Scion.
@@ -449,7 +439,7 @@ def cut(x, size):
     return [(rows, columns) for rows in spans[0] for columns in spans[1]]
 
 
-@pytest.mark.parametrize("size", [512, 3])
+@pytest.mark.parametrize("size", [pytest.param(512, marks=pytest.mark.slow), 3])
 def test_shampoo(monkeypatch, size):
     module = module_of("shampoo")
     monkeypatch.setattr(module, "BLOCK_SIZE", size)
