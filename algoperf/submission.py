@@ -128,7 +128,8 @@ def from_optax(
 
     The mean loss is differentiated; hyperparameters named `dropout_rate` and
     `label_smoothing` are honoured where the search space has them. The step is
-    compiled once per trial, with donated state.
+    compiled once per trial, with donated state. A transformation whose update names
+    them gets the extra arguments `value`, the loss, and `objective` (see `Objective`).
 
     Args:
       build: `(workload, hyperparameters) -> optax.GradientTransformation`.

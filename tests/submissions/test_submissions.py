@@ -55,9 +55,7 @@ def test_contract(name):
 @pytest.mark.parametrize(
     ("name", "workload"),
     [
-        ("adamw", "imagenet_resnet"),
         ("muon", "imagenet_resnet"),
-        ("infinite_compute", "finewebedu_lm"),
         ("schedule_free_adamw", "finewebedu_lm"),
         ("data_selection", "ogbg"),
         ("sam", "librispeech_conformer"),
