@@ -24,15 +24,88 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from algoperf import sharding, spec
 from algoperf.errors import UserError
+from algoperf.schedules import warmup_cosine
 from algoperf.tuning import as_namedtuple
 
 LOG_EVERY_STEPS = 100
 
 Build = Callable[[spec.Workload, Any], optax.GradientTransformation]
+EvalParams = Callable[[Any, spec.ParameterContainer], spec.ParameterContainer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The training loss of one step, for rules that need more than its gradient.
+
+    The update of a transformation gets it as the extra argument `objective` (see
+    `optax.GradientTransformationExtraArgs`), beside `value`, the loss. What its
+    methods compute is charged like all else.
+    """
+
+    workload: spec.Workload
+    batch: spec.Batch
+    model_state: spec.ModelAuxiliaryState  # before the step
+    rng: spec.RandomState  # of dropout: the same masks at every call
+    dropout_rate: Any = None
+    label_smoothing: Any = 0.0
+
+    def loss_and_state(self, params: Any) -> tuple[jax.Array, Any]:
+        """Returns the mean loss of the batch and the new model state."""
+        logits, new_model_state = self._forward(params)
+        loss = self.workload.loss_fn(
+            self.batch["targets"],
+            logits,
+            self.batch.get("weights"),
+            self.label_smoothing,
+        )
+        return loss["summed"] / loss["n_valid_examples"], new_model_state
+
+    def loss(self, params: Any) -> jax.Array:
+        """Returns the mean loss of the batch."""
+        return self.loss_and_state(params)[0]
+
+    def gradient(self, params: Any) -> Any:
+        """Returns the gradient of `loss`."""
+        return jax.grad(self.loss)(params)
+
+    def logits(self, params: Any) -> Any:
+        """Returns what the model says of the batch, with dropout as in the loss."""
+        return self._forward(params)[0]
+
+    def on(self, batch: spec.Batch) -> "Objective":
+        """Returns the objective of another batch, or of a part of this one."""
+        return dataclasses.replace(self, batch=batch)
+
+    def reseeded(self, number: int) -> "Objective":
+        """Returns the objective with other dropout masks, one set for each number."""
+        return dataclasses.replace(self, rng=jax.random.fold_in(self.rng, number))
+
+    def _forward(self, params: Any) -> tuple[Any, Any]:
+        return self.workload.model_fn(
+            params,
+            self.batch,
+            self.model_state,
+            spec.ForwardPassMode.TRAIN,
+            self.rng,
+            update_batch_norm=True,
+            dropout_rate=self.dropout_rate,
+        )
+
+
+class WithTrainingParams(NamedTuple):
+    """State of a transformation that trains other params than are evaluated.
+
+    Until an evaluation the params are the very arrays that the harness holds too, so
+    they cost memory only while averages are evaluated.
+    """
+
+    transformation: Any
+    params: Any
 
 
 class SubmissionFunctions(NamedTuple):
@@ -49,18 +122,23 @@ def from_optax(
     build: Build,
     batch_sizes: Mapping[str, int] | None = None,
     self_tuned: Mapping[str, Any] | None = None,
+    eval_params: EvalParams | None = None,
 ) -> SubmissionFunctions:
     """Returns the five functions for a gradient transformation.
 
     The mean loss is differentiated; hyperparameters named `dropout_rate` and
     `label_smoothing` are honoured where the search space has them. The step is
-    compiled once per trial, with donated state.
+    compiled once per trial, with donated state. A transformation whose update names
+    them gets the extra arguments `value`, the loss, and `objective` (see `Objective`).
 
     Args:
       build: `(workload, hyperparameters) -> optax.GradientTransformation`.
       batch_sizes: by workload name; the workload's default where it has none.
       self_tuned: the hyperparameters under the self-tuning ruleset.
+      eval_params: `(transformation's state, params) -> params` that are evaluated in
+        their place, an average for example; training goes on from the params.
     """
+    average = None if eval_params is None else jax.jit(eval_params)
 
     def get_batch_size(workload_name: str) -> int:
         if workload_name not in (batch_sizes or {}):
@@ -80,11 +158,14 @@ def from_optax(
             hyperparameters = as_namedtuple(self_tuned)
         transformation = build(workload, hyperparameters)
         step = _train_step(workload, transformation, hyperparameters)
-        # Placed like the params; otherwise the second step would compile again.
+        # Placed like the params; otherwise the second step would compile again. Copied,
+        # because a state may hold the params themselves and both are donated.
         initialise = jax.jit(
-            transformation.init, out_shardings=sharding.get_replicate_sharding()
+            lambda params: jax.tree.map(jnp.copy, transformation.init(params)),
+            out_shardings=sharding.get_replicate_sharding(),
         )
-        return initialise(model_params), step
+        state = initialise(model_params)
+        return (WithTrainingParams(state, model_params) if average else state), step
 
     def update_params(
         workload,
@@ -101,9 +182,14 @@ def from_optax(
     ) -> spec.UpdateReturn:
         del current_params_types, hyperparameters, loss_type, eval_results
         state, step = optimizer_state
+        params = current_param_container
+        if average:
+            state, params = state
         state, params, model_state, scalars = step(
-            state, current_param_container, model_state, batch, rng
+            state, params, model_state, batch, rng
         )
+        if average:
+            state = WithTrainingParams(state, params)
         logger = workload.metrics_logger
         if logger is not None and global_step % LOG_EVERY_STEPS == 0:
             logger.append_scalar_metrics(scalars, global_step)
@@ -123,7 +209,11 @@ def from_optax(
     ) -> spec.UpdateReturn:
         del workload, current_params_types, hyperparameters, loss_type
         del eval_results, global_step, rng
-        return optimizer_state, current_param_container, model_state
+        params = current_param_container
+        if average:
+            state, _ = optimizer_state
+            params = average(state.transformation, state.params)
+        return optimizer_state, params, model_state
 
     def data_selection(workload, input_queue, *unused) -> spec.Batch:
         del workload, unused
@@ -145,50 +235,22 @@ def _train_step(
 ) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
     dropout_rate = getattr(hyperparameters, "dropout_rate", None)
     label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
-
-    def mean_loss(params, model_state, batch, rng):
-        logits, new_model_state = workload.model_fn(
-            params,
-            batch,
-            model_state,
-            spec.ForwardPassMode.TRAIN,
-            rng,
-            update_batch_norm=True,
-            dropout_rate=dropout_rate,
-        )
-        loss = workload.loss_fn(
-            batch["targets"], logits, batch.get("weights"), label_smoothing
-        )
-        return loss["summed"] / loss["n_valid_examples"], new_model_state
+    update = optax.with_extra_args_support(transformation).update
 
     def step(state, params, model_state, batch, rng):
-        (loss, model_state), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
-            params, model_state, batch, rng
+        objective = Objective(
+            workload, batch, model_state, rng, dropout_rate, label_smoothing
         )
-        updates, state = transformation.update(gradient, state, params)
+        (loss, model_state), gradient = jax.value_and_grad(
+            objective.loss_and_state, has_aux=True
+        )(params)
+        updates, state = update(
+            gradient, state, params, value=loss, objective=objective
+        )
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
         return state, optax.apply_updates(params, updates), model_state, scalars
 
     return jax.jit(step, donate_argnums=(0, 1, 2))
-
-
-def warmup_cosine(
-    num_steps: int, peak: float, warmup_factor: float = 0.05
-) -> optax.Schedule:
-    """Linear warm-up to `peak` over a share of the steps, then cosine to zero.
-
-    Args:
-      num_steps: where the rate is zero again, usually `workload.step_hint`.
-      peak: the highest rate.
-      warmup_factor: share of `num_steps` spent warming up, from 0 to 1.
-    """
-    warmup_steps = max(1, round(warmup_factor * num_steps))
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=max(num_steps, warmup_steps + 1),
-    )
 
 
 # What weight decay should leave alone.
@@ -210,6 +272,43 @@ def mask_without(
 ) -> Any:
     """Returns the params' tree with False where the type is excluded, else True."""
     return jax.tree.map(lambda kind: kind not in excluded, workload.model_params_types)
+
+
+def standard_chain(
+    workload: spec.Workload,
+    hyperparameters: Any,
+    direction: optax.GradientTransformation,
+    schedule: optax.Schedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Completes an update direction d(g) to an optimizer.
+
+    x <- x - s_t (d(clip(g)) + weight_decay mask x): the gradient's global norm is
+    clipped at `grad_clip` where the search space has it, the decay is decoupled
+    (Loshchilov and Hutter 2019, arXiv:1711.05101) and leaves biases and norms alone.
+
+    Args:
+      workload: gives the steps and the types of the parameters.
+      hyperparameters: `weight_decay` and, for the schedule, `learning_rate` and
+        `warmup_factor`.
+      direction: maps gradients to d, such as `optax.scale_by_adam()`.
+      schedule: s_t; warm-up and cosine decay over `workload.step_hint` if not given.
+    """
+    if schedule is None:
+        schedule = warmup_cosine(
+            workload.step_hint,
+            hyperparameters.learning_rate,
+            hyperparameters.warmup_factor,
+        )
+    parts = [
+        direction,
+        optax.add_decayed_weights(
+            hyperparameters.weight_decay, mask=mask_without(workload)
+        ),
+        optax.scale_by_learning_rate(schedule),
+    ]
+    if hasattr(hyperparameters, "grad_clip"):
+        parts.insert(0, optax.clip_by_global_norm(hyperparameters.grad_clip))
+    return optax.with_extra_args_support(optax.chain(*parts))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_workloads_know_the_contract_and_their_own_family(module):
 def test_submissions_know_the_contract_and_themselves(module):
     own = ".".join(module.split(".")[:2])
     names = ("spec", "submission", "numerics", "reparam")
-    names += ("sharding", "jax_sharding_utils")
+    names += ("sharding", "jax_sharding_utils", "schedules", "matrices", "errors")
     allowed = [f"algoperf.{name}" for name in names]
     for found in ours(module):
         assert _is_in(found, *allowed, own), found

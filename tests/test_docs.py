@@ -1,12 +1,13 @@
 """Every command and every Python example of the docs works as it stands."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from algoperf import cli, spec
+from algoperf import cli, registry, spec
 from algoperf.submission import SubmissionFunctions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,38 @@ def test_submission_example():
     names = {}
     exec(compile(example, "docs/submissions.md", "exec"), names)
     assert all(callable(names[function]) for function in SubmissionFunctions._fields)
+
+
+def _make_algorithms():
+    file = ROOT / "docs" / "make_algorithms.py"
+    spec_ = importlib.util.spec_from_file_location("make_algorithms", file)
+    module = importlib.util.module_from_spec(spec_)
+    spec_.loader.exec_module(module)
+    return module
+
+
+NAMES = sorted(registry.submission_paths())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ("sgd", "lion") else pytest.param(n, marks=pytest.mark.slow)
+        for n in NAMES
+    ],
+)
+def test_the_table_of_algorithms_is_what_the_script_writes(name):
+    script = _make_algorithms()
+    rows = script.PAGE.read_text().splitlines(keepends=True)
+    assert script.row(name, registry.find_submission(name)) in rows
+
+
+def test_the_table_of_algorithms_is_whole():
+    script = _make_algorithms()
+    head, *rows = script.PAGE.read_text().partition(script.HEAD)[1:]
+    assert head
+    names = [row.split(" | ")[0].removeprefix("| ") for row in rows[0].splitlines()]
+    assert names == NAMES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from synthetic import (
     BATCH_NORM,
@@ -249,3 +251,34 @@ def _last_step(config):
     if not (folder_of(config) / records.EVAL_FILE).exists():
         return 0
     return rows_of(config)[-1][records.GLOBAL_STEP]
+
+
+HALVED = """
+import jax
+
+def halve(state, params):
+    return jax.tree.map(lambda x: x / 2, params)
+
+(
+    get_batch_size,
+    init_optimizer_state,
+    update_params,
+    prepare_for_eval,
+    data_selection,
+) = from_optax(build, eval_params=halve)
+"""
+
+
+@pytest.mark.parametrize("stop_at", [4, 6])  # just after an evaluation, and between
+def test_other_params_than_trained_are_evaluated(make_config, stop_at):
+    """Evaluations change nothing in training, and a resumed run is the same."""
+    config = make_config(HALVED)
+    straight = dataclasses.replace(config, out=config.out / "straight")
+    assert run_trial(straight)["status"] is Status.COMPLETED
+    run_until(config, stop_at)
+    assert run_trial(config, resume=True)["status"] is Status.COMPLETED
+    assert_same_results(config, straight)
+    plain = make_config(out=config.out / "plain")
+    assert run_trial(plain)["status"] is Status.COMPLETED
+    halved, whole = saved(straight)[0].params, saved(plain)[0].params
+    jax.tree.map(lambda h, w: np.testing.assert_array_equal(h, w / 2), halved, whole)

@@ -3,6 +3,7 @@
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,7 +16,7 @@ from algoperf.submission import (
     from_optax,
     load_submission,
     mask_without,
-    warmup_cosine,
+    standard_chain,
 )
 from algoperf.tuning import as_namedtuple
 
@@ -113,14 +114,148 @@ def test_the_mask_leaves_biases_and_norms_out():
     assert weights["head"] == {"kernel": False, "bias": True}
 
 
-def test_warmup_cosine_rises_to_the_peak_and_falls_to_zero():
-    schedule = warmup_cosine(100, 0.5, warmup_factor=0.1)
-    assert schedule(0) == 0
-    assert schedule(10) == pytest.approx(0.5)
-    assert schedule(55) == pytest.approx(0.25, rel=0.01)
-    assert schedule(100) == pytest.approx(0, abs=1e-6)
-    assert max(map(schedule, range(101))) == pytest.approx(0.5)
-    assert warmup_cosine(1, 0.5)(1) == pytest.approx(0.5)
+def _from_objective(workload, hyperparameters):
+    """SGD on what the objective says, not on the gradient it is given."""
+
+    def update(updates, state, params=None, *, objective, value, **extra):
+        again = objective.gradient(params)
+        half = {name: array[:16] for name, array in objective.batch.items()}
+        other = {name: array[16:] for name, array in objective.batch.items()}
+        halves = [objective.on(part).loss(params) for part in (half, other)]
+        facts = {
+            "gradients": optax.tree.norm(optax.tree.sub(updates, again)),
+            "losses": value - sum(halves) / 2,
+            "logits": jnp.sum(jnp.square(objective.logits(params))),
+            "moved": jnp.abs(objective.reseeded(1).loss(params) - value),
+        }
+        updates = jax.tree.map(lambda g: -hyperparameters.learning_rate * g, again)
+        return updates, {name: facts[name] for name in state}
+
+    names = ("gradients", "losses", "logits", "moved")
+    return optax.GradientTransformationExtraArgs(
+        lambda params: dict.fromkeys(names, jnp.float32(0)), update
+    )
+
+
+def test_a_transformation_may_look_at_the_objective_again():
+    point = as_namedtuple({"learning_rate": 0.1})
+    functions = from_optax(_from_objective)
+    found = _train(functions, point)
+    plain = _train(from_optax(lambda w, h: optax.sgd(0.1)), point)
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    facts = _state(functions, point)
+    assert facts["gradients"] == 0
+    np.testing.assert_allclose(facts["losses"], 0, atol=1e-6)
+    assert facts["logits"] > 0
+    assert facts["moved"] == 0  # there is no dropout
+    dropout = as_namedtuple({"learning_rate": 0.1, "dropout_rate": 0.5})
+    facts = _state(functions, dropout)
+    assert facts["gradients"] == 0  # the same masks
+    assert facts["moved"] > 0.001
+
+
+def _state(functions, point):
+    """Returns the transformation's state after one step."""
+    params, model_state = SYNTHETIC.init_model_fn(KEY)
+    state = functions.init_optimizer_state(SYNTHETIC, params, model_state, point, KEY)
+    (state, _), _, _ = _updated(functions, point, state, params, model_state)
+    return state
+
+
+def _updated(functions, point, state, params, model_state, step=0):
+    batch = {name: array[:32] for name, array in examples("train").items()}
+    return functions.update_params(
+        **_arguments(point, state, params, model_state, step),
+        batch=sharding.shard_along_batch_dim(batch),
+    )
+
+
+def _arguments(point, state, params, model_state, step=0):
+    return {
+        "workload": SYNTHETIC,
+        "current_param_container": params,
+        "current_params_types": SYNTHETIC.model_params_types,
+        "model_state": model_state,
+        "hyperparameters": point,
+        "loss_type": SYNTHETIC.loss_type,
+        "optimizer_state": state,
+        "eval_results": [],
+        "global_step": step,
+        "rng": KEY,
+    }
+
+
+def test_other_params_are_evaluated_and_training_goes_on_from_its_own():
+    point = as_namedtuple({"learning_rate": 0.1})
+    plain = from_optax(_build)
+    halved = from_optax(
+        _build, eval_params=lambda state, params: jax.tree.map(lambda x: x / 2, params)
+    )
+    ends = []
+    for functions, evaluates in ((plain, False), (halved, False), (halved, True)):
+        params, model_state = SYNTHETIC.init_model_fn(KEY)
+        state = functions.init_optimizer_state(
+            SYNTHETIC, params, model_state, point, KEY
+        )
+        for step in range(4):
+            state, params, model_state = _updated(
+                functions, point, state, params, model_state, step
+            )
+            trained = jax.device_get(params)
+            if evaluates:
+                state, params, model_state = functions.prepare_for_eval(
+                    **_arguments(point, state, params, model_state, step)
+                )
+                jax.tree.map(
+                    lambda half, whole: np.testing.assert_array_equal(half, whole / 2),
+                    params,
+                    trained,
+                )
+        ends.append(trained)
+    for other in ends[1:]:
+        jax.tree.map(np.testing.assert_array_equal, ends[0], other)
+
+
+def test_a_state_that_holds_the_params_is_a_copy():
+    """Both are donated, which one array cannot be twice."""
+    keeping = optax.GradientTransformation(
+        lambda params: params, lambda updates, state, params: (updates, state)
+    )
+    functions = from_optax(lambda workload, hyperparameters: keeping)
+    params = _train(functions, as_namedtuple({"x": 1}))
+    assert np.isfinite(params["head"]["kernel"]).all()
+
+
+def test_the_standard_chain_clips_decays_and_follows_the_schedule():
+    point = as_namedtuple(
+        {
+            "learning_rate": 0.5,
+            "weight_decay": 0.1,
+            "warmup_factor": 0.02,
+            "grad_clip": 1.0,
+        }
+    )
+    params, _ = SYNTHETIC.init_model_fn(KEY)
+    params = jax.tree.map(lambda x: x + 1.0, params)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    chain = standard_chain(SYNTHETIC, point, optax.scale(3.0))
+    state = chain.init(params)
+    first, state = chain.update(gradient, state, params)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(first))
+    second, state = chain.update(gradient, state, params)
+    norm = np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    for decay, role in ((0.1, "kernel"), (0.0, "bias")):
+        np.testing.assert_allclose(
+            second["hidden"][role],
+            -0.5 * (3.0 / norm + decay * params["hidden"][role]),
+            rtol=1e-5,
+        )
+    unclipped = as_namedtuple(
+        {"learning_rate": 0.5, "weight_decay": 0.0, "warmup_factor": 0.02}
+    )
+    constant = standard_chain(SYNTHETIC, unclipped, optax.scale(3.0), lambda _: 0.25)
+    updates, _ = constant.update(gradient, constant.init(params), params)
+    np.testing.assert_allclose(updates["hidden"]["bias"], -0.75)
 
 
 def test_a_submission_knows_where_it_comes_from(tmp_path, write_submission):

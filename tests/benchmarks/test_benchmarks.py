@@ -44,3 +44,18 @@ def test_bootstrap_coverage():
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     rows = [line for line in done.stdout.splitlines() if line.count("%") >= 2]
     assert len(rows) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("submission", "workload"),
+    [("muon", "imagenet_resnet"), ("infinite_compute", "finewebedu_lm")],
+)
+def test_submissions_train(tmp_path, submission, workload):
+    """A sample; the script takes all submissions and workloads by default."""
+    file = tmp_path / "results.json"
+    command = [sys.executable, HERE / "submissions_train.py", f"--json={file}"]
+    names = [f"--submissions={submission}", f"--workloads={workload}"]
+    subprocess.run([*command, *names], check=True)
+    (result,) = json.loads(file.read_text())
+    assert result["last_loss"] < result["first_loss"]

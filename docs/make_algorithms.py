@@ -1,0 +1,114 @@
+"""Writes docs/algorithms.md from the bundled submissions.
+
+python docs/make_algorithms.py
+"""
+
+import ast
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from algoperf import registry, tuning
+from algoperf.submission import load_submission
+
+PAGE = Path(__file__).resolve().parent / "algorithms.md"
+WORKLOAD = ("finewebedu_lm", "mini")
+HEAD = """# The submissions that come with AlgoPerf
+
+Written by `python docs/make_algorithms.py`. `algoperf run --submission NAME` takes each
+of these names; each is one short file in `submissions/NAME/` to read and to copy from.
+How to write one stands in [submissions.md](submissions.md).
+
+- **Code** says whose parts the update rule is made of: those named after `optax`, and
+  our own functions. Where the rule is all optax's, it is checked against the paper too.
+- **State** is how many numbers the optimizer state holds for each parameter, counted
+  on the mini language model with the first point of the search space. AdamW's two
+  moments are 2. The parameters themselves and what only lives within a step are not in.
+- Averages (`ema`, `lawa`, `schedule_free_adamw`) need one more while evaluated.
+
+| Name | What it is | Source | Code | Lines | State |
+|---|---|---|---|---|---|
+"""
+# Parts that make no update rule: clipping, decay, the rate, glue.
+GLUE = {
+    "add_decayed_weights",
+    "apply_updates",
+    "chain",
+    "clip_by_global_norm",
+    "constant_schedule",
+    "linear_schedule",
+    "partition",
+    "scale",
+    "scale_by_learning_rate",
+    "stateless",
+    "with_extra_args_support",
+}
+RULE = re.compile(r"optax\.((?:contrib\.)?[a-z]\w*)\(")
+
+
+def summary(docstring: str) -> tuple[str, str]:
+    """Splits a docstring's first line into what it is and the source."""
+    line = docstring.split("\n")[0].rstrip(".")
+    source = re.search(r" \(([^()]*\d{4}[^()]*)\)", line)
+    if source is None:
+        return line, ""
+    return line.replace(source.group(0), "", 1), source.group(1)
+
+
+def parts(source: str) -> tuple[list[str], list[str]]:
+    """Returns the rules of optax that a module calls, and its own functions."""
+    found = dict.fromkeys(RULE.findall(source))
+    tree = ast.parse(source)
+    own = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in found if name not in GLUE], [
+        name for name in own if name != "build"
+    ]
+
+
+def numbers(tree: Any, without: Iterable[Any]) -> int:
+    """Counts the numbers in the arrays of a tree, but for those of other arrays."""
+    seen = {id(leaf) for leaf in without}
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.Array) and id(leaf) not in seen
+    )
+
+
+def state_per_parameter(name: str) -> float:
+    """Returns how many numbers a submission keeps for each parameter."""
+    workload = registry.find_workload(*WORKLOAD)
+    submission = load_submission(registry.find_submission(name))
+    space = tuning.load_search_space(submission.default_search_space)
+    point = tuning.as_namedtuple(tuning.trial_point(space, 0, 1))
+    params, model_state = workload.init_model_fn(jax.random.PRNGKey(0))
+    state = submission.functions.init_optimizer_state(
+        workload, params, model_state, point, jax.random.PRNGKey(0)
+    )
+    return numbers(state, jax.tree.leaves(params)) / workload.num_parameters
+
+
+def row(name: str, path: Path) -> str:
+    """Returns the line of one submission."""
+    source = path.read_text(encoding="utf-8")
+    what, paper = summary(ast.get_docstring(ast.parse(source)) or "")
+    rules, own = parts(source)
+    code = [f"optax: {', '.join(f'`{rule}`' for rule in rules)}"] if rules else []
+    if own:
+        code.append(f"ours: {', '.join(f'`{function}`' for function in own)}")
+    lines = len(source.splitlines())
+    cells = (name, what, paper, "; ".join(code), lines, state_per_parameter(name))
+    return "| {} | {} | {} | {} | {} | {:.2f} |\n".format(*cells)
+
+
+def main() -> None:
+    """Writes the page."""
+    rows = [row(*pair) for pair in sorted(registry.submission_paths().items())]
+    PAGE.write_text(HEAD + "".join(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

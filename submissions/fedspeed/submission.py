@@ -1,0 +1,143 @@
+"""FedSpeed: local steps on shards of the batch (Sun et al. 2023, arXiv:2302.10429)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from algoperf.errors import UserError
+from algoperf.schedules import warmup_cosine
+from algoperf.submission import from_optax, mask_without
+
+
+class FedSpeedState(NamedTuple):
+    """Rounds so far, and each client's sum of its moves, negated."""
+
+    steps: jax.Array  # () int32
+    correction: Any  # leaves (clients, ...): lambda times the paper's g-hat
+
+
+def split_batch(batch: Any, clients: int) -> Any:
+    """Splits the first axis of each leaf: (b, ...) to (clients, b / clients, ...).
+
+    Leaves may have several entries for each row: a row of molecules is a pack of them.
+    """
+    rows = min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
+    if rows % clients:
+        raise UserError(
+            f"a batch of {rows} cannot be split over {clients} clients; choose a "
+            "number of clients that divides it"
+        )
+    return jax.tree.map(
+        lambda x: x.reshape(clients, x.shape[0] // clients, *x.shape[1:]), batch
+    )
+
+
+def fedspeed(
+    schedule: optax.Schedule,
+    clients: int,
+    local_steps: int,
+    prox: float,
+    rho: float,
+    alpha: float,
+    weight_decay: Any,
+    grad_clip: float,
+) -> optax.GradientTransformationExtraArgs:
+    """One round of FedSpeed (algorithm 1) for each update, all clients taking part.
+
+    From x = x_t, each client takes local steps on its shard,
+
+        g = (1 - alpha) grad F(x) + alpha grad F(x + rho grad F(x) / ||grad F(x)||)
+        x <- x - rate (clip(g + decay x) - g_hat + (x - x_t) / lambda),
+
+    then g_hat <- g_hat - (x - x_t) / lambda, and x_{t+1} is the mean of the clients'
+    x - lambda g_hat. Without prox term that is FedAvg (McMahan et al. 2017), and with
+    one client and one step SGD.
+
+    Args:
+      schedule: rate by round.
+      clients: how many shards.
+      local_steps: how many steps each takes, all on the whole shard.
+      prox: 1 / lambda; 0 for none, then there is no correction either.
+      rho: length of the perturbation.
+      alpha: share of the perturbed gradient; 0 for none.
+      weight_decay: tree of factors, like the params.
+      grad_clip: largest norm of a local gradient.
+    """
+
+    def local_gradient(objective, x):
+        g = objective.gradient(x)
+        if alpha:
+            scale = rho / jnp.maximum(optax.tree.norm(g), 1e-12)
+            worst = jax.tree.map(lambda x, g: x + scale * g, x, g)
+            g = jax.tree.map(
+                lambda a, b: (1 - alpha) * a + alpha * b, g, objective.gradient(worst)
+            )
+        g = jax.tree.map(lambda g, x, decay: g + decay * x, g, x, weight_decay)
+        clip = jnp.minimum(1.0, grad_clip / jnp.maximum(optax.tree.norm(g), 1e-12))
+        return jax.tree.map(lambda g: clip * g, g)
+
+    def train_client(objective, start, correction, rate, batch):
+        x = start
+        for step in range(local_steps):
+            here = objective.on(batch).reseeded(step)
+            x = jax.tree.map(
+                lambda x, g, h, x0: x - rate * (g - prox * h + prox * (x - x0)),
+                x,
+                local_gradient(here, x),
+                correction,
+                start,
+            )
+        if not prox:
+            return x, correction
+        correction = jax.tree.map(lambda h, x, x0: h - (x - x0), correction, x, start)
+        return jax.tree.map(jnp.subtract, x, correction), correction
+
+    def init(params):
+        zeros = jax.tree.map(lambda x: jnp.zeros((clients, *x.shape), x.dtype), params)
+        return FedSpeedState(jnp.int32(0), zeros)
+
+    def update(updates, state, params=None, *, objective, **extra):
+        rate = schedule(state.steps)
+        sent, correction = jax.vmap(
+            lambda correction, batch: train_client(
+                objective, params, correction, rate, batch
+            )
+        )(state.correction, split_batch(objective.batch, clients))
+        # As differences, so that what does not change stays as it is.
+        updates = jax.tree.map(lambda s, x: jnp.mean(s - x, axis=0), sent, params)
+        return updates, FedSpeedState(state.steps + 1, correction)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def build(workload, hyperparameters):
+    """Returns FedSpeed; batch statistics are of the whole batch, before the round."""
+    decay = jax.tree.map(
+        lambda decayed: hyperparameters.weight_decay if decayed else 0.0,
+        mask_without(workload),
+    )
+    return fedspeed(
+        warmup_cosine(
+            workload.step_hint,
+            hyperparameters.learning_rate,
+            hyperparameters.warmup_factor,
+        ),
+        clients=hyperparameters.clients,
+        local_steps=hyperparameters.local_steps,
+        prox=hyperparameters.prox,
+        rho=hyperparameters.rho,
+        alpha=hyperparameters.alpha,
+        weight_decay=decay,
+        grad_clip=hyperparameters.grad_clip,
+    )
+
+
+(
+    get_batch_size,
+    init_optimizer_state,
+    update_params,
+    prepare_for_eval,
+    data_selection,
+) = from_optax(build)
