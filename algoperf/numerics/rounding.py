@@ -93,7 +93,8 @@ def round_to_element(
     """
     if isinstance(element, IntElement):
         low = -element.max if symmetric else -element.max - 1.0
-        return jnp.clip(_round(y, noise), low, element.max)
+        rounded = jnp.clip(_round(y, noise), low, element.max)
+        return jnp.where(rounded == 0.0, 0.0, rounded)  # integers have one zero
     if element.name == "bf16":
         return _round_to_bfloat16(y, noise, saturate)
     bounded = jnp.clip(y, -element.max, element.max) if saturate else y
