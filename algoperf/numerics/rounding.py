@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from algoperf.errors import UserError
@@ -201,6 +202,8 @@ def words_of(key: Any) -> Words:
 
 def fold(words: Words, number: Any) -> Words:
     """Returns the key that a number (int, or an integer array of shape ()) picks."""
+    if isinstance(number, int):
+        number = np.uint32(number)
     number = jnp.asarray(number).astype(jnp.uint32)
     first = _mix(words[0] + _mix(number ^ jnp.uint32(0x85EBCA6B)))
     second = _mix(words[1] ^ _mix(first + number * jnp.uint32(0xC2B2AE35)))
