@@ -281,7 +281,7 @@ def _backward_rule(product, residuals, g):
 def _gradient(product, plan, side, base, g, words):
     """The gradient of left (side 0) or right (1), a product of g with the other."""
     other = base[1 - side]
-    wanted = jax.ShapeDtypeStruct(base[side].shape, base[side].dtype)
+    wanted = base[side]  # its type alone
     if _is_untouched(plan):
         transposed = functools.partial(_transposed, product, False)
         # The quantised operands are float32, g may be of the model's own dtype.
@@ -294,8 +294,7 @@ def _gradient(product, plan, side, base, g, words):
     slot = 2 * plan.number
     g, _ = _quantised(g, plan.first, words, slot)
     other, _ = _quantised(other, plan.second, words, slot + 1)
-    wanted = jax.ShapeDtypeStruct(wanted.shape, jnp.float32)
-    return _transposed(product, True, side, wanted, other, g)
+    return _transposed(product, True, side, wanted.astype(jnp.float32), other, g)
 
 
 def _transposed(product, is_exact, side, wanted, other, g):
