@@ -33,6 +33,8 @@ from algoperf.tuning import as_namedtuple
 LOG_EVERY_STEPS = 100
 
 Build = Callable[[spec.Workload, Any], optax.GradientTransformation]
+Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
+RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
 
 
 class SubmissionFunctions(NamedTuple):
@@ -49,6 +51,7 @@ def from_optax(
     build: Build,
     batch_sizes: Mapping[str, int] | None = None,
     self_tuned: Mapping[str, Any] | None = None,
+    rewrite_loss: RewriteLoss | None = None,
 ) -> SubmissionFunctions:
     """Returns the five functions for a gradient transformation.
 
@@ -60,6 +63,10 @@ def from_optax(
       build: `(workload, hyperparameters) -> optax.GradientTransformation`.
       batch_sizes: by workload name; the workload's default where it has none.
       self_tuned: the hyperparameters under the self-tuning ruleset.
+      rewrite_loss: `(workload, hyperparameters, loss, rng) -> loss`, called while the
+        step is traced: the function that is differentiated in place of the mean loss
+        `(params, model_state, batch, rng) -> (scalar, model_state)`. For other numerics
+        (see `algoperf.numerics.apply`) or regularisation.
     """
 
     def get_batch_size(workload_name: str) -> int:
@@ -79,7 +86,7 @@ def from_optax(
                 )
             hyperparameters = as_namedtuple(self_tuned)
         transformation = build(workload, hyperparameters)
-        step = _train_step(workload, transformation, hyperparameters)
+        step = _train_step(workload, transformation, hyperparameters, rewrite_loss)
         # Placed like the params; otherwise the second step would compile again.
         initialise = jax.jit(
             transformation.init, out_shardings=sharding.get_replicate_sharding()
@@ -142,6 +149,7 @@ def _train_step(
     workload: spec.Workload,
     transformation: optax.GradientTransformation,
     hyperparameters: Any,
+    rewrite_loss: RewriteLoss | None,
 ) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
     dropout_rate = getattr(hyperparameters, "dropout_rate", None)
     label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
@@ -162,7 +170,10 @@ def _train_step(
         return loss["summed"] / loss["n_valid_examples"], new_model_state
 
     def step(state, params, model_state, batch, rng):
-        (loss, model_state), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
+        loss_fn: Loss = mean_loss
+        if rewrite_loss is not None:
+            loss_fn = rewrite_loss(workload, hyperparameters, mean_loss, rng)
+        (loss, model_state), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
             params, model_state, batch, rng
         )
         updates, state = transformation.update(gradient, state, params)

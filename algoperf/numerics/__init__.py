@@ -7,7 +7,7 @@ See docs/numerics.md.
 from algoperf.numerics.application import apply, products, table
 from algoperf.numerics.blocks import quantize
 from algoperf.numerics.formats import FORMATS, Format
-from algoperf.numerics.recipes import RECIPES, Recipe, Rotation
+from algoperf.numerics.recipes import RECIPES, Recipe, Rotation, find_recipe
 
 __all__ = [
     "FORMATS",
@@ -16,6 +16,7 @@ __all__ = [
     "Recipe",
     "Rotation",
     "apply",
+    "find_recipe",
     "products",
     "quantize",
     "table",
