@@ -69,6 +69,7 @@ ELEMENTS: Mapping[str, Element] = MappingProxyType(
         for element in (
             FloatElement("e2m1", 2, 1, 1, 6.0),
             FloatElement("e2m3", 2, 3, 1, 7.5),
+            FloatElement("e3m0", 3, 0, 1, 64.0),  # 0 and the powers 1, 2, ... 64
             FloatElement("e3m2", 3, 2, 3, 28.0),
             FloatElement("e4m3", 4, 3, 7, 448.0),
             FloatElement("e5m2", 5, 2, 15, 57344.0),
@@ -237,6 +238,8 @@ def _presets() -> dict[str, Format]:
         "quest_fp4": Format("e2m1", 32, "e8m0_quest"),
         # Unbiased gradients: Tseng et al. 2025, the backward pass of Quartet.
         "mxfp4_stochastic": Format(rounding="stochastic", prescale=0.75),
+        # Logarithmic and unbiased, for gradients: Chmiel et al. 2021, arXiv:2112.10769.
+        "luq_fp4": Format("e3m0", "tensor", "float32", rounding="stochastic"),
         "bf16": Format("bf16", scale=None),
         "fp16": Format("fp16", scale=None),
     }

@@ -251,6 +251,14 @@ def _presets() -> dict[str, Recipe]:
             weight_gradient_rotation=Rotation(16, random=True),
             **_FOUR_BITS,
         ),
+        # arXiv:2112.10769, but for its clipping of the integers: 4-bit integers, and
+        # gradients that are powers of two, the small ones pruned at random.
+        uniform(
+            "luq",
+            FORMATS["int4"].replace(group="tensor"),
+            **_with_gradients(FORMATS["luq_fp4"]),
+            **_FOUR_BITS,
+        ),
     ]
     return {recipe.name: recipe for recipe in recipes}
 
