@@ -290,7 +290,7 @@ def test_symmetric_integers_remove_the_bias_of_gradients():
         return np.asarray(numerics.quantize(jnp.asarray(x), "bf16"))
 
     generator = np.random.default_rng(0)
-    x = bfloat16(generator.normal(size=(1 << 16, BLOCK)).astype(np.float32))
+    x = bfloat16(generator.normal(size=(1 << 14, BLOCK)).astype(np.float32))
     scale = bfloat16(np.abs(x).max(axis=1, keepdims=True) / np.float32(127))
     scaled = bfloat16(x / scale)
 
@@ -302,9 +302,9 @@ def test_symmetric_integers_remove_the_bias_of_gradients():
         return np.mean(codes == -128), error.mean() / standard_error
 
     (share, biased), (none, unbiased) = bias(False), bias(True)
-    assert abs(share - 0.0023) < 1e-4
+    assert abs(share - 0.0023) < 2e-4
     assert none == 0
-    assert biased < -8
+    assert biased < -4
     assert abs(unbiased) < 2
 
 
@@ -358,11 +358,11 @@ def test_random_numbers_are_uniform_and_independent():
 
 
 def test_a_key_is_reproducible_and_raw_and_typed_are_the_same():
-    x = jnp.linspace(-1, 1, 64)
-    typed = numerics.quantize(x, "mxfp4_stochastic", key=jax.random.key(3))
-    raw = numerics.quantize(x, "mxfp4_stochastic", key=jax.random.PRNGKey(3))
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+    quantise = jax.jit(lambda key: numerics.quantize(x, "mxfp4_stochastic", key=key))
+    typed, raw = quantise(jax.random.key(3)), quantise(jax.random.PRNGKey(3))
     np.testing.assert_array_equal(typed, raw)
-    other = numerics.quantize(x, "mxfp4_stochastic", key=jax.random.key(4))
+    other = quantise(jax.random.key(4))
     assert not np.array_equal(typed, other)
 
 
