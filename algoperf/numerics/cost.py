@@ -21,9 +21,13 @@ from algoperf.numerics.rewrite import Found
 
 # What an unquantised operand has: the widths of float32 operands as they are stored.
 FULL_BITS = 32
-# Operations for each element that is quantised, of full width: the magnitude, the
-# maximum, the multiplication and the rounding; one more for a random number.
-QUANTISE_OPERATIONS = 4
+# Bit operations on numbers of full width: a multiplication is quadratic in the bits,
+# an addition, a comparison or a rounding is linear.
+MULTIPLICATION = FULL_BITS**2
+ADDITION = FULL_BITS
+# For each element that is quantised: multiplied by the scale, beside its magnitude, the
+# maximum and the rounding; one more for a random number.
+QUANTISE_ADDITIONS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Cost:
       multiply_adds: of all products.
       bit_operations: of all products, each multiply-add weighted by its operands' bits.
       full_bit_operations: the same with operands of 32 bits.
-      overhead_bit_operations: of rotations and of quantising, at 32 x 32 bits for each.
+      overhead_bit_operations: of rotations and of quantising, in float32.
       bytes: of the products' operands, with their scales, read once, and of the
         results in float32, written once.
       full_bytes: the same in float32.
@@ -149,9 +153,10 @@ def _product(
     for size, fmt in (first, second):
         if rotation is not None:
             # Fast Walsh-Hadamard: log2(block) additions for each element.
-            overhead += size * math.log2(rotation.block)
+            overhead += size * math.log2(rotation.block) * ADDITION
         if fmt is not None:
-            overhead += size * (QUANTISE_OPERATIONS + fmt.is_stochastic)
+            additions = QUANTISE_ADDITIONS + fmt.is_stochastic
+            overhead += size * (MULTIPLICATION + additions * ADDITION)
     moved = [
         size * (FULL_BITS if fmt is None else fmt.bits_per_element()) / 8
         for size, fmt in (first, second)
@@ -160,7 +165,7 @@ def _product(
         multiply_adds=multiply_adds,
         bit_operations=multiply_adds * bits[0] * bits[1],
         full_bit_operations=multiply_adds * FULL_BITS**2,
-        overhead_bit_operations=overhead * FULL_BITS**2,
+        overhead_bit_operations=overhead,
         bytes=sum(moved) + out * FULL_BITS / 8,
         full_bytes=(first[0] + second[0] + out) * FULL_BITS / 8,
     )

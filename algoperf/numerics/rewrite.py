@@ -42,6 +42,7 @@ UNARY = frozenset(
         "sharding_constraint",
     }
 )
+JOINS = ("concatenate", "stack")  # so do several, joined
 # Primitives whose jaxpr takes their operands one by one, and where it is.
 CALLS = {
     "jit": "jaxpr",
@@ -70,7 +71,8 @@ class Found:
       shapes: of left, right and result.
       params: of the primitive.
       repeats: how often it runs in one call; of a `while` loop, once.
-      parameter: the name of the parameter that is one of its operands, if one is.
+      parameter: the name of the parameter that is one of its operands, if one is; of
+        the first, where several are joined.
       weight_is_left: whether that operand is the left one.
       reason: why it cannot be quantised; None if it can.
     """
@@ -128,6 +130,8 @@ def _find(
             found.append(_product(eqn, operands, here))
         elif primitive in UNARY:
             known[eqn.outvars[0]] = operands[0]
+        elif primitive in JOINS and None not in operands:
+            known[eqn.outvars[0]] = operands[0]  # such as gates that are kept apart
         elif primitive == "optimization_barrier":
             known.update(zip(eqn.outvars, operands, strict=True))
         else:

@@ -355,6 +355,25 @@ def test_products_of_a_scan_are_counted():
     assert numerics.products(COARSE, _by_scan, PARAMS, nothing_runs) == found
 
 
+def test_parameters_are_followed_through_loops_casts_and_joins():
+    def fn(p, x):
+        both = jnp.stack([p["w"], p["v"].T]).astype(jnp.bfloat16)
+
+        def step(x, _):
+            return jnp.einsum("bk,dkn->dbn", x, both)[0].astype(x.dtype), p["w"].T @ x.T
+
+        return lax.scan(step, x, length=2)
+
+    found = numerics.products(COARSE, fn, {"v": W, "w": W}, X)
+    assert [f.parameter for f in found] == ["w", "w"]
+    assert found[1].weight_is_left
+
+    def mixed(p, x):
+        return x @ jnp.concatenate([p["w"], x])[:SIZE]
+
+    assert numerics.products(COARSE, mixed, PARAMS, X)[0].parameter is None
+
+
 def test_integer_products_are_left_alone():
     def fn(p, x):
         counts = jnp.ones((2, SIZE), jnp.int32) @ jnp.ones((SIZE, 2), jnp.int32)

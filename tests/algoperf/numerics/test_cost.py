@@ -28,7 +28,7 @@ def test_a_dense_layer_by_hand():
     assert found.bit_operations == 3 * m * k * n * 4 * 4
     assert found.full_bit_operations == 3 * m * k * n * 32 * 32
     operands = 2 * (m * k + k * n + m * n)
-    assert found.overhead_bit_operations == operands * 4 * 32 * 32
+    assert found.overhead_bit_operations == operands * (32 * 32 + 3 * 32)
     assert found.bytes == operands * 4.25 / 8 + 4 * (m * n + m * k + k * n)
     assert found.full_bytes == 4 * 3 * (m * k + k * n + m * n)
     forward = _cost(
