@@ -20,6 +20,8 @@ from algoperf.numerics.formats import (
 
 # The power of two below which E8M0 has no code, and the highest it has.
 LOWEST_SCALE, HIGHEST_SCALE = -127, 127
+# Where subnormals do not count, scales stop here: all factors are normal numbers.
+LOWEST_FAST_SCALE = -100
 # Optimal scale of E2M1 for N(0, 1) (Panferov et al. 2025, arXiv:2505.14669): a grid
 # that ends at 6 scales reaches 2.92247856 standard deviations.
 QUEST_SCALE = 2.92247856 / 6.0
@@ -135,8 +137,9 @@ def take_apart(
       fmt: the format.
       axis: along which groups lie.
       words: the key of stochastic rounding, uint32[2].
-      subnormals: whether float32 subnormals count; if not, they are 0, as they are to
-        the products of a processor that flushes them, and quantising is faster.
+      subnormals: whether numbers down to float32's subnormals count. If not, scales
+        that are powers of two stop at 2^-100, and what is too small for that is 0:
+        products in float32 lose such numbers too, and quantising is faster.
     """
     one = jnp.float32(1.0)
     noise = rounding.uniform(words, x.shape) if fmt.is_stochastic else None
@@ -165,13 +168,12 @@ def take_apart(
         if fmt.tensor_scale:
             x = x * _reciprocal(tensor_scale)
         scale = _scale_exponent(x, fmt, axes)
-        unit = scale - _implied_exponent(fmt)
-        divide = (
-            rounding.divide_by_power_of_two
-            if subnormals and not fmt.tensor_scale
-            else lambda x, exponent: rounding.times_power_of_two(x, -exponent)
-        )
-        scaled = divide(x, unit)
+        if subnormals:
+            scaled = rounding.divide_by_power_of_two(x, scale - _implied_exponent(fmt))
+        else:
+            scale = jnp.maximum(scale, LOWEST_FAST_SCALE)
+            unit = scale - _implied_exponent(fmt)
+            scaled = x * rounding.small_power_of_two(-unit)
     else:
         scale, tensor_scale = _scale(x, fmt, axes)
         scaled = x * _reciprocal(scale * tensor_scale)
@@ -198,7 +200,7 @@ def put_together(
         if subnormals:
             values = rounding.multiply_by_power_of_two(parts.elements, unit)
         else:
-            values = rounding.times_power_of_two(parts.elements, unit)
+            values = parts.elements * rounding.small_power_of_two(unit)
         if fmt.tensor_scale:
             values = values * parts.tensor_scale
     else:

@@ -29,7 +29,11 @@ def bits_of(x: jax.Array) -> jax.Array:
 
 def power_of_two(exponent: jax.Array) -> jax.Array:
     """Returns 2^exponent (float32) for int32 exponents, clipped to [-126, 127]."""
-    exponent = jnp.clip(exponent, -126, 127)
+    return small_power_of_two(jnp.clip(exponent, -126, 127))
+
+
+def small_power_of_two(exponent: jax.Array) -> jax.Array:
+    """Returns 2^exponent for exponents that are known to lie in [-126, 127]."""
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
@@ -101,7 +105,8 @@ def round_to_element(
     bounded = jnp.clip(y, -element.max, element.max) if saturate else y
     exponent = ((bits_of(bounded) & EXPONENT_MASK) >> 23) - 127
     step = jnp.maximum(exponent, element.min_exponent) - element.mantissa_bits
-    rounded = _round(bounded * power_of_two(-step), noise) * power_of_two(step)
+    rounded = _round(bounded * small_power_of_two(-step), noise)
+    rounded = rounded * small_power_of_two(step)
     if saturate:
         return rounded
     beyond = jnp.where(y < 0, -jnp.inf, jnp.inf)
