@@ -14,6 +14,7 @@ The shortest submission is
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -36,6 +37,8 @@ LOG_EVERY_STEPS = 100
 
 Build = Callable[[spec.Workload, Any], optax.GradientTransformation]
 EvalParams = Callable[[Any, spec.ParameterContainer], spec.ParameterContainer]
+Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
+RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +56,14 @@ class Objective:
     rng: spec.RandomState  # of dropout: the same masks at every call
     dropout_rate: Any = None
     label_smoothing: Any = 0.0
+    rewrite: Callable[[Loss, spec.RandomState], Loss] | None = None  # of the mean loss
 
     def loss_and_state(self, params: Any) -> tuple[jax.Array, Any]:
         """Returns the mean loss of the batch and the new model state."""
-        logits, new_model_state = self._forward(params)
-        loss = self.workload.loss_fn(
-            self.batch["targets"],
-            logits,
-            self.batch.get("weights"),
-            self.label_smoothing,
-        )
-        return loss["summed"] / loss["n_valid_examples"], new_model_state
+        loss: Loss = self._mean_loss
+        if self.rewrite is not None:
+            loss = self.rewrite(loss, self.rng)
+        return loss(params, self.model_state, self.batch, self.rng)
 
     def loss(self, params: Any) -> jax.Array:
         """Returns the mean loss of the batch."""
@@ -75,7 +75,7 @@ class Objective:
 
     def logits(self, params: Any) -> Any:
         """Returns what the model says of the batch, with dropout as in the loss."""
-        return self._forward(params)[0]
+        return self._forward(params, self.model_state, self.batch, self.rng)[0]
 
     def on(self, batch: spec.Batch) -> "Objective":
         """Returns the objective of another batch, or of a part of this one."""
@@ -85,13 +85,20 @@ class Objective:
         """Returns the objective with other dropout masks, one set for each number."""
         return dataclasses.replace(self, rng=jax.random.fold_in(self.rng, number))
 
-    def _forward(self, params: Any) -> tuple[Any, Any]:
+    def _mean_loss(self, params, model_state, batch, rng) -> tuple[jax.Array, Any]:
+        logits, new_model_state = self._forward(params, model_state, batch, rng)
+        loss = self.workload.loss_fn(
+            batch["targets"], logits, batch.get("weights"), self.label_smoothing
+        )
+        return loss["summed"] / loss["n_valid_examples"], new_model_state
+
+    def _forward(self, params, model_state, batch, rng) -> tuple[Any, Any]:
         return self.workload.model_fn(
             params,
-            self.batch,
-            self.model_state,
+            batch,
+            model_state,
             spec.ForwardPassMode.TRAIN,
-            self.rng,
+            rng,
             update_batch_norm=True,
             dropout_rate=self.dropout_rate,
         )
@@ -123,6 +130,7 @@ def from_optax(
     batch_sizes: Mapping[str, int] | None = None,
     self_tuned: Mapping[str, Any] | None = None,
     eval_params: EvalParams | None = None,
+    rewrite_loss: RewriteLoss | None = None,
 ) -> SubmissionFunctions:
     """Returns the five functions for a gradient transformation.
 
@@ -137,6 +145,10 @@ def from_optax(
       self_tuned: the hyperparameters under the self-tuning ruleset.
       eval_params: `(transformation's state, params) -> params` that are evaluated in
         their place, an average for example; training goes on from the params.
+      rewrite_loss: `(workload, hyperparameters, loss, rng) -> loss`, called while the
+        step is traced: the function that is differentiated in place of the mean loss
+        `(params, model_state, batch, rng) -> (scalar, model_state)`. For other numerics
+        (see `algoperf.numerics.apply`) or regularisation.
     """
     average = None if eval_params is None else jax.jit(eval_params)
 
@@ -157,7 +169,7 @@ def from_optax(
                 )
             hyperparameters = as_namedtuple(self_tuned)
         transformation = build(workload, hyperparameters)
-        step = _train_step(workload, transformation, hyperparameters)
+        step = _train_step(workload, transformation, hyperparameters, rewrite_loss)
         # Placed like the params; otherwise the second step would compile again. Copied,
         # because a state may hold the params themselves and both are donated.
         initialise = jax.jit(
@@ -232,14 +244,18 @@ def _train_step(
     workload: spec.Workload,
     transformation: optax.GradientTransformation,
     hyperparameters: Any,
+    rewrite_loss: RewriteLoss | None,
 ) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
     dropout_rate = getattr(hyperparameters, "dropout_rate", None)
     label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
     update = optax.with_extra_args_support(transformation).update
+    rewrite = None
+    if rewrite_loss is not None:
+        rewrite = functools.partial(rewrite_loss, workload, hyperparameters)
 
     def step(state, params, model_state, batch, rng):
         objective = Objective(
-            workload, batch, model_state, rng, dropout_rate, label_smoothing
+            workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
         )
         (loss, model_state), gradient = jax.value_and_grad(
             objective.loss_and_state, has_aux=True

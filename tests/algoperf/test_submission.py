@@ -87,6 +87,24 @@ def test_hyperparameters_of_the_loss_are_honoured(name):
     assert not np.allclose(kernels[0], kernels[2])
 
 
+def test_the_loss_may_be_rewritten():
+    def without_bias(workload, hyperparameters, loss, rng):
+        assert workload is SYNTHETIC
+        assert hyperparameters.learning_rate == 0.1
+        assert rng.shape == KEY.shape
+
+        def rewritten(params, *rest):
+            bias = jax.lax.stop_gradient(params["head"]["bias"])
+            return loss({**params, "head": {**params["head"], "bias": bias}}, *rest)
+
+        return rewritten
+
+    functions = from_optax(_build, rewrite_loss=without_bias)
+    params = _train(functions, as_namedtuple({"learning_rate": 0.1}))
+    assert not params["head"]["bias"].any()
+    assert params["hidden"]["bias"].any()
+
+
 def test_self_tuning_uses_the_given_setting_or_is_refused():
     params, state = SYNTHETIC.init_model_fn(KEY)
     refusing, willing = from_optax(_build), from_optax(_build, self_tuned={"x": 1})

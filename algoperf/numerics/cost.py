@@ -1,0 +1,175 @@
+"""What a recipe would cost on a workload, as modelled: bit operations and bytes.
+
+No times: a number here says how many bits are multiplied and moved if hardware had
+units of just these widths. Counted from the jaxpr of the forward function, for one
+training step (or one forward pass).
+
+A product of K-long sums of a-bit and b-bit elements counts a b bit operations for each
+multiply-add. That is the papers' trade-off axis (arXiv:2107.13490 for words of chosen
+length; arXiv:2509.17791, section 3); adding up is left out, as it is there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from algoperf.numerics import rewrite
+from algoperf.numerics.formats import Format
+from algoperf.numerics.recipes import Recipe, Rotation, find_recipe
+from algoperf.numerics.rewrite import Found
+
+# What an unquantised operand has: the widths of float32 operands as they are stored.
+FULL_BITS = 32
+# Bit operations on numbers of full width: a multiplication is quadratic in the bits,
+# an addition, a comparison or a rounding is linear.
+MULTIPLICATION = FULL_BITS**2
+ADDITION = FULL_BITS
+# For each element that is quantised: multiplied by the scale, beside its magnitude, the
+# maximum and the rounding; one more for a random number.
+QUANTISE_ADDITIONS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Modelled costs; the sum of two is the cost of both.
+
+    Attributes:
+      multiply_adds: of all products.
+      bit_operations: of all products, each multiply-add weighted by its operands' bits.
+      full_bit_operations: the same with operands of 32 bits.
+      overhead_bit_operations: of rotations and of quantising, in float32.
+      bytes: of the products' operands, with their scales, read once, and of the
+        results in float32, written once.
+      full_bytes: the same in float32.
+    """
+
+    multiply_adds: float = 0.0
+    bit_operations: float = 0.0
+    full_bit_operations: float = 0.0
+    overhead_bit_operations: float = 0.0
+    bytes: float = 0.0
+    full_bytes: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Cost(*(a + b for a, b in pairs))
+
+    def times(self, number: float) -> "Cost":
+        """Returns the cost of so many."""
+        return Cost(*(number * value for value in dataclasses.astuple(self)))
+
+    @property
+    def relative_bit_operations(self) -> float:
+        """All bit operations, overhead included, as a share of float32's."""
+        total = self.bit_operations + self.overhead_bit_operations
+        return total / self.full_bit_operations if self.full_bit_operations else 0.0
+
+    @property
+    def relative_bytes(self) -> float:
+        """Bytes as a share of float32's."""
+        return self.bytes / self.full_bytes if self.full_bytes else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"modelled, not measured: {self.multiply_adds:.4g} multiply-adds, "
+            f"{self.bit_operations:.4g} bit operations "
+            f"and {self.overhead_bit_operations:.4g} of overhead "
+            f"({100 * self.relative_bit_operations:.3g} % of float32), "
+            f"{self.bytes:.4g} bytes ({100 * self.relative_bytes:.3g} %)"
+        )
+
+
+def modelled_cost(
+    recipe: str | Recipe, found: Sequence[Found], training: bool = True
+) -> Cost:
+    """Returns the cost of all products of one call.
+
+    Args:
+      recipe: the recipe.
+      found: what `numerics.products` returned for it; a product with a reason counts
+        at full width.
+      training: whether with the two products of the gradient; those that JAX would
+        leave out, such as the gradient of the inputs, are counted too.
+    """
+    recipe = find_recipe(recipe)
+    return sum((_one(recipe, item, training) for item in found), Cost())
+
+
+def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
+    """The cost of one product, all its runs."""
+    if item.primitive not in (rewrite.DOT, rewrite.CONVOLUTION):
+        return Cost()
+    left, right, out = (float(math.prod(shape)) for shape in item.shapes)
+    multiply_adds = out * _inner_length(item)
+    x, w = (right, left) if item.weight_is_left else (left, right)
+    if item.reason is not None:
+        recipe = Recipe("full")
+    cost = _product(
+        multiply_adds,
+        (x, recipe.forward_x),
+        (w, recipe.forward_w),
+        out,
+        recipe.forward_rotation,
+    )
+    if training:
+        cost += _product(
+            multiply_adds,
+            (out, recipe.input_gradient_g),
+            (w, recipe.input_gradient_w),
+            x,
+            recipe.input_gradient_rotation,
+        )
+        cost += _product(
+            multiply_adds,
+            (out, recipe.weight_gradient_g),
+            (x, recipe.weight_gradient_x),
+            w,
+            recipe.weight_gradient_rotation,
+        )
+    return cost.times(item.repeats)
+
+
+def _inner_length(item: Found) -> int:
+    """How many products make one element of the result."""
+    params, (left, right, _) = item.params, item.shapes
+    if item.primitive == rewrite.DOT:
+        contracted: Any = params["dimension_numbers"][0][0]
+        return math.prod(left[axis] for axis in contracted)
+    out_channel = params["dimension_numbers"].rhs_spec[0]
+    return math.prod(n for axis, n in enumerate(right) if axis != out_channel)
+
+
+def _product(
+    multiply_adds: float,
+    first: tuple[float, Format | None],
+    second: tuple[float, Format | None],
+    out: float,
+    rotation: Rotation | None,
+) -> Cost:
+    """One product: (elements, format) of its operands, elements of its result."""
+    bits = [_bits(fmt) for _, fmt in (first, second)]
+    overhead = 0.0
+    for size, fmt in (first, second):
+        if rotation is not None:
+            # Fast Walsh-Hadamard: log2(block) additions for each element.
+            overhead += size * math.log2(rotation.block) * ADDITION
+        if fmt is not None:
+            additions = QUANTISE_ADDITIONS + fmt.is_stochastic
+            overhead += size * (MULTIPLICATION + additions * ADDITION)
+    moved = [
+        size * (FULL_BITS if fmt is None else fmt.bits_per_element()) / 8
+        for size, fmt in (first, second)
+    ]
+    return Cost(
+        multiply_adds=multiply_adds,
+        bit_operations=multiply_adds * bits[0] * bits[1],
+        full_bit_operations=multiply_adds * FULL_BITS**2,
+        overhead_bit_operations=overhead,
+        bytes=sum(moved) + out * FULL_BITS / 8,
+        full_bytes=(first[0] + second[0] + out) * FULL_BITS / 8,
+    )
+
+
+def _bits(fmt: Format | None) -> int:
+    return FULL_BITS if fmt is None else fmt.elements.bits

@@ -1,0 +1,140 @@
+"""What is done to an array before it is quantised: rotations and outliers.
+
+A rotation is applied to both operands of a product along the axis that it contracts,
+so the product stays what it was while large values are spread over their block.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from algoperf.errors import UserError
+from algoperf.numerics import blocks, rounding
+from algoperf.numerics.formats import Format
+
+
+@functools.cache
+def hadamard_matrix(size: int) -> np.ndarray:
+    """Returns the orthogonal, symmetric Hadamard matrix (size, size), float32.
+
+    Sylvester's construction: H_1 = 1, H_2n = [[H_n, H_n], [H_n, -H_n]] / sqrt(2).
+
+    Raises:
+      UserError: the size is no power of two.
+    """
+    if size < 1 or size & (size - 1):
+        raise UserError(f"a Hadamard block of {size}: give a power of two")
+    index = np.arange(size)
+    common = index[:, None] & index[None, :]
+    odd = np.array([bin(i).count("1") % 2 for i in range(size)])[common]
+    return ((1 - 2 * odd) / np.sqrt(size)).astype(np.float32)
+
+
+def random_signs(words: rounding.Words, size: int) -> jax.Array:
+    """Returns float32 (size,) of +1 and -1."""
+    bits = rounding.random_bits(words, (size,))
+    return jnp.where(bits >> 31 == 1, -1.0, 1.0).astype(jnp.float32)
+
+
+def rotate(
+    x: jax.Array, block: int, axis: int = -1, signs: jax.Array | None = None
+) -> jax.Array:
+    """Multiplies each block by H diag(signs); the axis is padded to whole blocks.
+
+    The padding stays: a rotation spreads values over it, and a product must contract
+    it too.
+
+    Args:
+      x: float32.
+      block: a power of two.
+      axis: the axis whose neighbours form the blocks.
+      signs: float32 (block,), the same for all blocks; None for all +1.
+
+    Returns:
+      float32, x's shape with the axis rounded up to a multiple of `block`.
+    """
+    axis = blocks.checked_axis(x.ndim, axis)
+    split = blocks.split_axis(x, axis, block)
+    matrix = jnp.asarray(hadamard_matrix(block))
+    if signs is not None:
+        matrix = signs[:, None] * matrix  # row i is input i
+    return _multiply(split, matrix, axis)
+
+
+def rotate_back(
+    x: jax.Array,
+    block: int,
+    axis: int = -1,
+    signs: jax.Array | None = None,
+    length: int | None = None,
+) -> jax.Array:
+    """Undoes `rotate`: multiplies by diag(signs) H^T; cuts the axis to `length`."""
+    axis = blocks.checked_axis(x.ndim, axis)
+    split = blocks.split_axis(x, axis, block)
+    matrix = jnp.asarray(hadamard_matrix(block))
+    if signs is not None:
+        matrix = matrix * signs[None, :]
+    rotated = _multiply(split, matrix, axis)
+    return rotated[(slice(None),) * axis + (slice(0, length),)]
+
+
+def _multiply(split: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+    """Multiplies axis + 1 of `split` by the matrix; joins it with the axis before."""
+    product = jax.lax.dot_general(
+        split,
+        matrix,
+        (((axis + 1,), (0,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    product = jnp.moveaxis(product, -1, axis + 1)
+    return product.reshape(*split.shape[:axis], -1, *split.shape[axis + 2 :])
+
+
+def quest(x: jax.Array, axis: int = -1, block: int = 32) -> tuple[jax.Array, jax.Array]:
+    """The QuEST projection to E2M1 under a power-of-two scale.
+
+    scale = 2^round(log2(0.487079 rms of the block)), the scale with the least expected
+    error for a Gaussian, so the largest values are clipped; ties to even. Panferov et
+    al. 2025 (arXiv:2502.05003; with this format arXiv:2505.14669, section 4).
+
+    Returns:
+      (values, mask), of x's shape: float32, and bool, True where |x / scale| < 6, which
+      is where a gradient is trusted.
+    """
+    fmt = Format("e2m1", block, "e8m0_quest")
+    values, mask = quantize_with_mask(x.astype(jnp.float32), fmt, axis)
+    return values, mask
+
+
+def quantize_with_mask(
+    x: jax.Array, fmt: Format, axis: int, words: rounding.Words = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the quantised float32 array, and where it was rounded and not clipped."""
+    parts = blocks.take_apart(x, fmt, axis, words, subnormals=False)
+    mask = parts.is_inside
+    if parts.scale is not None and isinstance(fmt.group, int):
+        axis = blocks.checked_axis(x.ndim, axis)
+        mask = blocks.join_axis(mask, axis, x.shape[axis])
+    return blocks.put_together(parts, fmt, x.shape, axis, subnormals=False), mask
+
+
+def split_outliers(x: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
+    """Splits an array into what is quantised and what is not.
+
+    Args:
+      x: any shape.
+      share: of the elements, the largest in magnitude, that are outliers; static. Ties
+        with the smallest of them are outliers too.
+
+    Returns:
+      (rest, outliers), of x's shape and with sum x: each element is in one, 0 in the
+      other.
+    """
+    count = min(x.size, max(1, round(share * x.size)))
+    threshold = jax.lax.top_k(jnp.abs(x).ravel(), count)[0][-1]
+    is_outlier = jnp.abs(x) >= threshold
+    zero: Any = jnp.zeros((), x.dtype)
+    return jnp.where(is_outlier, zero, x), jnp.where(is_outlier, x, zero)

@@ -1,0 +1,62 @@
+"""AdaPT chooses its words while it trains, and resumes in between."""
+
+import jax
+import numpy as np
+import pytest
+
+from algoperf import contract, registry
+from algoperf.submission import load_submission
+from algoperf.tuning import as_namedtuple
+
+POINT = {
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+    "warmup_factor": 0.05,
+}
+
+
+@pytest.mark.slow
+def test_words_are_chosen_and_the_contract_holds():
+    submission = load_submission(registry.find_submission("adapt_sgd"))
+    workload = registry.find_workload("finewebedu_lm", "mini")
+    seen = []
+
+    def watched(**arguments):
+        result = update(**arguments)
+        (_, host), _ = result[0]
+        params = jax.tree.leaves(result[1])
+        seen.append((host, [np.asarray(leaf) for leaf in params]))
+        return result
+
+    update = submission.functions.update_params
+    # The first choice is due after ten steps.
+    assert contract.violations(submission, workload, POINT, steps=13) == []
+    params, model_state = workload.init_model_fn(jax.random.PRNGKey(0))
+    point = as_namedtuple(POINT)
+    key = jax.random.PRNGKey(1)
+    state = submission.functions.init_optimizer_state(
+        workload, params, model_state, point, key
+    )
+    queue = iter(workload.dataset("train", 4, seed=0))
+    for number in range(12):
+        state, params, model_state = watched(
+            workload=workload,
+            current_param_container=params,
+            current_params_types=workload.model_params_types,
+            model_state=model_state,
+            hyperparameters=point,
+            batch=next(queue),
+            loss_type=workload.loss_type,
+            optimizer_state=state,
+            eval_results=[],
+            global_step=number,
+            rng=jax.random.fold_in(key, number),
+        )
+    words = np.array([host.words for host, _ in seen])
+    assert (words[:10] == 8).all()
+    assert (words[10:] > 8).all()
+    # The weights that are trained on lie on the grid of their words.
+    host, params = seen[5]
+    scaled = params[0] * 2.0 ** host.fractions[0]
+    np.testing.assert_array_equal(scaled, np.rint(scaled))
