@@ -1,5 +1,6 @@
 # make demo    install, train two submissions on two workloads, score them
 # make test    install, run the tests that take minutes
+# make test-slow  run the others
 # make lint    ruff and mypy
 # make clean   remove what the above have made
 #
@@ -12,14 +13,23 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ echo $$p; break; }; done)
 
-.PHONY: demo test lint clean
+# Compiling, which takes most of their time, keeps one core busy. Tests of a file share
+# what they have compiled.
+PARALLEL := --numprocesses 2 --dist loadfile
+
+.PHONY: demo test test-slow lint clean
 
 demo: .venv/core
 	$(BIN)/algoperf sweep --submissions adamw,momentum --suite mini_fast --out runs/demo
 	$(BIN)/algoperf score runs/demo --benchmark mini_fast --report runs/demo.html --csv runs/demo-csv
 
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not alone" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and alone"
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)
+	$(BIN)/python -m pytest -m "slow and alone"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ import scoring
 from algoperf import cli, records, registry, trials
 from algoperf.records import Status
 
+pytestmark = pytest.mark.alone
+
 MINI = registry.select_workloads(["all"], "mini")
 
 

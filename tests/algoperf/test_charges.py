@@ -14,6 +14,8 @@ from algoperf.checkpoint import Checkpoints
 from algoperf.recorder import Recorder
 from algoperf.workload import derive
 
+pytestmark = pytest.mark.alone
+
 
 def _sleeping(function, clock, seconds):
     """Returns the function with a nap on the host before it."""

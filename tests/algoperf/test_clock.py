@@ -15,6 +15,8 @@ from algoperf.clock import (
     compile_time,
 )
 
+pytestmark = pytest.mark.alone
+
 
 def test_phases_add_up_to_the_time_between_start_and_stop():
     time = FakeTime()

@@ -76,7 +76,7 @@ def test_a_csv_folder_that_cannot_be_made_is_one_line(out, tmp_path, capsys):
 
 
 def test_an_unreadable_record_is_named_and_gives_a_bad_status(out, tmp_path, capsys):
-    broken = _folder(tmp_path, "momentum")
+    broken = _folder(tmp_path, "lamb")
     broken.mkdir(parents=True)
     columns = "global_step,accumulated_submission_time"
     (broken / records.EVAL_FILE).write_text(f"{columns}\n1\n")
