@@ -28,6 +28,9 @@ class Goal:
     direction: Direction
     target: float
     budget_sec: float | None = None  # of submission time, external tuning
+    # A target that is reached later is missed, see `time_to_target.budget_of`; set by
+    # `Rules.within_budgets`.
+    limit_sec: float = math.inf
 
     @property
     def column(self) -> str:
@@ -76,6 +79,17 @@ class Rules:
         if ruleset not in self.protocols:
             raise unknown_name("ruleset", ruleset, self.protocols)
         return self.protocols[ruleset]
+
+    def within_budgets(self, ruleset: str) -> "Rules":
+        """Returns rules whose goals end at the budgets of a ruleset."""
+        factor = self.protocol(ruleset).budget_factor
+        goals = {
+            name: goal
+            if goal.budget_sec is None
+            else dataclasses.replace(goal, limit_sec=factor * goal.budget_sec)
+            for name, goal in self.goals.items()
+        }
+        return dataclasses.replace(self, goals=MappingProxyType(goals))
 
     def subset_of_exactly(self, workloads: Iterable[str]) -> str | None:
         """Returns the name of the rules for just these base workloads, or None."""

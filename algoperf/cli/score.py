@@ -218,7 +218,7 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
     )
     forecasts = None
     if values.predict or values.score_predicted:
-        forecasts = scoring.predict_runs(runs, rules)
+        forecasts = scoring.predict_runs(runs, rules, ruleset=values.ruleset)
     if forecasts is not None and values.score_predicted:
         result = scoring.score_predicted(runs, rules, forecasts, result, published)
     result = dataclasses.replace(result, warnings=(*mixed, *result.warnings))
