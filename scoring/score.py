@@ -107,7 +107,8 @@ def score_runs(
     held_out = tuple(rules.held_out)
     times_SB = _times_of(submissions, rules.base_workloads, studies)
     times_SV = _times_of(submissions, held_out, studies)
-    warnings = [*both, *unclocked, *_warnings(groups, submissions, rules, protocol)]
+    warnings = [*runs.warnings, *both, *unclocked]
+    warnings += _warnings(groups, submissions, rules, protocol)
     theirs: tuple[str, ...] = ()
     if published is not None:
         submissions, times_SB, times_SV, theirs = published_field.join(

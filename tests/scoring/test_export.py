@@ -2,10 +2,13 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from algoperf import records
+from algoperf.errors import UserError
 from scoring.assessment import assess
 from scoring.export import to_json, write_csv_files
 from scoring.rules import load_rules
@@ -135,3 +138,21 @@ def test_json_at_a_budget(mini_runs):
     value = to_json(found)["at_budget"]
     assert value["submissions"]["a"]["best"][RULES.base_workloads[1]] is None
     assert value["submissions"]["b"]["share_of_targets"] == 0.5
+
+
+def test_what_could_not_be_replaced_is_said_to_be_unharmed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "scores.json"
+    path.write_text("before")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="on device; what was there before is unharmed"):
+        records.write_text(path, "after")
+    assert path.read_text() == "before"
+    path.unlink()
+    with pytest.raises(UserError, match=r"No space left on device$"):
+        records.write_text(path, "after")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="no name of a file"):
+        records.write_text(Path(), "")
