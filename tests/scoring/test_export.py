@@ -35,13 +35,25 @@ def test_scores_csv(tmp_path, mini_runs):
     assert float(rows[0]["score"]) == 1
     assert float(rows[1]["imagenet_resnet_mini_seconds"]) == 20
     assert float(rows[1]["finewebedu_lm_mini_seconds"]) == np.inf
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    assert [row["imagenet_resnet_mini_counts"] for row in rows] == ["true", "true"]
+    assert [row["finewebedu_lm_mini_counts"] for row in rows] == ["true", "false"]
+
+
+def test_equal_scores_share_a_rank_and_slow_times_do_not_count(tmp_path, mini_runs):
+    runs = mini_runs({"a": (10, 10), "b": (10, 10), "c": (50, 20)})
+    rows = _csv(tmp_path, _assess(runs, resamples=0), "scores")
+    assert [row["rank"] for row in rows] == ["1", "1", "3"]
+    assert rows[2]["imagenet_resnet_mini_seconds"] == "50.0"
+    assert rows[2]["imagenet_resnet_mini_counts"] == "false"  # more than 4 times 10
 
 
 def test_scores_csv_has_interval_and_unit(tmp_path, study_runs):
     found = _assess(study_runs({"a": 1, "b": 3}), Timing(kind=TimeKind.STEPS))
     rows = _csv(tmp_path, found, "scores")
-    names = [f"{workload}_steps" for workload in RULES.base_workloads]
-    assert list(rows[0]) == ["submission", "score", "score_low", "score_high", *names]
+    start = ["submission", "rank", "score", "score_low", "score_high"]
+    names = [f"{w}_{x}" for w in RULES.base_workloads for x in ("steps", "counts")]
+    assert list(rows[0]) == [*start, *names]
     assert float(rows[0]["score_low"]) <= float(rows[0]["score"])
 
 

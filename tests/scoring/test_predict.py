@@ -233,6 +233,23 @@ def test_reasons_of_many_trials_are_counted(make_trial):
     assert "trial_3" not in text
 
 
+def test_of_many_predictions_the_settled_come_first_and_the_rest_is_counted(
+    make_trial,
+):
+    times, noise = TIMES.tolist(), np.random.default_rng(0).normal(0, 0.05, 40)
+    trials = tuple(
+        make_trial(trial=k, times=times, values=_rising() + noise)
+        for k in range(MAX_ROWS)
+    )
+    last = make_trial(trial=999, times=times, values=_rising())
+    text = _printed(predict_runs(Runs(trials=(*trials, last), skipped=()), RULES))
+    rows = [line for line in text.splitlines() if "/trial_" in line]
+    assert len(rows) == MAX_ROWS
+    assert "trial_999" in rows[0]
+    assert "and 1 more: --report and --json have them all" in text
+    assert f"trial_{MAX_ROWS - 1} " not in text
+
+
 def test_nothing_to_predict(mini_runs):
     assert "nothing to predict" in _printed(
         predict_runs(mini_runs({"a": (1, 1)}), RULES)

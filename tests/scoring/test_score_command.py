@@ -66,8 +66,8 @@ def test_text_and_csv(runs, tmp_path, capsys):
     header = (tmp_path / "csv/scores.csv").read_text().splitlines()[0]
     speedups = (tmp_path / "csv/speedups.csv").read_text().splitlines()
     assert speedups[0] == "submission,workload,speedup,low,high"
-    assert header.startswith("submission,score,score_low,score_high")
-    assert header.endswith("_steps")
+    assert header.startswith("submission,rank,score,score_low,score_high")
+    assert header.endswith("_steps,finewebedu_lm_mini_counts")
 
 
 @pytest.mark.parametrize(
