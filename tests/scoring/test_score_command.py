@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from absl import flags
 
 from algoperf import cli
+from algoperf.cli import score
 
 
 @pytest.fixture
@@ -157,3 +159,33 @@ def test_a_field_alone_has_nothing_within_a_budget(capsys):
     err = capsys.readouterr().err
     assert err.startswith("algoperf: --at_budget needs a DIR")
     assert err.count("\n") == 1
+
+
+def test_flags_may_be_written_with_dashes(runs, tmp_path, capsys):
+    flags = ["--allow-mixed", "--noresample-trials", "--at-budget", "20"]
+    flags += [f"--csv={tmp_path}/my-csv", "--benchmark=mini_fast", "--bootstrap=100"]
+    assert cli.main(["score", *flags, "--json=-", "--", str(runs)]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["at_budget"]["budget"] == 20
+    assert not value["uncertainty"]["with_trials"]
+    assert (tmp_path / "my-csv/scores.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (["--allow-mixed=a-b"], ["--allow_mixed=a-b"]),
+        (
+            ["--reference", "--a-b", "--at-budget"],
+            ["--reference", "--a-b", "--at_budget"],
+        ),
+        (["--allow-mixed", "--x-y", "my-runs"], ["--allow_mixed", "--x_y", "my-runs"]),
+        (["--at-budget", "-1-2", "-"], ["--at_budget", "-1-2", "-"]),
+        (["--no-such=", "--", "--a-b"], ["--no_such=", "--", "--a-b"]),
+        (["-", "-a-b", "a--b"], ["-", "-a-b", "a--b"]),
+    ],
+)
+def test_only_names_of_flags_are_changed(given, taken):
+    values = flags.FlagValues()
+    score.define_flags(values)
+    assert cli._with_underscores(given, values) == taken
