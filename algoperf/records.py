@@ -12,6 +12,7 @@ Every file is replaced as a whole (temporary file, fsync, rename), so that a rec
 can be read at any moment of a run. This module imports nothing that needs JAX.
 """
 
+import contextlib
 import csv
 import enum
 import io
@@ -95,6 +96,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file as a whole; whoever reads it sees the old bytes or the new."""
+    if not path.name:
+        raise UserError(f"cannot write {path}: that is no name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -103,10 +106,15 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; what was there before is unharmed"
-        ) from error
+        _remove(temporary)
+        unharmed = "; what was there before is unharmed" if path.is_file() else ""
+        raise UserError(f"cannot write {path}: {error.strerror}{unharmed}") from error
+
+
+def _remove(temporary: Path) -> None:
+    """Removes what a write has left, if anything, where that can be done."""
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

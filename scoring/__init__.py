@@ -22,7 +22,7 @@ from scoring.compare import (
     field_at_budget,
 )
 from scoring.export import to_json, write_csv_files
-from scoring.guards import check_mixed, contention, is_contended
+from scoring.guards import check_mixed, check_workloads, contention, is_contended
 from scoring.learning_curve import Prediction
 from scoring.predict import Forecast, predict_runs, score_predicted
 from scoring.published import Published, known_published, load_published
@@ -58,6 +58,7 @@ __all__ = [
     "Uncertainty",
     "assess",
     "check_mixed",
+    "check_workloads",
     "compare_to",
     "contention",
     "default_cache_folder",

@@ -14,7 +14,7 @@ from scoring.compare import AtBudget, Comparison
 from scoring.predict import Forecast
 from scoring.read import FloatArray
 from scoring.score import Result
-from scoring.uncertainty import Uncertainty
+from scoring.uncertainty import Uncertainty, ranks
 
 MEAN = "geometric mean"  # instead of a workload
 
@@ -228,22 +228,28 @@ def write_csv_files(folder: Path, assessment: Assessment) -> list[Path]:
 
 
 def _scores(result: Result, uncertainty: Uncertainty | None) -> list[list[Any]]:
-    """Returns submission, score and time per workload ('inf' for a miss).
+    """Returns submission, rank, score and time per workload ('inf' for a miss).
 
-    A column of times has its unit after the name: 'ogbg_seconds', 'ogbg_steps'. With
+    A column of times has its unit after the name: 'ogbg_seconds', 'ogbg_steps'; beside
+    it, 'ogbg_counts' says 'true' or 'false'. Equal scores share the better rank. With
     `uncertainty`, the ends of the interval of the score follow it ('nan': unknown).
     """
     unit = result.timing.unit
-    header = ["submission", "score", *(f"{w}_{unit}" for w in result.workloads)]
-    rows: list[list[Any]] = [
-        [result.submissions[s], float(result.scores[s]), *result.times[s].tolist()]
-        for s in result.ranking
-    ]
+    header = ["submission", "rank", "score"]
+    for workload in result.workloads:
+        header += [f"{workload}_{unit}", f"{workload}_counts"]
+    rank_S = ranks(result.scores[None])[0]
+    rows: list[list[Any]] = []
+    for s in result.ranking:
+        row = [result.submissions[s], int(rank_S[s]), float(result.scores[s])]
+        for time, counts in zip(result.times[s], result.counts[s], strict=True):
+            row += [float(time), str(bool(counts)).lower()]
+        rows.append(row)
     if uncertainty:
-        header[2:2] = ["score_low", "score_high"]
+        header[3:3] = ["score_low", "score_high"]
         for s, row in zip(result.ranking, rows, strict=True):
             low, high = uncertainty.score_low_S[s], uncertainty.score_high_S[s]
-            row[2:2] = [float(low), float(high)]
+            row[3:3] = [float(low), float(high)]
     if result.published:
         header.append("is_published")
         for row in rows:

@@ -20,13 +20,40 @@ from typing import Any
 from algoperf.errors import UserError
 from scoring.parse import one_line
 from scoring.read import Runs, Trial
-from scoring.rules import Rules
+from scoring.rules import Rules, known_rules, load_rules
 
 UNKNOWN = "unknown"
 PACKAGES = ("algoperf", "jax", "jaxlib", "flax")
 # A trial is contended if what else ran on the machine may have added more than this to
 # its time, as a share.
 CONTENTION_BOUND = 0.1
+
+
+def check_workloads(runs: Runs, rules: Rules) -> None:
+    """Checks that a run is of a workload of the rules, if there are any runs.
+
+    Raises:
+      UserError: none is; it names the benchmarks whose workloads they are, and the one
+        that has most of them.
+    """
+    found = {trial.workload for trial in runs.trials}
+    if not found or found & set(rules.workloads):
+        return
+    shipped = {name: load_rules(name).workloads for name in known_rules()}
+    whole = [name for name in shipped if name.rpartition("_")[0] not in shipped]
+    counts = {name: len(found & set(shipped[name])) for name in whole}
+    names = [name for name in whole if counts[name]]
+    if not names:
+        shown = ", ".join(sorted(found)[:3]) + (", ..." if len(found) > 3 else "")
+        raise UserError(
+            f"no run is of a workload of {rules.name}, nor of any benchmark that comes "
+            f"with the package: {shown}; give --benchmark FILE"
+        )
+    best = max(names, key=lambda name: counts[name])
+    raise UserError(
+        f"no run is of a workload of {rules.name}; these are workloads of "
+        f"{', '.join(names)}: give --benchmark {best}"
+    )
 
 
 def check_mixed(runs: Runs, rules: Rules, *, allow: bool = False) -> tuple[str, ...]:

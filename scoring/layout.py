@@ -12,7 +12,8 @@ listed with its reason.
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from algoperf import records
@@ -36,8 +37,9 @@ class Skipped:
     """A path that was not read, or not in full, and why."""
 
     path: Path
-    reason: str
+    reason: str  # without the path
     is_broken: bool = False  # a trial of this layout that should be readable
+    is_read: bool = False  # all but what the reason names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,26 +158,46 @@ def _find_in_study(
             )
 
 
-def choose_newest(places: list[Place], skipped: list[Skipped]) -> list[Place]:
+def choose_newest(
+    found: Sequence[tuple[Path, Sequence[Place]]], skipped: list[Skipped]
+) -> tuple[list[Place], list[str]]:
     """Keeps one place per trial: the one with the latest timestamp, then the first.
 
     An older run is no substitute for a newer one that is broken: which run counts must
     not depend on how it went.
+
+    Args:
+      found: each DIR and the places in it.
+      skipped: where the other places are added.
+
+    Returns:
+      The places, and a warning for each submission that has trials in two DIRs of which
+      only one is read.
     """
-    newest: dict[Key, Place] = {}
-    for place in places:
-        other = newest.get(place.key)
-        if other is None or place.stamp > other.stamp:
-            newest[place.key] = place
-    for place in places:
-        chosen = newest[place.key]
-        if place is chosen:
-            continue
-        reason = f"the same trial was read from {chosen.path}"
-        if place.stamp < chosen.stamp:
-            reason = f"an older run of the same trial as {chosen.path}"
-        skipped.append(Skipped(path=place.path, reason=reason))
-    return list(newest.values())
+    newest: dict[Key, tuple[Path, Place]] = {}
+    for root, places in found:
+        for place in places:
+            other = newest.get(place.key)
+            if other is None or place.stamp > other[1].stamp:
+                newest[place.key] = root, place
+    again: Counter[tuple[str, Path, Path]] = Counter()
+    for root, places in found:
+        for place in places:
+            source, chosen = newest[place.key]
+            if place is chosen:
+                continue
+            reason = f"the same trial was read from {source}"
+            if place.stamp < chosen.stamp:
+                reason = f"an older run of a trial that was read from {source}"
+            skipped.append(Skipped(path=place.path, reason=reason))
+            if root != source:
+                again[place.submission, source, root] += 1
+    warnings = [
+        f"trials of {submission} were read from {source} and found again in {root}, "
+        f"where {count} {'was' if count == 1 else 'were'} ignored"
+        for (submission, source, root), count in again.items()
+    ]
+    return [place for _, place in newest.values()], warnings
 
 
 def _is_part(folder: Path) -> bool:
@@ -221,7 +243,7 @@ def _subfolders(
                     path = folder / name
                     skipped.append(Skipped(path=path, reason=reason, is_broken=True))
     except OSError as error:
-        reason = f"{folder} cannot be listed: {error.strerror}"
+        reason = f"cannot be listed: {error.strerror}"
         skipped.append(Skipped(path=folder, reason=reason, is_broken=True))
         return []
     return [(name, folder / name) for name in sorted(found)]

@@ -111,8 +111,8 @@ def _introduction(assessment: Assessment, body: str) -> str:
         h.count(len(result.submissions), "submission"),
         h.count(len(runs.trials), "trial"),
     ]
-    if runs.skipped:
-        facts.append(f"{h.count(len(runs.skipped), 'path')} skipped (see the notes)")
+    if skipped := sum(not item.is_read for item in runs.skipped):
+        facts.append(f"{h.count(skipped, 'path')} skipped (see the notes)")
     headlines = [
         words.headline(result, assessment.uncertainty),
         *words.standings(result),

@@ -20,7 +20,7 @@ from scoring.published import Published
 from scoring.read import Runs, Trial
 from scoring.rules import Goal, Rules
 from scoring.score import Result, score_runs
-from scoring.time_to_target import SUBMISSION_TIME, first_reached
+from scoring.time_to_target import SUBMISSION_TIME, budget_of, first_reached
 from scoring.words import format_number
 
 MAX_ROWS = 40  # with more trials in all, reasons are counted instead of listed
@@ -35,7 +35,7 @@ class Forecast:
 
 
 def predict_runs(
-    runs: Runs, rules: Rules, tau: float | None = None
+    runs: Runs, rules: Rules, tau: float | None = None, ruleset: str = "external"
 ) -> tuple[Forecast, ...]:
     """Predicts the time to target of every trial that did not reach it.
 
@@ -43,7 +43,9 @@ def predict_runs(
       runs: what was read; workloads that are not in the rules are left out.
       rules: whose targets.
       tau: see `learning_curve.predict_time`.
+      ruleset: whose budgets bound the trials whose records name none.
     """
+    rules = rules.within_budgets(ruleset)
     forecasts = []
     for trial in runs.trials:
         if trial.workload not in rules.workloads:
@@ -63,21 +65,29 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
     """
     times_E = trial.times
     run = float(times_E[np.isfinite(times_E)].max(initial=0.0))
-    if reason := _ended(trial):
+    budget = budget_of(trial, goal)
+    if reason := _ended(trial, budget):
         return Prediction(run=run, reason=reason)
     if goal.column not in trial.columns:
         return Prediction(run=run, reason="no metric", detail=goal.column)
     prediction = predict_time(times_E, trial.columns[goal.column], goal, tau=tau)
-    budget = (trial.record or {}).get("budget_sec")
-    if isinstance(budget, int | float) and budget < prediction.seconds < math.inf:
+    if budget < prediction.seconds < math.inf:
         seconds = format_number(prediction.seconds)
         detail = f"at {seconds} of {format_number(budget)} s"
         return Prediction(run=run, reason="after the budget", detail=detail)
     return prediction
 
 
-def _ended(trial: Trial) -> str:
-    """Returns why a trial would not have gone on; '' if it was stopped, or unknown."""
+def _ended(trial: Trial, budget: float) -> str:
+    """Returns why a trial would not have gone on; '' if it was stopped, or unknown.
+
+    Without a record, the budget is spent where it leaves no room for an evaluation
+    more, as far from the last as that is from the one before.
+    """
+    if trial.record is None and trial.times.size > 1:
+        before, last = trial.times[-2:]
+        if last + (last - before) > budget:
+            return "the time budget was spent"
     record: Mapping[str, Any] = trial.record or {}
     max_steps = record.get("max_steps")
     if trial.status is Status.COMPLETED:

@@ -67,6 +67,7 @@ class Runs:
 
     trials: tuple[Trial, ...]
     skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...] = ()  # on the DIRs
 
     @property
     def submissions(self) -> tuple[str, ...]:
@@ -82,6 +83,9 @@ def read_runs(
 ) -> Runs:
     """Reads every record under `dirs`; folders of one submission add up.
 
+    Of a trial in several DIRs the newest run is read, else the first, with a warning; a
+    DIR without a record is a warning too, if another one has any.
+
     Args:
       dirs: folders of submissions, or of official logs (see `layout`).
       ruleset: which part of official logs to read, 'external' or 'self'.
@@ -89,29 +93,26 @@ def read_runs(
         `cache.default_folder()`; by default nowhere.
 
     Raises:
-      UserError: a DIR does not exist, holds no record, or is not a folder of
-        submission folders.
+      UserError: a DIR does not exist or is not a folder of submission folders, or
+        none holds a record that can be read.
     """
     roots = [layout.find_root(Path(folder), ruleset) for folder in dirs]
     if not roots:
         raise UserError(f"no DIR given; {LAYOUT}")
     skipped: list[Skipped] = []
-    found: list[list[Place]] = []  # by DIR
-    for root in roots:
-        found_before = len(skipped)
-        found.append(list(layout.find_places(root, skipped)))
-        if not found[-1]:
-            raise _nothing_read(root, skipped[found_before:])
-    chosen = layout.choose_newest([place for part in found for place in part], skipped)
+    found = [(root, list(layout.find_places(root, skipped))) for root in roots]
+    chosen, warnings = layout.choose_newest(found, skipped)
     is_chosen = set(map(id, chosen))
     trials: dict[Key, Trial] = {}
-    for root, part in zip(roots, found, strict=True):
+    for root, part in found:
         places = [place for place in part if id(place) in is_chosen]
         failed = _read_places(root, places, trials, skipped, cache_folder)
-        if failed and len(failed) == len(places):
-            raise _nothing_read(root, failed)
+        if not part or (failed and len(failed) == len(places)):
+            warnings.append(f"no record in {root} can be read: nothing of it counts")
+    if not trials:
+        raise _nothing_read(roots, skipped)
     ordered = tuple(trials[key] for key in sorted(trials))
-    return Runs(trials=ordered, skipped=tuple(skipped))
+    return Runs(trials=ordered, skipped=tuple(skipped), warnings=tuple(warnings))
 
 
 def _read_places(
@@ -135,12 +136,15 @@ def _read_places(
                 _check_workload(place, parsed)
                 entry = cache.Entry(stamps=stamps, parsed=parsed)
         except RecordError as error:
-            reason = _shortened(str(error), len(name) + MAX_REASON)
+            reason = _shortened(str(error).replace(f"{name}/", ""), MAX_REASON)
             failed.append(Skipped(path=place.path, reason=reason, is_broken=True))
             continue
         entries[name] = entry
         trials[place.key] = _trial(place, entry.parsed)
-        skipped += [Skipped(path=place.path, reason=n) for n in entry.parsed.notes]
+        skipped += [
+            Skipped(path=place.path, reason=note, is_read=True)
+            for note in entry.parsed.notes
+        ]
     skipped += failed
     if cache_folder is not None:
         cache.save(cache_folder, root, entries, known)
@@ -182,10 +186,12 @@ def read_hyperparameters(trial: Trial) -> dict[str, Any] | None:
         return None
 
 
-def _nothing_read(folder: Path, skipped: Sequence[Skipped]) -> UserError:
+def _nothing_read(roots: Sequence[Path], skipped: Sequence[Skipped]) -> UserError:
+    folders = " and ".join(map(str, roots))
     if skipped:
+        first = next((item for item in skipped if item.is_broken), skipped[0])
         return UserError(
-            f"no record in {folder} can be read ({len(skipped)} skipped; the first: "
-            f"{skipped[0].path}: {skipped[0].reason})"
+            f"no record in {folders} can be read ({len(skipped)} skipped; for one: "
+            f"{first.path}: {first.reason})"
         )
-    return UserError(f"no record in {folder}; {LAYOUT}")
+    return UserError(f"no record in {folders}; {LAYOUT}")

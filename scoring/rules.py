@@ -18,6 +18,18 @@ from algoperf.records import RULESETS, Direction
 
 FOLDER = Path(__file__).resolve().parent / "rules"
 MAX_BYTES = 2**20  # of a rules file; more than that is something else
+KEYS = (  # of a rules file
+    "name",
+    "source",
+    "r_max",
+    "base_workloads",
+    "workloads",
+    "rulesets",
+    "held_out",
+    "subsets",
+)
+GOAL_KEYS = ("metric", "direction", "validation_target", "budget_sec")
+PROTOCOL_KEYS = ("studies", "trials", "budget_factor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +40,9 @@ class Goal:
     direction: Direction
     target: float
     budget_sec: float | None = None  # of submission time, external tuning
+    # A target that is reached later is missed, see `time_to_target.budget_of`; set by
+    # `Rules.within_budgets`.
+    limit_sec: float = math.inf
 
     @property
     def column(self) -> str:
@@ -57,7 +72,7 @@ class Rules:
     base_workloads: tuple[str, ...]  # these are scored
     held_out: Mapping[str, str]  # variant -> the base workload that it vouches for
     goals: Mapping[str, Goal]  # of every base workload and every variant
-    protocols: Mapping[str, Protocol]  # by ruleset: 'external', 'self'
+    protocols: Mapping[str, Protocol]  # by ruleset: 'external', perhaps 'self'
     # Parts of the base workloads that are benchmarks of their own, by name.
     subsets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
@@ -76,6 +91,17 @@ class Rules:
         if ruleset not in self.protocols:
             raise unknown_name("ruleset", ruleset, self.protocols)
         return self.protocols[ruleset]
+
+    def within_budgets(self, ruleset: str) -> "Rules":
+        """Returns rules whose goals end at the budgets of a ruleset."""
+        factor = self.protocol(ruleset).budget_factor
+        goals = {
+            name: goal
+            if goal.budget_sec is None
+            else dataclasses.replace(goal, limit_sec=factor * goal.budget_sec)
+            for name, goal in self.goals.items()
+        }
+        return dataclasses.replace(self, goals=MappingProxyType(goals))
 
     def subset_of_exactly(self, workloads: Iterable[str]) -> str | None:
         """Returns the name of the rules for just these base workloads, or None."""
@@ -159,10 +185,12 @@ class _Malformed(Exception):
 
 
 def _parse_rules(value: Any) -> Rules:
+    if isinstance(value, dict):
+        _check_keys(value, KEYS, "")
     workloads = _get(value, "workloads", dict, "")
     goals = {name: _goal(workloads, name) for name in workloads}
     base = tuple(_get(value, "base_workloads", list, ""))
-    held_out = _get(value, "held_out", dict, "")
+    held_out = _get(value, "held_out", dict, "") if "held_out" in value else {}
     if not base or not all(isinstance(workload, str) for workload in base):
         raise _Malformed("'base_workloads' must be a non-empty list of names")
     if len(set(base)) < len(base):
@@ -182,13 +210,20 @@ def _parse_rules(value: Any) -> Rules:
         if not name.isprintable():
             raise _Malformed(f"the name {name!r} has characters that cannot be shown")
     rulesets = _get(value, "rulesets", dict, "")
+    _check_keys(rulesets, RULESETS, "rulesets.")
     return Rules(
         name=_get(value, "name", str, ""),
         r_max=r_max,
         base_workloads=base,
         held_out=MappingProxyType(held_out),
         goals=MappingProxyType(goals),
-        protocols=MappingProxyType({key: _protocol(rulesets, key) for key in RULESETS}),
+        protocols=MappingProxyType(
+            {
+                key: _protocol(rulesets, key)
+                for key in RULESETS
+                if key in rulesets or key == "external"
+            }
+        ),
         subsets=MappingProxyType(_subsets(value, base)),
     )
 
@@ -210,6 +245,7 @@ def _subsets(value: Mapping[str, Any], base: Sequence[str]) -> dict[str, Any]:
 def _goal(workloads: Mapping[str, Any], name: str) -> Goal:
     entry = _get(workloads, name, dict, "workloads.")
     where = f"workloads.{name}."
+    _check_keys(entry, GOAL_KEYS, where)
     direction = _get(entry, "direction", str, where)
     if direction not in tuple(Direction):
         raise _Malformed(
@@ -226,12 +262,21 @@ def _goal(workloads: Mapping[str, Any], name: str) -> Goal:
 def _protocol(rulesets: Mapping[str, Any], name: str) -> Protocol:
     entry = _get(rulesets, name, dict, "rulesets.")
     where = f"rulesets.{name}."
+    _check_keys(entry, PROTOCOL_KEYS, where)
     counts = {key: _get(entry, key, int, where) for key in ("studies", "trials")}
     for key, count in counts.items():
         if count < 1:
             raise _Malformed(f"'{where}{key}' must be at least 1, not {count}")
     factor = _positive(entry, "budget_factor", where, 1.0)
     return Protocol(**counts, budget_factor=1.0 if factor is None else factor)
+
+
+def _check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuses a key that would be passed over, as one that is mistyped would be."""
+    for key in mapping:
+        if key not in known:
+            place = f"in '{where.removesuffix('.')}': " if where else ""
+            raise _Malformed(f"{place}{unknown_name('key', key[:80], known)}")
 
 
 def _get(mapping: Any, key: str, kind: type, where: str) -> Any:

@@ -1,6 +1,7 @@
 """From runs and rules to a result: times, ratios, scores, and what to know of them."""
 
 import dataclasses
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from scoring import guards, profile, time_to_target
 from scoring import published as published_field
 from scoring.published import Published
 from scoring.read import FloatArray, Runs, Trial
-from scoring.rules import Protocol, Rules
+from scoring.rules import Goal, Protocol, Rules
 from scoring.time_to_target import Mode, Studies, TimeKind, Timing
 
 Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
@@ -95,6 +96,10 @@ def score_runs(
     if mode not in tuple(Mode):
         raise unknown_name("scoring mode", mode, Mode)
     mode = Mode(mode)
+    if published is not None:
+        published_field.check_comparable(runs, rules, ruleset, timing, published)
+    if mode is Mode.DOCUMENTED:
+        rules = rules.within_budgets(ruleset)
     groups, both = group_trials(runs.trials)
     submissions = runs.submissions
     unclocked = _unclocked(groups, rules) if timing.kind is TimeKind.IDEALIZED else []
@@ -102,10 +107,10 @@ def score_runs(
     held_out = tuple(rules.held_out)
     times_SB = _times_of(submissions, rules.base_workloads, studies)
     times_SV = _times_of(submissions, held_out, studies)
-    warnings = [*both, *unclocked, *_warnings(groups, submissions, rules, protocol)]
+    warnings = [*runs.warnings, *both, *unclocked]
+    warnings += _warnings(groups, submissions, rules, protocol)
     theirs: tuple[str, ...] = ()
     if published is not None:
-        published_field.check_comparable(runs, rules, ruleset, timing, published)
         submissions, times_SB, times_SV, theirs = published_field.join(
             published, submissions, times_SB, times_SV, rules, mode
         )
@@ -245,6 +250,7 @@ def _warnings(
             yield f"{submission} has no run of {', '.join(missing)}: counted as missed"
         yield from _count_warnings(submission, mine, protocol)
         for workload, trials in mine.items():
+            yield from _late_warnings(trials, rules.goals[workload])
             for trial in trials:
                 yield from _trial_warnings(trial, rules, workload)
         yield from guards.contention_warnings(
@@ -299,6 +305,30 @@ def _count(found: int, wanted: int, noun: str) -> str:
     return f"{found} {noun} where the rules ask for {wanted}"
 
 
+def _late_warnings(trials: Sequence[Trial], goal: Goal) -> Iterator[str]:
+    """Yields how many of the trials of one submission and workload were too late."""
+    late = [trial for trial in trials if _is_late(trial, goal)]
+    if late:
+        budget = time_to_target.budget_of(late[0], goal)
+        yield (
+            f"{_count_trials(len(late))} of {late[0].submission} on {late[0].workload} "
+            f"reached the target after the budget of {budget:,.0f} s: counted as missed"
+        )
+
+
+def _count_trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
+
+
+def _is_late(trial: Trial, goal: Goal) -> bool:
+    """Whether a trial reached the target, but not within the limit of the goal."""
+    unlimited = dataclasses.replace(goal, limit_sec=math.inf)
+    return (
+        time_to_target.first_reached(trial, goal) is None
+        and time_to_target.first_reached(trial, unlimited) is not None
+    )
+
+
 def _trial_warnings(trial: Trial, rules: Rules, workload: str) -> Iterator[str]:
     goal = rules.goals[workload]
     name = f"trial_{trial.trial} of study_{trial.study} of {trial.submission}"
@@ -309,5 +339,6 @@ def _trial_warnings(trial: Trial, rules: Rules, workload: str) -> Iterator[str]:
     elif (
         trial.status is Status.REACHED
         and time_to_target.first_reached(trial, goal) is None
+        and not _is_late(trial, goal)
     ):
         yield f"{name} on {workload} reached its own target, but never {goal}"

@@ -12,7 +12,7 @@ from rich.text import Text
 from scoring import words
 from scoring.assessment import Assessment
 from scoring.compare import AtBudget, Comparison
-from scoring.predict import Forecast, worth_a_row
+from scoring.predict import MAX_ROWS, Forecast, worth_a_row
 from scoring.read import Trial
 from scoring.score import Result
 from scoring.uncertainty import Uncertainty
@@ -222,10 +222,16 @@ def print_predictions(
 ) -> None:
     """Prints the table of predictions and what it means.
 
-    Of more than `predict.MAX_ROWS` trials, those without a prediction are counted.
+    Of more than `predict.MAX_ROWS` trials, those without a prediction are counted; of
+    more predictions than that, settled ones come first and the rest is counted.
     """
     console = console or Console(highlight=False)
     shown, reasons = worth_a_row(forecasts)
+    hidden = len(shown) - MAX_ROWS
+    if hidden > 0:
+        shown = sorted(shown, key=lambda item: not item.prediction.is_settled)
     if shown:
-        _print_table(console, prediction_table(shown))
+        _print_table(console, prediction_table(shown[:MAX_ROWS]))
+    if hidden > 0:
+        _print_lines(console, [f"and {hidden} more: --report and --json have them all"])
     _print_lines(console, words.prediction_lines(len(forecasts), reasons))

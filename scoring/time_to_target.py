@@ -7,8 +7,8 @@ a base workload counts only where its variant is reached within r_max times the 
 
 Mode `documented` does what these documents say. Mode `official` repeats what the
 official code does instead (scoring/performance_profile.py), to reproduce published
-scores: a study takes the trial with the smallest evaluation index, and times are struck
-out in the order of `official_counted_times`.
+scores: a study takes the trial with the smallest evaluation index, times are struck
+out in the order of `official_counted_times`, and no time is compared with the budget.
 
 A time is submission time unless `Timing` says otherwise: steps, or steps times the
 uncontended step time of the trial (docs/rules.md, "The clock").
@@ -98,12 +98,27 @@ def evaluation_times(trial: Trial, kind: TimeKind = TimeKind.SUBMISSION) -> Floa
     return steps_E * (step_seconds(trial) or np.nan)
 
 
+def budget_of(trial: Trial, goal: Goal) -> float:
+    """Returns the submission time that a trial may take, in seconds; inf if unknown.
+
+    That is the budget of its record, else that of the goal, stretched as the record
+    says for machines of another speed.
+    """
+    record = trial.record or {}
+    budget: float | None = record.get("budget_sec")
+    return (
+        goal.limit_sec * (record.get("budget_ratio") or 1) if budget is None else budget
+    )
+
+
 def first_reached(
     trial: Trial, goal: Goal, kind: TimeKind = TimeKind.SUBMISSION
 ) -> int | None:
     """Returns the index of the first evaluation at least as good as the target.
 
-    Equality reaches, NaN never does, nor does an evaluation without a finite time.
+    Equality reaches, NaN never does, nor does an evaluation without a finite time or
+    after the limit of the goal. A record with a budget of its own needs no limit: the
+    run ended there.
     """
     values_E = trial.columns.get(goal.column)
     if values_E is None:
@@ -112,7 +127,10 @@ def first_reached(
         is_reached_E = values_E <= goal.target
     else:
         is_reached_E = values_E >= goal.target
-    hits = np.flatnonzero(is_reached_E & np.isfinite(evaluation_times(trial, kind)))
+    is_reached_E &= np.isfinite(evaluation_times(trial, kind))
+    if (trial.record or {}).get("budget_sec") is None:
+        is_reached_E &= trial.times <= budget_of(trial, goal)
+    hits = np.flatnonzero(is_reached_E)
     return int(hits[0]) if hits.size else None
 
 

@@ -25,8 +25,8 @@ What to know of it:
   their intervals. They are to be compared with each other. All this is measured by
   `tests/benchmarks/bootstrap_coverage.py`.
 - With one study, only the spread of its trials is known. Where there is nothing to
-  resample, as with one trial on a workload, the intervals of its submission are
-  unknown, NaN.
+  resample, as with one trial on a workload, or no run at all, the intervals of its
+  submission are unknown, NaN.
 
 Dimension key: R resamples (or values of r_max), S submissions, B base workloads, V
 held-out variants, K studies, T trials of a study.
@@ -267,7 +267,7 @@ def _unknown(result: Result, with_trials: bool) -> tuple[BoolArray, list[str]]:
             ]
         )
         is_time_alone_W = (units_W == 0) & np.isfinite(times_SW[s])
-        is_unknown_S[s] = ((units_W == 1) | is_time_alone_W).any()
+        is_unknown_S[s] = ((units_W == 1) | is_time_alone_W).any() or not units_W.any()
         if not is_unknown_S[s] and any(len(cell) == 1 for cell in cells):
             single.append(submission)
     alone = [result.submissions[s] for s in np.flatnonzero(is_unknown_S)]
@@ -276,8 +276,8 @@ def _unknown(result: Result, with_trials: bool) -> tuple[BoolArray, list[str]]:
         unit = "trial" if with_trials else "study"
         others = "" if is_unknown_S.all() else "; others take its times as certain"
         notes.append(
-            f"No interval for {', '.join(alone)}: with one {unit} on a workload, or "
-            f"a time alone, there is nothing to resample{others}."
+            f"No interval for {', '.join(alone)}: with one {unit} on a workload, a "
+            f"time alone, or no run at all, there is nothing to resample{others}."
         )
     if single:
         notes.append(

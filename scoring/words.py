@@ -312,13 +312,16 @@ def status_counts(runs: Runs) -> dict[str, int]:
 
 
 def skipped_lines(runs: Runs, at_most: int = 3) -> list[str]:
-    """Returns a line per skipped path; of more with the same reason, a count."""
-    paths: dict[str, list[Path]] = defaultdict(list)
+    """Returns a line per path that was not read in full; of more alike ones, a count.
+
+    Those that were read but for a part are notes.
+    """
+    paths: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for item in runs.skipped:
-        paths[item.reason].append(item.path)
+        paths["note" if item.is_read else "skipped", item.reason].append(item.path)
     lines = []
-    for reason, places in paths.items():
-        lines += [f"skipped: {path}: {reason}" for path in places[:at_most]]
+    for (kind, reason), places in paths.items():
+        lines += [f"{kind}: {path}: {reason}" for path in places[:at_most]]
         if len(places) > at_most:
-            lines.append(f"skipped: {len(places) - at_most} more: {reason}")
+            lines.append(f"{kind}: {len(places) - at_most} more: {reason}")
     return lines

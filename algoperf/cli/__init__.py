@@ -6,6 +6,7 @@ mistakes in flags are answered at once.
 """
 
 import importlib
+import itertools
 import logging as python_logging
 import sys
 import textwrap
@@ -70,7 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
         _print_command_help(command, values)
         return 0
     try:
-        positional = values([name, *rest])[1:]
+        positional = values([name, *_with_underscores(rest, values)])[1:]
     except flags.Error as error:
         print(
             f"algoperf {name}: {_one_line(error)} (see algoperf {name} --help)",
@@ -79,6 +80,23 @@ def _dispatch(arguments: list[str]) -> int:
         return 2
     _set_up_logging()
     return command.main(values, positional)
+
+
+def _with_underscores(arguments: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Returns arguments in which `--a-b` is `--a_b`; values stay as they are."""
+    found = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        found.append(name + equals + value)
+        if argument == "--":  # no flag from here on
+            return [*found, *rest]
+        key = name.lstrip("-")
+        if name[:1] == "-" and not equals and key in values and not values[key].boolean:
+            found += itertools.islice(rest, 1)  # its value, whatever it looks like
+    return found
 
 
 def _command(name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ USAGE = (
 )
 
 MAX_BROKEN = 20  # trials that are named on standard error
+FILES = ("report", "csv", "figures", "tables", "json")  # flags that name what to write
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -104,6 +105,7 @@ def _define_evidence(values: flags.FlagValues) -> None:
         1000,
         "Resamples for the intervals of scores and ranks; 0: no intervals.",
         lower_bound=0,
+        upper_bound=100_000,
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -168,25 +170,44 @@ def _define_files(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Reads, judges, shows; returns 1 if a record could not be read."""
+    """Reads, judges, shows, writes; returns 1 if a part of that could not be done.
+
+    What cannot be written costs neither the result on the terminal nor other files.
+    """
     import scoring
 
+    _check_names(values)
     assessment = _assess(values, positional)
-    written = _write_files(values, assessment)
-
-    def print_text() -> None:
+    if values.json == "-":
+        common.write_json("-", scoring.to_json(assessment))
+    else:
         scoring.print_report(assessment)
-        for path in written:
-            print(f"written: {path.resolve()}")
-
-    common.show(values.json, scoring.to_json(assessment), print_text)
+    is_written = True
+    for write in _writers(values, assessment):
+        try:
+            written = write()
+        except UserError as error:
+            is_written = False
+            print(f"algoperf: {error}", file=sys.stderr)
+            continue
+        if values.json != "-":
+            for path in written:
+                print(f"written: {path.resolve()}")
     broken = [item for item in assessment.runs.skipped if item.is_broken]
     for item in broken[:MAX_BROKEN]:
-        print(f"algoperf: left out of the score: {item.reason}", file=sys.stderr)
+        left_out = f"{item.path}: {item.reason}"
+        print(f"algoperf: left out of the score: {left_out}", file=sys.stderr)
     if len(broken) > MAX_BROKEN:
         more = f"{len(broken) - MAX_BROKEN} more trials"
         print(f"algoperf: left out of the score: {more}", file=sys.stderr)
-    return 1 if broken else 0
+    return 0 if is_written and not broken else 1
+
+
+def _check_names(values: flags.FlagValues) -> None:
+    """Raises UserError for a flag whose text is empty, say by an unset variable."""
+    for name in ("benchmark", "against", "reference", *FILES):
+        if values[name].value == "":
+            raise UserError(f"--{name} is empty; give a name, or leave it out")
 
 
 def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment":
@@ -195,6 +216,11 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
 
     if not positional and values.against is None:
         raise UserError("no DIR to score, see algoperf score --help")
+    if not positional and values.at_budget is not None:
+        raise UserError(
+            "--at_budget needs a DIR: a published field has times to target alone, "
+            "nothing of what was reached before"
+        )
     published = scoring.load_published(values.against) if values.against else None
     default = published.benchmark if published else "mini"
     rules = scoring.load_rules(values.benchmark or default)
@@ -205,6 +231,8 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
             ruleset=values.ruleset,
             cache_folder=scoring.default_cache_folder() if values.cache else None,
         )
+    if published is None:
+        scoring.check_workloads(runs, rules)
     mixed = scoring.check_mixed(runs, rules, allow=values.allow_mixed)
     result = scoring.score_runs(
         runs,
@@ -218,7 +246,7 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
     )
     forecasts = None
     if values.predict or values.score_predicted:
-        forecasts = scoring.predict_runs(runs, rules)
+        forecasts = scoring.predict_runs(runs, rules, ruleset=values.ruleset)
     if forecasts is not None and values.score_predicted:
         result = scoring.score_predicted(runs, rules, forecasts, result, published)
     result = dataclasses.replace(result, warnings=(*mixed, *result.warnings))
@@ -233,27 +261,42 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
     )
 
 
-def _write_files(values: flags.FlagValues, assessment: "Assessment") -> list[Path]:
-    """Writes the files that were asked for; returns their paths."""
+def _writers(
+    values: flags.FlagValues, assessment: "Assessment"
+) -> Iterator[Callable[[], Sequence[Path]]]:
+    """Yields what writes each thing that was asked for and returns its paths."""
     import scoring
 
-    written = []
+    def write_json() -> Sequence[Path]:
+        path = _with_folder(values.json)
+        common.write_json(values.json, scoring.to_json(assessment))
+        return [path]
+
+    def write_report() -> Sequence[Path]:
+        path = _with_folder(values.report)
+        scoring.write_page(path, assessment)
+        return [path]
+
+    if values.json not in (None, "-"):
+        yield write_json
     if values.csv is not None:
-        folder = _made(values.csv)
-        written += scoring.write_csv_files(folder, assessment)
+        yield lambda: scoring.write_csv_files(_made(Path(values.csv)), assessment)
     if values.report is not None:
-        scoring.write_page(Path(values.report), assessment)
-        written.append(Path(values.report))
+        yield write_report
     if values.figures is not None:
-        written += scoring.write_figures(_made(values.figures), assessment)
+        yield lambda: scoring.write_figures(_made(Path(values.figures)), assessment)
     if values.tables is not None:
-        written += scoring.write_tables(_made(values.tables), assessment)
-    return written
+        yield lambda: scoring.write_tables(_made(Path(values.tables)), assessment)
 
 
-def _made(name: str) -> Path:
+def _with_folder(name: str) -> Path:
+    """Returns the path of a file, whose folder is made if it is not there."""
+    _made(Path(name).parent)
+    return Path(name)
+
+
+def _made(folder: Path) -> Path:
     """Returns a folder, which is made if it is not there."""
-    folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

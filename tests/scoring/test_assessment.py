@@ -26,7 +26,7 @@ def test_everything_is_filled_in(study_runs):
     )
     assert found.runs is runs
     assert found.result is result
-    assert found.rules is RULES
+    assert found.rules is result.rules
     expected = estimate_uncertainty(result, 200, with_trials=False)
     assert found.uncertainty.score_low_S.tolist() == expected.score_low_S.tolist()
     assert (found.uncertainty.resamples, found.uncertainty.with_trials) == (200, False)

@@ -2,10 +2,13 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from algoperf import records
+from algoperf.errors import UserError
 from scoring.assessment import assess
 from scoring.export import to_json, write_csv_files
 from scoring.rules import load_rules
@@ -32,13 +35,25 @@ def test_scores_csv(tmp_path, mini_runs):
     assert float(rows[0]["score"]) == 1
     assert float(rows[1]["imagenet_resnet_mini_seconds"]) == 20
     assert float(rows[1]["finewebedu_lm_mini_seconds"]) == np.inf
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    assert [row["imagenet_resnet_mini_counts"] for row in rows] == ["true", "true"]
+    assert [row["finewebedu_lm_mini_counts"] for row in rows] == ["true", "false"]
+
+
+def test_equal_scores_share_a_rank_and_slow_times_do_not_count(tmp_path, mini_runs):
+    runs = mini_runs({"a": (10, 10), "b": (10, 10), "c": (50, 20)})
+    rows = _csv(tmp_path, _assess(runs, resamples=0), "scores")
+    assert [row["rank"] for row in rows] == ["1", "1", "3"]
+    assert rows[2]["imagenet_resnet_mini_seconds"] == "50.0"
+    assert rows[2]["imagenet_resnet_mini_counts"] == "false"  # more than 4 times 10
 
 
 def test_scores_csv_has_interval_and_unit(tmp_path, study_runs):
     found = _assess(study_runs({"a": 1, "b": 3}), Timing(kind=TimeKind.STEPS))
     rows = _csv(tmp_path, found, "scores")
-    names = [f"{workload}_steps" for workload in RULES.base_workloads]
-    assert list(rows[0]) == ["submission", "score", "score_low", "score_high", *names]
+    start = ["submission", "rank", "score", "score_low", "score_high"]
+    names = [f"{w}_{x}" for w in RULES.base_workloads for x in ("steps", "counts")]
+    assert list(rows[0]) == [*start, *names]
     assert float(rows[0]["score_low"]) <= float(rows[0]["score"])
 
 
@@ -135,3 +150,21 @@ def test_json_at_a_budget(mini_runs):
     value = to_json(found)["at_budget"]
     assert value["submissions"]["a"]["best"][RULES.base_workloads[1]] is None
     assert value["submissions"]["b"]["share_of_targets"] == 0.5
+
+
+def test_what_could_not_be_replaced_is_said_to_be_unharmed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "scores.json"
+    path.write_text("before")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="on device; what was there before is unharmed"):
+        records.write_text(path, "after")
+    assert path.read_text() == "before"
+    path.unlink()
+    with pytest.raises(UserError, match=r"No space left on device$"):
+        records.write_text(path, "after")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="no name of a file"):
+        records.write_text(Path(), "")

@@ -162,7 +162,8 @@ def test_trials_have_their_hyperparameters_and_messages(page):
 def test_curves_are_exact_and_know_the_best_trial(tmp_path, write_trial):
     root = tmp_path / "runs"
     times, values = [1 / 3, 2 / 3, 1e5 / 7], [0.1, float("nan"), 0.9123456789012345]
-    write_trial(root, times=times, values=values)
+    own = {"status": "reached", "budget_sec": 2e4}
+    write_trial(root, times=times, values=values, **own)
     write_trial(root, trial=2, times=[5, 6], values=[0.2, 0.95])
     write_trial(root, study=1, times=[5, 6], values=[0.2, 0.3])
     write_trial(root, study=1, trial=2, times=[5, 6], values=[0.4, 0.1])
@@ -323,8 +324,8 @@ def test_metrics_at_a_budget(tmp_path, mini_runs):
 
 @pytest.mark.parametrize("is_scored", [False, True])
 def test_predictions_are_marked(tmp_path, make_trial, is_scored):
-    goal, times = RULES.goals["imagenet_resnet_mini"], np.linspace(1.0, 50.0, 40)
-    rising = goal.target * (times / 100.0) ** 0.5
+    goal, times = RULES.goals["imagenet_resnet_mini"], np.linspace(1.0, 35.0, 40)
+    rising = goal.target * (times / 70.0) ** 0.5
     trials = (
         make_trial("b<i>", times=times.tolist(), values=rising),
         make_trial("b<i>", trial=2, times=[1.0], values=[0.1]),
@@ -335,7 +336,7 @@ def test_predictions_are_marked(tmp_path, make_trial, is_scored):
         result = score_predicted(runs, RULES, forecasts, result)
     found = assess(runs, result, resamples=0, forecasts=forecasts)
     page, text = _page_of(tmp_path, found)
-    for part in ("Predictions", "~100.0", "no prediction: too few evaluations"):
+    for part in ("Predictions", "~70.0", "no prediction: too few evaluations"):
         assert part in text
     assert ("They change no score." in text) != is_scored
     assert ("Settled ones count in the score" in text) == is_scored
@@ -344,7 +345,7 @@ def test_predictions_are_marked(tmp_path, make_trial, is_scored):
         dict(zip(tables["predictions"]["columns"], row, strict=True))
         for row in tables["predictions"]["rows"]
     ]
-    assert rows[0]["predicted_seconds"] == pytest.approx(100.0, rel=1e-3)
+    assert rows[0]["predicted_seconds"] == pytest.approx(70.0, rel=1e-3)
     assert rows[1]["predicted_seconds"] is None
     assert tables["times"]["rows"][0][-1] == str(is_scored).lower()
 

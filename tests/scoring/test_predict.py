@@ -1,6 +1,7 @@
 """Predicted times stand apart from scores, and are marked where they do not."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -27,6 +28,13 @@ from scoring.time_to_target import TimeKind, Timing
 from scoring.words import footnotes, format_time, headline
 
 RULES = load_rules("mini_fast")
+RULES = dataclasses.replace(
+    RULES,
+    goals={
+        name: dataclasses.replace(goal, budget_sec=200.0)
+        for name, goal in RULES.goals.items()
+    },
+)
 GOAL = RULES.goals["imagenet_resnet_mini"]
 TIMES = np.linspace(1.0, 50.0, 40)
 
@@ -98,6 +106,33 @@ def test_an_end_that_is_a_result_is_not_predicted(make_trial, record, reason):
     assert found.run == 50.0
     if reason:
         assert f"no prediction: {found.reason}" in _printed([forecast])
+
+
+@pytest.mark.parametrize(
+    ("budget", "ruleset", "record", "reason"),
+    [
+        (101.0, "external", None, ""),
+        (99.0, "external", None, "after the budget"),
+        (99.0, "self", None, ""),  # 1.5 times the budget
+        (60.0, "self", None, "after the budget"),
+        (51.0, "external", None, "the time budget was spent"),  # one evaluation more
+        (51.0, "external", {"status": "running"}, "after the budget"),
+        (99.0, "external", {"status": "running", "budget_ratio": 1.1}, ""),
+        (99.0, "external", {"status": "running", "budget_sec": 120.0}, ""),
+    ],
+)
+def test_without_a_record_the_budget_of_the_rules_bounds_predictions(
+    make_trial, budget, ruleset, record, reason
+):
+    goal = dataclasses.replace(GOAL, budget_sec=budget)
+    goals = {**RULES.goals, "imagenet_resnet_mini": goal}
+    rules = dataclasses.replace(RULES, goals=goals)
+    runs = _runs(make_trial, record=record)
+    forecast = predict_runs(runs, rules, ruleset=ruleset)[0]
+    assert forecast.prediction.reason == reason
+    measured = score_runs(runs, rules, ruleset)
+    result = score_predicted(runs, rules, [forecast], measured)
+    assert bool(result.predicted) == (not reason)
 
 
 def test_a_trial_without_evaluations_or_the_metric(make_trial):
@@ -198,6 +233,23 @@ def test_reasons_of_many_trials_are_counted(make_trial):
     assert "trial_3" not in text
 
 
+def test_of_many_predictions_the_settled_come_first_and_the_rest_is_counted(
+    make_trial,
+):
+    times, noise = TIMES.tolist(), np.random.default_rng(0).normal(0, 0.05, 40)
+    trials = tuple(
+        make_trial(trial=k, times=times, values=_rising() + noise)
+        for k in range(MAX_ROWS)
+    )
+    last = make_trial(trial=999, times=times, values=_rising())
+    text = _printed(predict_runs(Runs(trials=(*trials, last), skipped=()), RULES))
+    rows = [line for line in text.splitlines() if "/trial_" in line]
+    assert len(rows) == MAX_ROWS
+    assert "trial_999" in rows[0]
+    assert "and 1 more: --report and --json have them all" in text
+    assert f"trial_{MAX_ROWS - 1} " not in text
+
+
 def test_nothing_to_predict(mini_runs):
     assert "nothing to predict" in _printed(
         predict_runs(mini_runs({"a": (1, 1)}), RULES)
@@ -206,6 +258,7 @@ def test_nothing_to_predict(mini_runs):
 
 def test_score_with_predictions(tmp_path, write_trial, capsys):
     options = {"times": TIMES, "values": _rising(), "status": "preempted"}
+    options["budget_sec"] = 200.0
     write_trial(tmp_path, "slow", **options)
     file = tmp_path / "scores.json"
     arguments = ["score", str(tmp_path), "--benchmark=mini_fast", f"--json={file}"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -98,6 +99,23 @@ def _load(folder, content):
     return load_rules(folder / "mine.json")
 
 
+def test_what_is_required_is_in_the_docs(tmp_path):
+    text = (FOLDER.parents[1] / "docs/scoring.md").read_text()
+    (example,) = re.findall("```json\n(.*?)```", text, re.DOTALL)
+    value = json.loads(example)
+    rules = _load(tmp_path, value)
+    assert rules.workloads == rules.base_workloads
+    assert list(rules.protocols) == ["external"]
+    with pytest.raises(UserError, match="unknown ruleset 'self'; known: external"):
+        rules.protocol("self")
+    for place in (value, *value["workloads"].values(), *value["rulesets"].values()):
+        for key in list(place):  # there is no less than that
+            content = place.pop(key)
+            with pytest.raises(UserError, match=r"lacks the key|no entry in"):
+                _load(tmp_path, value)
+            place[key] = content
+
+
 def test_mini_is_one_study_of_one_trial_without_held_out_workloads():
     rules = load_rules("mini")
     assert len(rules.base_workloads) == 9
@@ -163,7 +181,6 @@ def test_unknown_ruleset_gets_the_nearest():
         (["base_workloads"], ["a", "c"], "'c' has no entry in 'workloads'"),
         (["held_out"], {"a_b": "z"}, "no base workload 'z'"),
         (["held_out"], {"a": "a"}, "'a' is a base workload as well"),
-        (["rulesets", "self"], None, "lacks the key 'rulesets.self'"),
         (["rulesets", "self", "studies"], 0, "must be at least 1, not 0"),
         (["rulesets", "self", "studies"], 1.5, "must be of type int, not 1.5"),
         (["workloads", "a"], [], "'workloads.a' must be of type dict"),
@@ -176,6 +193,20 @@ def test_unknown_ruleset_gets_the_nearest():
         (["workloads", "a", "budget_sec"], 0, "must be greater than 0, not 0"),
         (["workloads", "a", "budget_sec"], "1h", "must be of type float"),
         (["rulesets", "self", "budget_factor"], -1, "must be greater than 0"),
+        (["heldout"], {}, "unknown key 'heldout'; did you mean held_out?"),
+        (["x"], 1, "unknown key 'x'; known: base_workloads, held_out, name, r_max"),
+        (
+            ["workloads", "a", "target"],
+            1,
+            "in 'workloads.a': unknown key 'target'; did you mean validation_target?",
+        ),
+        (
+            ["rulesets", "self", "trial"],
+            1,
+            "in 'rulesets.self': unknown key 'trial'; did you mean trials?",
+        ),
+        (["rulesets", "own"], {}, "in 'rulesets': unknown key 'own'"),
+        (["rulesets", "external"], None, "lacks the key 'rulesets.external'"),
         (["subsets"], ["a"], "'subsets' must be of type dict"),
         (["subsets"], {"b": []}, "'subsets.b' must be different names"),
         (["subsets"], {"b": ["c"]}, "'subsets.b': no base workload 'c'"),

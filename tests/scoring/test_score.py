@@ -179,6 +179,34 @@ def test_record_that_reached_another_target_is_warned_of(make_trial):
     assert any(says in warning for warning in warnings)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "ruleset", "record", "counts"),
+    [
+        (80.0, "external", None, True),
+        (80.1, "external", None, False),
+        (120.0, "self", None, True),
+        (120.1, "self", None, False),
+        (160.0, "external", {"status": "reached", "budget_ratio": 2.0}, True),
+        (160.1, "external", {"status": "reached", "budget_ratio": 2.0}, False),
+        (160.1, "external", {"status": "reached", "budget_sec": 160.0}, True),
+    ],
+)
+def test_a_target_after_the_budget_is_missed(
+    make_trial, seconds, ruleset, record, counts
+):
+    trial = make_trial(times=[1.0, seconds], values=[0.0, 1.0], record=record)
+    runs = Runs(trials=(trial,), skipped=())
+    rules = load_rules("mini_fast")
+    assert rules.goals[trial.workload].budget_sec == 80
+    result = score_runs(runs, rules, ruleset)
+    assert result.times[0, 0] == (seconds if counts else np.inf)
+    late = "1 trial of adamw on imagenet_resnet_mini reached the target after the"
+    assert any(late in warning for warning in result.warnings) != counts
+    assert not any("its own target" in warning for warning in result.warnings)
+    official = score_runs(runs, rules, ruleset, mode="official")
+    assert official.times[0, 0] == seconds  # the official code does not look
+
+
 def test_missing_metric_is_a_miss_with_a_warning(make_trial):
     trial = make_trial(times=[1], metric="wer", values=[0.0])
     result = _score(Runs(trials=(trial,), skipped=()))

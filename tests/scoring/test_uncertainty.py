@@ -302,3 +302,15 @@ def test_archive_of_2024(archive, mode):
     best, worst = result.ranking[0], result.ranking[-1]
     assert found.is_different_SS[best, worst]
     assert found.r_max_ranks_RS[found.r_max_R == 4, best] == 1
+
+
+def test_without_a_run_an_interval_is_unknown(study_runs, make_trial):
+    runs = study_runs({"a": 1, "b": 2})
+    stray = make_trial("c", "mnist", times=[1.0], values=[0.5])
+    result = score_runs(Runs(trials=(*runs.trials, stray), skipped=()), RULES)
+    found = estimate_uncertainty(result, resamples=100)
+    c = result.submissions.index("c")
+    assert np.isnan([found.score_low_S[c], found.rank_high_S[c]]).all()
+    assert np.isfinite(np.delete(found.score_low_S, c)).all()
+    assert not found.is_different_SS[c].any()
+    assert "No interval for c: " in found.notes[0]

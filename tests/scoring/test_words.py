@@ -144,6 +144,12 @@ def test_many_skips_of_one_kind_are_counted():
     assert lines[3:] == ["skipped: 6 more: is empty"]
 
 
+def test_what_was_read_but_for_a_part_is_a_note():
+    item = Skipped(path=Path("trial_1"), reason="the last line was cut", is_read=True)
+    lines = skipped_lines(Runs(trials=(), skipped=(item,)))
+    assert lines == ["note: trial_1: the last line was cut"]
+
+
 def test_a_message_is_one_line_without_control_characters(make_trial):
     record = {"status": "failed", "message": "a\x1b[2J\n\tb  c" + 999 * "d"}
     text = words.message(make_trial(record=record))
