@@ -322,6 +322,9 @@ def _count_trials(count: int) -> str:
 
 def _is_late(trial: Trial, goal: Goal) -> bool:
     """Whether a trial reached the target, but not within the limit of the goal."""
+    budget = time_to_target.budget_of(trial, goal)
+    if not trial.times.size or trial.times[-1] <= budget:  # as most trials are
+        return False
     unlimited = dataclasses.replace(goal, limit_sec=math.inf)
     return (
         time_to_target.first_reached(trial, goal) is None

@@ -128,10 +128,16 @@ def first_reached(
     else:
         is_reached_E = values_E >= goal.target
     is_reached_E &= np.isfinite(evaluation_times(trial, kind))
-    if (trial.record or {}).get("budget_sec") is None:
-        is_reached_E &= trial.times <= budget_of(trial, goal)
     hits = np.flatnonzero(is_reached_E)
-    return int(hits[0]) if hits.size else None
+    if not hits.size or _is_late(trial, goal, hits[0]):
+        return None
+    return int(hits[0])
+
+
+def _is_late(trial: Trial, goal: Goal, index: int) -> bool:
+    if goal.limit_sec == MISS or (trial.record or {}).get("budget_sec") is not None:
+        return False
+    return bool(trial.times[index] > budget_of(trial, goal))
 
 
 def trial_time(trial: Trial, goal: Goal, timing: Timing = SUBMISSION_TIME) -> float:
