@@ -1,10 +1,11 @@
 """AdaPT: SGD in fixed point, words chosen per layer (2021, arXiv:2107.13490).
 
 Weights and gradients have few bits. Weights of two axes or more are layers of their
-own; biases and norms take the words of the layer before them. Each step rounds the gradient to its layer's
-words, updates float32 masters, and rounds those to the weights that are trained on and
-evaluated. Every `lookback` steps a layer's words are chosen anew, on the host, by
-`algoperf.numerics.adapt`. The float32 products are not quantised further.
+own; biases and norms take the words of the layer before them. Each step rounds the
+gradient to its layer's words, updates float32 masters, and rounds those to the weights
+that are trained on and evaluated. Every `lookback` steps a layer's words are chosen
+anew, on the host, by `algoperf.numerics.adapt`. The float32 products are not quantised
+further.
 """
 
 import functools
