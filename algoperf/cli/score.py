@@ -1,6 +1,8 @@
 """Score records, ours or the official benchmark's: table, CSV, JSON and page."""
 
+import contextlib
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -177,7 +179,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     import scoring
 
     _check_names(values)
-    assessment = _assess(values, positional)
+    with _no_collection():
+        assessment = _assess(values, positional)
     if values.json == "-":
         common.write_json("-", scoring.to_json(assessment))
     else:
@@ -208,6 +211,18 @@ def _check_names(values: flags.FlagValues) -> None:
     for name in ("benchmark", "against", "reference", *FILES):
         if values[name].value == "":
             raise UserError(f"--{name} is empty; give a name, or leave it out")
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the garbage collector from walking thousands of trials again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment":
