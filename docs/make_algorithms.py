@@ -20,7 +20,7 @@ HEAD = """# The submissions that come with AlgoPerf
 
 Written by `python docs/make_algorithms.py`. `algoperf run --submission NAME` takes each
 of these names; each is one short file in `submissions/NAME/` to read and to copy from.
-How to write one stands in [submissions.md](submissions.md).
+How to write one stands in [writing_a_submission.md](writing_a_submission.md).
 
 - **Code** says whose parts the update rule is made of: those named after `optax`, and
   our own functions. Where the rule is all optax's, it is checked against the paper too.

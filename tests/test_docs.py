@@ -36,9 +36,9 @@ def test_commands(page, tmp_path, monkeypatch):
 
 
 def test_submission_example():
-    (example,) = _blocks(ROOT / "docs" / "submissions.md", "python")
+    (example,) = _blocks(ROOT / "docs" / "writing_a_submission.md", "python")
     names = {}
-    exec(compile(example, "docs/submissions.md", "exec"), names)
+    exec(compile(example, "docs/writing_a_submission.md", "exec"), names)
     assert all(callable(names[function]) for function in SubmissionFunctions._fields)
 
 
@@ -81,7 +81,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_contract_names_what_the_docs_name():
-    text = (ROOT / "docs" / "submissions.md").read_text()
+    text = (ROOT / "docs" / "writing_a_submission.md").read_text()
     for name in ("data_selection", "prepare_for_eval", "update_params"):
         assert name in text
         assert hasattr(spec.Submission, name)

@@ -273,9 +273,16 @@ def matrix(name, g):
 
 
 def newton_schulz(u):
+    """Five quintics with the coefficients of modded-nanogpt."""
     u = u / np.linalg.norm(u)
-    for _ in range(5):
-        u = 3.4445 * u - 4.7750 * (u @ u.T) @ u + 2.0315 * (u @ u.T) @ (u @ u.T) @ u
+    for a, b, c in (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ):
+        u = a * u + b * (u @ u.T) @ u + c * (u @ u.T) @ (u @ u.T) @ u
     return u
 
 
