@@ -179,7 +179,7 @@ def per_matrix(
       train_others: whether the parameters that are not chosen are trained as they are;
         otherwise they stay.
     """
-    structure = jax.tree.structure(workload.param_shapes)
+    structure: Any = jax.tree.structure(workload.param_shapes)
     shapes = [shape.shape_tuple for shape in jax.tree.leaves(workload.param_shapes)]
     matrices = matrices_of(workload, chosen)
     rules = [

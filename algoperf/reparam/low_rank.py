@@ -147,6 +147,7 @@ def relora(
 
     def merge(small: State, transformation: Any, key: Any) -> tuple[State, Any]:
         key, pruning_key = jax.random.split(key)
+        structure: Any
         leaves, structure = jax.tree.flatten(small.trainable, is_leaf=is_factors)
         bases = structure.flatten_up_to(small.frozen)
         new = []
@@ -191,10 +192,10 @@ def prune_moments(state: Any, trainable: Any, kept: float, key: Any) -> Any:
     Raises:
       UserError: the state holds nothing of that structure.
     """
-    wanted = jax.tree.structure(trainable)
+    wanted: Any = jax.tree.structure(trainable)
 
     def is_like_trainable(node: Any) -> bool:
-        return jax.tree.structure(node) == wanted
+        return wanted == jax.tree.structure(node)
 
     nodes, structure = jax.tree.flatten(state, is_leaf=is_like_trainable)
     if not any(map(is_like_trainable, nodes)):
@@ -208,7 +209,7 @@ def prune_moments(state: Any, trainable: Any, kept: float, key: Any) -> Any:
         if is_like_trainable(node):
             node = _pruned(node, kept, jax.random.fold_in(key, number))
         new.append(node)
-    return structure.unflatten(new)
+    return jax.tree.unflatten(structure, new)
 
 
 def _pruned(tree: Any, kept: float, key: Any) -> Any:
@@ -223,7 +224,7 @@ def _pruned(tree: Any, kept: float, key: Any) -> Any:
                     for part, own_key in zip(leaf, keys, strict=True)
                 )
             )
-    return structure.unflatten(leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def rewarmed(schedule: optax.Schedule, period: int, warmup: int) -> optax.Schedule:

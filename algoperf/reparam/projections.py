@@ -178,7 +178,8 @@ def scale_by_apollo(
 
     def update(updates, state, params=None):
         del params
-        gradients, structure = jax.tree.flatten(jax.tree.map(short_side_first, updates))
+        turned = jax.tree.map(short_side_first, updates)
+        gradients = jax.tree.leaves(turned)
         key = jax.random.fold_in(jax.random.PRNGKey(seed), state.steps // gap)
         small = []
         for number, g in enumerate(gradients):
@@ -186,11 +187,11 @@ def scale_by_apollo(
                 jax.random.fold_in(key, number), g.shape[0], rank_of(rank, g.shape)
             )
             small.append(p.T.astype(g.dtype) @ g)
-        small = structure.unflatten(small)
+        small = jax.tree.unflatten(jax.tree.structure(turned), small)
         directions, base_state = base.update(small, state.base)
         scaled = jax.tree.map(
             lambda g, r, n: g * _ratio(n, r, axis),
-            structure.unflatten(gradients),
+            turned,
             small,
             directions,
         )
