@@ -11,6 +11,7 @@ import optax
 
 from algoperf import spec
 from algoperf.errors import UserError
+from algoperf.numerics.formats import find_format
 from algoperf.numerics.packed import Packed, pack, unpack
 from algoperf.reparam.base import (
     Reparametrisation,
@@ -80,8 +81,10 @@ def lora(
       train_others: whether the parameters that are not chosen are trained.
 
     Raises:
-      UserError: a rank out of range.
+      UserError: a rank out of range, an unknown format.
     """
+
+    fmt = None if base_format is None else find_format(base_format)
 
     def rule(name: str, shape: tuple[int, ...]) -> Rule:
         m, n = shape
@@ -89,7 +92,7 @@ def lora(
         scale = lora_scale(r, alpha)
 
         def init(matrix: jax.Array, key: Any) -> tuple[Factors, Any]:
-            base = matrix if base_format is None else pack(matrix, base_format, 0)
+            base = matrix if fmt is None else pack(matrix, fmt, 0)
             return adapter(key, m, n, r, matrix.dtype), base
 
         def materialise(factors: Factors, base: Any) -> jax.Array:

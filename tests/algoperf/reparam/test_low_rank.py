@@ -26,10 +26,13 @@ class FakeObjective:
 
 @settings(max_examples=15)
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.floats(0.01, 1), st.integers(0, 2**32 - 1)
+    st.sampled_from([(1, 4), (6, 4), (5, 9)]),
+    st.sampled_from([0.01, 0.5, 1.0]),
+    st.integers(0, 2**32 - 1),
 )
-def test_the_error_of_truncation_is_the_dropped_spectrum(m, n, share, seed):
+def test_the_error_of_truncation_is_the_dropped_spectrum(shape, share, seed):
     """Eckart and Young 1936."""
+    m, n = shape
     w = np.random.default_rng(seed).normal(size=(m, n)).astype(np.float32)
     rank = reparam.rank_of(share, (m, n))
     factors = low_rank.truncated(jnp.asarray(w), rank)
@@ -81,7 +84,8 @@ def test_lora_is_scaled_by_alpha_over_rank():
 
 def test_a_base_in_few_bits():
     """NVFP4 along the fan-in; stored bytes are those of the packed arrays."""
-    small = low_rank.lora(WORKLOAD, CHOSEN, 1, base_format="nvfp4")
+    chosen = reparam.select(WORKLOAD, path="hidden")
+    small = low_rank.lora(WORKLOAD, chosen, 1, base_format="nvfp4")
     state = small.init(PARAMS, KEY)
     found = small.materialise(state)
     wanted = numerics.quantize(PARAMS["hidden"]["kernel"], "nvfp4", axis=0)
@@ -114,7 +118,7 @@ def _trained(small, seed=1, steps=3):
 def test_a_merge_keeps_the_function_and_starts_anew():
     small = low_rank.relora(WORKLOAD, CHOSEN, 2, period=3, alpha=5.0)
     before = _trained(small)
-    after = reparam.begin_step(small, before, FakeObjective())
+    after = jax.jit(lambda t: reparam.begin_step(small, t, FakeObjective()))(before)
     assert_trees_close(
         small.materialise(after.small), small.materialise(before.small), 1e-5
     )
@@ -128,21 +132,22 @@ def test_a_merge_keeps_the_function_and_starts_anew():
     )
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4])
-def test_between_merges_and_at_a_zero_rate_nothing_changes(steps):
+def test_between_merges_nothing_changes():
     """The first step is no merge either."""
     small = low_rank.relora(WORKLOAD, CHOSEN, 2, period=3)
-    before = _trained(small, steps=steps)
-    after = reparam.begin_step(small, before, FakeObjective())
-    jax.tree.map(np.testing.assert_array_equal, after, before)
+    step = jax.jit(lambda t: reparam.begin_step(small, t, FakeObjective()))
+    for steps in (0, 1, 4):
+        before = _trained(small, steps=steps)
+        jax.tree.map(np.testing.assert_array_equal, step(before), before)
 
 
 def test_merges_at_a_zero_rate_are_no_steps():
     small = low_rank.relora(WORKLOAD, CHOSEN, 2, period=1)
     training = reparam.start(small, optax.sgd(0.0, momentum=0.9), PARAMS, KEY)
-    for seed in range(3):
-        training = training._replace(steps=jnp.int32(seed))
-        training = reparam.begin_step(small, training, FakeObjective(seed))
+    step = jax.jit(lambda t: reparam.begin_step(small, t, FakeObjective()))
+    for steps in range(3):
+        training = step(training._replace(steps=jnp.int32(steps)))
+    assert not training.small.trainable["hidden"]["kernel"].right.any()
     assert_trees_close(small.materialise(training.small), PARAMS, 0)
 
 
