@@ -167,7 +167,7 @@ def summed(plan: Plan, values: jax.Array) -> jax.Array:
 class SharedWeights(NamedTuple):
     """What is trained: the memory (m,), and all that does not share."""
 
-    memory: jax.Array
+    memory: Any  # (m,); a boolean in a mask
     others: Any  # the params' tree, with None where weights are shared
 
 
