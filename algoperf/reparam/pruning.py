@@ -75,14 +75,25 @@ def keep_largest(scores: Any, chosen: Any, density: float) -> Any:
     Raises:
       UserError: see `kept_number`.
     """
+    return _keep(scores, chosen, kept_number(density, _total(scores, chosen)))
+
+
+def _total(tree: Any, chosen: Any) -> int:
+    """Returns how many weights are chosen."""
+    structure: Any = jax.tree.structure(chosen)
+    pairs = zip(structure.flatten_up_to(tree), jax.tree.leaves(chosen), strict=True)
+    return sum(x.size for x, wanted in pairs if wanted)
+
+
+def _keep(scores: Any, chosen: Any, number: int | jax.Array) -> Any:
+    """Returns the masks that keep so many of the chosen weights; may be traced."""
     structure: Any = jax.tree.structure(chosen)
     leaves = structure.flatten_up_to(scores)
     is_chosen = jax.tree.leaves(chosen)
     picked = [x for x, wanted in zip(leaves, is_chosen, strict=True) if wanted]
     flat = jnp.concatenate([x.ravel() for x in picked])
-    number = kept_number(density, flat.size)
-    _, places = jax.lax.top_k(flat, number)
-    kept = jnp.zeros(flat.shape, bool).at[places].set(True)
+    order = jnp.argsort(flat, descending=True, stable=True)
+    kept = jnp.zeros(flat.shape, bool).at[order].set(jnp.arange(flat.size) < number)
     masks, first = [], 0
     for x, wanted in zip(leaves, is_chosen, strict=True):
         masks.append(kept[first : first + x.size].reshape(x.shape) if wanted else None)
@@ -96,13 +107,21 @@ def iterated(
     """Prunes in rounds, to density^(k / rounds) in round k, scoring what is left.
 
     SynFlow takes 100 rounds (Tanaka et al. 2020, arXiv:2006.05467, algorithm 1).
-    """
 
-    masks = keep_largest(magnitude(params), chosen, 1.0)
-    for k in range(1, rounds + 1):
+    Raises:
+      UserError: see `kept_number`.
+    """
+    total = _total(params, chosen)
+    kept_number(density, total)
+    densities = (density ** (k / rounds) for k in range(1, rounds + 1))
+    numbers = jnp.asarray([round(share * total) for share in densities])
+
+    def prune(k: jax.Array, masks: Any) -> Any:
         scores = _kept_first(score(apply_masks(params, masks)), masks)
-        masks = keep_largest(scores, chosen, density ** (k / rounds))
-    return masks
+        return _keep(scores, chosen, numbers[k])
+
+    everything = keep_largest(magnitude(params), chosen, 1.0)
+    return jax.lax.fori_loop(0, rounds, prune, everything)
 
 
 def _kept_first(scores: Any, masks: Any) -> Any:
@@ -123,7 +142,9 @@ def _map_masked(fn: Callable[[Any, Any], Any], tree: Any, masks: Any) -> Any:
     return structure.unflatten(new)
 
 
-def masked(chosen: Any, masks_from: Callable[[Any, Any], Any]) -> Reparametrisation:
+def masked(
+    chosen: Any, masks_from: Callable[[Any, Any], Any], density: float
+) -> Reparametrisation:
     """Returns the reparametrisation w * mask, with masks made at the first step.
 
     Args:
@@ -131,10 +152,15 @@ def masked(chosen: Any, masks_from: Callable[[Any, Any], Any]) -> Reparametrisat
       masks_from: (params, objective) -> masks; the objective is that of the first
         batch, for scores that follow from data. Runs inside the compiled step, at the
         first step only.
+      density: that the masks will have, for a mistake to be found before training.
+
+    Raises:
+      UserError: at `init`: see `kept_number`.
     """
 
     def init(params: Any, key: Any) -> State:
         del key
+        kept_number(density, _total(params, chosen))
         return State(params, keep_largest(magnitude(params), chosen, 1.0))
 
     def advance(small, transformation, steps, objective):
@@ -173,7 +199,7 @@ def lottery_ticket(
 
     def init(params: Any, key: Any) -> State:
         del key
-        keep_largest(magnitude(params), chosen, density)  # raises where none would stay
+        kept_number(density, _total(params, chosen))
         masks = keep_largest(magnitude(params), chosen, 1.0)
         return State(params, (masks, params))
 

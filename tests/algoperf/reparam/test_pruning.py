@@ -82,7 +82,7 @@ def test_synflow_is_conserved_and_never_cuts_a_layer():
     def score(p):
         return pruning.synflow(_two_layers, p)
 
-    masks = pruning.iterated(score, params, chosen, density=0.1, rounds=4)
+    masks = pruning.iterated(score, params, chosen, density=0.1, rounds=10)
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     assert kept == {"first": 1, "second": 1}  # two of 20, and one path
     one = np.argwhere(masks["first"])[0][1]
@@ -110,8 +110,12 @@ def test_exactly_the_largest_are_kept():
 def test_a_density_that_keeps_nothing(density):
     with pytest.raises(UserError, match=r"give a share in \(0, 1\] that keeps one"):
         pruning.keep_largest(PARAMS, CHOSEN, density)
-    with pytest.raises(UserError, match=r"give a share in \(0, 1\]"):
-        pruning.lottery_ticket(CHOSEN, density, 4, 2).init(PARAMS, KEY)
+    for small in (
+        pruning.lottery_ticket(CHOSEN, density, 4, 2),
+        pruning.masked(CHOSEN, lambda params, objective: None, density),
+    ):
+        with pytest.raises(UserError, match=r"give a share in \(0, 1\]"):
+            small.init(PARAMS, KEY)
 
 
 def test_snip_trains_through_from_optax():
@@ -124,7 +128,7 @@ def test_snip_trains_through_from_optax():
             scores = pruning.snip(objective.loss, params)
             return pruning.keep_largest(scores, chosen, 0.25)
 
-        return pruning.masked(chosen, masks_from)
+        return pruning.masked(chosen, masks_from, 0.25)
 
     functions = from_optax(lambda w, h: optax.adam(0.1), reparametrise=reparametrise)
     point, workload = as_namedtuple({}), SYNTHETIC
