@@ -29,7 +29,7 @@ How to write one stands in [submissions.md](submissions.md).
   moments are 2. The parameters themselves and what only lives within a step are not in.
 - Averages (`ema`, `lawa`, `schedule_free_adamw`) need one more while evaluated.
 - Where something smaller than the parameters is trained (`factorised`, `lora`,
-  `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
+  `pruned`, `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
   [reparam.md](reparam.md) tells them apart.
 
 | Name | What it is | Source | Code | Lines | State |
@@ -52,7 +52,7 @@ GLUE = {
 RULE = re.compile(r"optax\.((?:contrib\.)?[a-z]\w*)\(")
 # Our own parts that several submissions share.
 SHARED = re.compile(
-    r"\b((?:low_rank|sharing)\.[a-z]\w*|scale_by_(?:galore|fira|apollo))\("
+    r"\b((?:low_rank|pruning|sharing)\.[a-z]\w*|scale_by_(?:galore|fira|apollo))\("
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from problems import KEY, KINDS, PARAMS, WORKLOAD, assert_trees_close, make_workload
 from synthetic import SYNTHETIC, examples, rows_of
 
-from algoperf import reparam, runner, sharding
+from algoperf import numerics, reparam, runner, sharding
 from algoperf.errors import UserError
 from algoperf.submission import from_optax, mask_without
 from algoperf.tuning import as_namedtuple
@@ -185,6 +185,31 @@ def test_begin_step_may_change_what_stays():
     rule = optax.GradientTransformationExtraArgs(lambda _: blank, update)
     (state, _), _ = _train(from_optax(lambda w, h: rule, reparametrise=watched), 2)
     assert state.transformation == {"steps": 1, "loss": 0.0}
+
+
+def test_a_recipe_of_numerics_goes_with_it():
+    """Its loss sees full parameters; the gradient is that of the quantised products."""
+
+    def quantised(workload, hyperparameters, loss, rng):
+        def full_only(params, *rest):
+            assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+                lambda shape: shape.shape_tuple, workload.param_shapes
+            )
+            return numerics.apply("fp8", loss)(params, *rest)
+
+        return full_only
+
+    rate = 0.1
+    halved = from_optax(
+        lambda w, h: optax.sgd(rate), rewrite_loss=quantised, reparametrise=_halves
+    )
+    quadruple = {True: optax.sgd(4 * rate), False: optax.sgd(rate)}
+    dense = from_optax(
+        lambda w, h: optax.partition(quadruple, reparam.select(w)),
+        rewrite_loss=quantised,
+    )
+    (_, found), (_, wanted) = _train(halved, 1), _train(dense, 1)
+    assert_trees_close(found, wanted, 1e-6)
 
 
 def test_averages_and_reparametrisations_do_not_go_together():
