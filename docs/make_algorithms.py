@@ -28,8 +28,8 @@ How to write one stands in [submissions.md](submissions.md).
   on the mini language model with the first point of the search space. AdamW's two
   moments are 2. The parameters themselves and what only lives within a step are not in.
 - Averages (`ema`, `lawa`, `schedule_free_adamw`) need one more while evaluated.
-- Where something smaller than the parameters is trained (`factorised`, `lora`,
-  `pruned`, `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
+- Where something else than the parameters is trained (`factorised`, `lora`, `pruned`,
+  `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
   [reparam.md](reparam.md) tells them apart.
 
 | Name | What it is | Source | Code | Lines | State |
