@@ -274,7 +274,7 @@ def count(tree: Any) -> int:
 
 def num_bytes(tree: Any) -> int:
     """Returns the bytes of the arrays of a tree; `jax.ShapeDtypeStruct` do."""
-    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in _arrays(tree))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in _arrays(tree))
 
 
 def _arrays(tree: Any) -> list[Any]:

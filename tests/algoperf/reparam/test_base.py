@@ -228,6 +228,8 @@ def test_sizes():
         "compression_ratio": 1.0,
         "optimizer_state_bytes": 8 * numbers + 4,
     }
+    keys = (jax.random.key(0), np.zeros(2, np.uint8), 3, "text")
+    assert reparam.sizes(params, keys)["optimizer_state_bytes"] == 8 + 2
     # Params that the state holds too cost nothing.
     assert reparam.sizes(params, (params, jnp.zeros(3)))["optimizer_state_bytes"] == 12
     pair = reparam.Rule(lambda w, key: (w[:1], w), lambda x, frozen: frozen)

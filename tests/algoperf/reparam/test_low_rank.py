@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import KEY, PARAMS, WORKLOAD, assert_trees_close, draw
+from synthetic import SYNTHETIC, examples
 
-from algoperf import numerics, reparam
+from algoperf import numerics, reparam, spec
 from algoperf.errors import UserError
 from algoperf.reparam import low_rank
 from algoperf.reparam.low_rank import Factors
@@ -55,6 +56,19 @@ def test_full_rank_factors_give_the_dense_parameters():
     query = found["attention"]["query"]["kernel"]
     assert query.shape == (4, 2, 3)  # cut as the 4 x 6 matrix that it is
     assert np.linalg.matrix_rank(query.reshape(4, 6), tol=1e-4) == 2
+
+
+def test_full_rank_factors_give_the_dense_logits():
+    params, model_state = SYNTHETIC.init_model_fn(KEY)
+    full = low_rank.factorised(SYNTHETIC, reparam.select(SYNTHETIC), 1.0)
+    found = full.materialise(full.init(params, KEY))
+
+    def logits(params):
+        batch = {"inputs": examples("train")["inputs"][:8]}
+        mode = spec.ForwardPassMode.EVAL
+        return SYNTHETIC.model_fn(params, batch, model_state, mode, KEY, False)[0]
+
+    np.testing.assert_allclose(logits(found), logits(params), atol=1e-5)
 
 
 def test_lora_starts_at_the_params_and_counts_as_its_formula():
