@@ -51,14 +51,16 @@ def test_a_memory_of_full_size_is_a_bijection_and_trains_as_the_dense_weights():
     dense = small.materialise(state)["hidden"]["kernel"]
     target = draw(3)["hidden"]["kernel"]
     scale = plan.scales[0]
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(trainable):
+        w = small.materialise(small.with_trainable(state, trainable))
+        return 0.5 * jnp.sum(jnp.square(w["hidden"]["kernel"] - target))
+
     for _ in range(3):
         wanted = dense - 0.1 * (dense - target)
-
-        def loss(trainable, state=state):
-            w = small.materialise(small.with_trainable(state, trainable))
-            return 0.5 * jnp.sum(jnp.square(w["hidden"]["kernel"] - target))
-
-        gradient = jax.grad(loss)(state.trainable).memory
+        gradient = gradient_of(state.trainable).memory
         memory = state.trainable.memory - 0.1 / scale**2 * gradient
         state = small.with_trainable(state, state.trainable._replace(memory=memory))
         dense = small.materialise(state)["hidden"]["kernel"]
@@ -127,8 +129,10 @@ def test_gamma_by_the_formulas(layout):
         "v4": np.sqrt(squares),
         "v5": squares,
     }
-    for mode in sharing.SCALERS:
-        np.testing.assert_allclose(sharing.gamma(plan, mode), wanted[mode], rtol=1e-4)
+    found = jax.jit(lambda: {mode: sharing.gamma(plan, mode) for mode in wanted})()
+    assert tuple(wanted) == sharing.SCALERS
+    for mode in wanted:
+        np.testing.assert_allclose(found[mode], wanted[mode], rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["v1", "v5"])
