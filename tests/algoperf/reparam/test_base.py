@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 from problems import KEY, KINDS, PARAMS, WORKLOAD, assert_trees_close, make_workload
-from synthetic import SYNTHETIC, examples, rows_of
+from synthetic import SYNTHETIC, examples, folder_of
 
-from algoperf import numerics, reparam, runner, sharding
+from algoperf import numerics, records, registry, reparam, runner, sharding, tuning
 from algoperf.errors import UserError
-from algoperf.submission import from_optax, mask_without
+from algoperf.submission import from_optax, load_submission, mask_without
 from algoperf.tuning import as_namedtuple
 
 POINT = as_namedtuple({"learning_rate": 0.1})
@@ -244,11 +244,30 @@ def test_sizes():
     assert found["optimizer_state_bytes"] == 4 * (numbers - 35 + 7) + 4  # and a counter
 
 
+def _lora(make_config, **changes):
+    submission = load_submission(registry.find_submission("lora"))
+    space = tuning.load_search_space(submission.default_search_space)
+    point = {**tuning.trial_point(space, 0, 1), **changes}
+    return make_config(submission=submission, hyperparameters=point, max_steps=4)
+
+
 def test_a_record_has_the_sizes(make_config):
-    config = make_config(max_steps=4)
-    record = runner.run_trial(config)
-    numbers = SYNTHETIC.num_parameters
-    assert record["sizes"]["trainable_parameters"] == numbers
-    assert record["sizes"]["compression_ratio"] == 1.0
-    assert record["sizes"]["optimizer_state_bytes"] >= 8 * numbers
-    assert rows_of(config)
+    """LoRA of rank 1 in the hidden layer (4, 8); all else is trained as it is."""
+    config = _lora(make_config, rank=1)
+    runner.run_trial(config)
+    sizes = records.read_record(folder_of(config))["sizes"]
+    trained = (4 + 8) + 8 + (8 * 3 + 3)
+    stored = trained + 4 * 8
+    assert sizes == {
+        "trainable_parameters": trained,
+        "stored_bytes": 4 * stored,
+        "compression_ratio": pytest.approx((32 + 8 + 24 + 3) / stored),
+        "optimizer_state_bytes": 8 * trained + 3 * 4,  # and three counters
+    }
+
+
+def test_a_rank_above_the_dimension_ends_the_run_before_it_begins(make_config):
+    config = _lora(make_config, rank=5)
+    with pytest.raises(UserError, match="rank 5 for hidden/kernel of shape 4 x 8"):
+        runner.run_trial(config)
+    assert not folder_of(config).exists()

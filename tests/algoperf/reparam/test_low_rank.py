@@ -200,6 +200,8 @@ def test_frobenius_decay_is_the_gradient_of_the_products_norm():
     found, _ = decay.update(zeros, decay.init(x), x)
     assert_trees_close(found, wanted, 1e-4)
     assert not found["b"].any()
+    mask = low_rank.without_factors({"w": True, "b": True}, {"w": True, "b": False})
+    assert mask == {"w": False, "b": True}
 
 
 def draw_pair(rank):
