@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from algoperf import sharding, spec, tuning
+from algoperf import reparam, sharding, spec, tuning
 from algoperf.checkpoint import Checkpoints
 from algoperf.clock import (
     Clock,
@@ -208,6 +208,7 @@ class _Trial:
             if message is None:
                 raise
             raise UserError(message) from error
+        self.recorder.record["sizes"] = reparam.sizes(params, optimizer_state)
         return TrainState(params, model_state, optimizer_state, 0)
 
     def run(self) -> tuple[Status, str]:
@@ -439,8 +440,7 @@ def _missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | 
 
 def _describe(config: TrialConfig, error: BaseException) -> str:
     """One line for a failed trial: what, and where in the submission."""
-    missing = _missing_hyperparameter(config, error)
-    if missing is not None:
+    if (missing := _missing_hyperparameter(config, error)) is not None:
         return missing
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from algoperf import sharding, spec
+from algoperf import reparam, sharding, spec
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
 from algoperf.tuning import as_namedtuple
@@ -39,6 +39,7 @@ Build = Callable[[spec.Workload, Any], optax.GradientTransformation]
 EvalParams = Callable[[Any, spec.ParameterContainer], spec.ParameterContainer]
 Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
 RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
+Reparametrise = Callable[[spec.Workload, Any], reparam.Reparametrisation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +58,15 @@ class Objective:
     dropout_rate: Any = None
     label_smoothing: Any = 0.0
     rewrite: Callable[[Loss, spec.RandomState], Loss] | None = None  # of the mean loss
+    materialise: Callable[[Any], Any] = lambda params: params  # what is trained -> full
 
     def loss_and_state(self, params: Any) -> tuple[jax.Array, Any]:
         """Returns the mean loss of the batch and the new model state."""
         loss: Loss = self._mean_loss
         if self.rewrite is not None:
             loss = self.rewrite(loss, self.rng)
-        return loss(params, self.model_state, self.batch, self.rng)
+        full = self.materialise(params)
+        return loss(full, self.model_state, self.batch, self.rng)
 
     def loss(self, params: Any) -> jax.Array:
         """Returns the mean loss of the batch."""
@@ -75,7 +78,8 @@ class Objective:
 
     def logits(self, params: Any) -> Any:
         """Returns what the model says of the batch, with dropout as in the loss."""
-        return self._forward(params, self.model_state, self.batch, self.rng)[0]
+        full = self.materialise(params)
+        return self._forward(full, self.model_state, self.batch, self.rng)[0]
 
     def on(self, batch: spec.Batch) -> "Objective":
         """Returns the objective of another batch, or of a part of this one."""
@@ -131,6 +135,7 @@ def from_optax(
     self_tuned: Mapping[str, Any] | None = None,
     eval_params: EvalParams | None = None,
     rewrite_loss: RewriteLoss | None = None,
+    reparametrise: Reparametrise | None = None,
 ) -> SubmissionFunctions:
     """Returns the five functions for a gradient transformation.
 
@@ -149,7 +154,12 @@ def from_optax(
         step is traced: the function that is differentiated in place of the mean loss
         `(params, model_state, batch, rng) -> (scalar, model_state)`. For other numerics
         (see `algoperf.numerics.apply`) or regularisation.
+      reparametrise: `(workload, hyperparameters) -> reparam.Reparametrisation`: the
+        transformation then trains something smaller, from which full parameters follow
+        (see `algoperf.reparam`). `rewrite_loss` and the harness see full parameters.
     """
+    if eval_params is not None and reparametrise is not None:
+        raise UserError("give from_optax eval_params or reparametrise, not both")
     average = None if eval_params is None else jax.jit(eval_params)
 
     def get_batch_size(workload_name: str) -> int:
@@ -160,7 +170,7 @@ def from_optax(
     def init_optimizer_state(
         workload, model_params, model_state, hyperparameters, rng
     ) -> spec.OptimizerState:
-        del model_state, rng
+        del model_state
         if hyperparameters is None:
             if self_tuned is None:
                 raise UserError(
@@ -169,11 +179,19 @@ def from_optax(
                 )
             hyperparameters = as_namedtuple(self_tuned)
         transformation = build(workload, hyperparameters)
-        step = _train_step(workload, transformation, hyperparameters, rewrite_loss)
+        small = (
+            None if reparametrise is None else reparametrise(workload, hyperparameters)
+        )
+        step = _train_step(
+            workload, transformation, hyperparameters, rewrite_loss, small
+        )
         # Placed like the params; otherwise the second step would compile again. Copied,
         # because a state may hold the params themselves and both are donated.
+        start = transformation.init
+        if small is not None:
+            start = functools.partial(reparam.start, small, transformation, key=rng)
         initialise = jax.jit(
-            lambda params: jax.tree.map(jnp.copy, transformation.init(params)),
+            lambda params: jax.tree.map(jnp.copy, start(params)),
             out_shardings=sharding.get_replicate_sharding(),
         )
         state = initialise(model_params)
@@ -245,6 +263,7 @@ def _train_step(
     transformation: optax.GradientTransformation,
     hyperparameters: Any,
     rewrite_loss: RewriteLoss | None,
+    small: reparam.Reparametrisation | None,
 ) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
     dropout_rate = getattr(hyperparameters, "dropout_rate", None)
     label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
@@ -257,16 +276,26 @@ def _train_step(
         objective = Objective(
             workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
         )
+        if small is not None:
+            training = reparam.begin_step(small, state, objective)
+            state, params = training.transformation, small.trainable(training.small)
+            objective = dataclasses.replace(
+                objective, materialise=small.materialise_from(training.small)
+            )
         (loss, model_state), gradient = jax.value_and_grad(
             objective.loss_and_state, has_aux=True
         )(params)
         updates, state = update(
             gradient, state, params, value=loss, objective=objective
         )
+        params = optax.apply_updates(params, updates)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-        return state, optax.apply_updates(params, updates), model_state, scalars
+        if small is not None:
+            state, params = reparam.finish_step(small, training, params, state)
+        return state, params, model_state, scalars
 
-    return jax.jit(step, donate_argnums=(0, 1, 2))
+    # Params that are not used are kept, for the new ones take their place in memory.
+    return jax.jit(step, donate_argnums=(0, 1, 2), keep_unused=True)
 
 
 # What weight decay should leave alone.

@@ -28,6 +28,9 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
   on the mini language model with the first point of the search space. AdamW's two
   moments are 2. The parameters themselves and what only lives within a step are not in.
 - Averages (`ema`, `lawa`, `schedule_free_adamw`) need one more while evaluated.
+- Where something else than the parameters is trained (`factorised`, `lora`, `pruned`,
+  `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
+  [reparam.md](reparam.md) tells them apart.
 
 | Name | What it is | Source | Code | Lines | State |
 |---|---|---|---|---|---|
@@ -47,6 +50,10 @@ GLUE = {
     "with_extra_args_support",
 }
 RULE = re.compile(r"optax\.((?:contrib\.)?[a-z]\w*)\(")
+# Our own parts that several submissions share.
+SHARED = re.compile(
+    r"\b((?:low_rank|pruning|sharing)\.[a-z]\w*|scale_by_(?:galore|fira|apollo))\("
+)
 
 
 def summary(docstring: str) -> tuple[str, str]:
@@ -62,7 +69,8 @@ def parts(source: str) -> tuple[list[str], list[str]]:
     """Returns the rules of optax that a module calls, and its own functions."""
     found = dict.fromkeys(RULE.findall(source))
     tree = ast.parse(source)
-    own = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    own = list(dict.fromkeys(SHARED.findall(source)))
+    own += [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     return [name for name in found if name not in GLUE], [
         name for name in own if name != "build"
     ]

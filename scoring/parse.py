@@ -64,6 +64,7 @@ _FIELDS: Mapping[str, type] = {
     "compile": dict,
     "step_time": dict,
     "skipped_examples": dict,
+    "sizes": dict,
     "study": int,
     "trial": int,
     "batch_size": int,

@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "sweep",
     "calibrate",
+    "reparam",
     "score",
     "workloads",
     "heldout",

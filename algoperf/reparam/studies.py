@@ -1,0 +1,191 @@
+"""Studies of what small training costs in quality: settings, tables, plots.
+
+A study trains one workload at several values of one thing, the rank say, with several
+methods (series) and seeds. Trials leave ordinary records; a table and a plot are made
+of those.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from algoperf import records
+from algoperf.errors import UserError
+from algoperf.records import Direction
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One method of a study: a submission, and the hyperparameter that is varied.
+
+    `inverse` is for studies over compression c, where the hyperparameter is 1 / c.
+    Without a hyperparameter the series is a baseline: one setting.
+    """
+
+    name: str
+    submission: str
+    varied: str | None
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inverse: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One trial's place in a study."""
+
+    series: str
+    submission: str
+    x: float | None  # of the varied thing; None for a baseline
+    changes: Mapping[str, Any]  # to the first point of the submission's search space
+    trial: int  # from 1, within the submission
+
+
+def settings(series: Iterable[Series], values: Sequence[float]) -> list[Setting]:
+    """Returns the settings of a study; a submission's are numbered as its trials."""
+    numbers: dict[str, int] = {}
+    found = []
+    for one in series:
+        for x in values if one.varied is not None else [None]:
+            changes = dict(one.fixed)
+            if one.varied is not None and x is not None:
+                changes[one.varied] = 1.0 / x if one.inverse else float(x)
+            number = numbers.get(one.submission, 0) + 1
+            numbers[one.submission] = number
+            found.append(Setting(one.name, one.submission, x, changes, number))
+    return found
+
+
+def result_row(
+    setting: Setting, study: int, folder: Path, metric: str, direction: Direction
+) -> dict[str, Any]:
+    """Returns what one trial's record says.
+
+    'best' is the best validation metric, 'steps_to_target' the steps of a trial that
+    reached it; 'sizes' of the record are columns of their own.
+    """
+    row: dict[str, Any] = {"series": setting.series, "study": study}
+    if setting.x is not None:
+        row["x"] = setting.x
+    if not (folder / records.RECORD_FILE).exists():
+        return {**row, "status": "missing"}
+    record = records.read_record(folder)
+    row |= {"status": str(record["status"]), **record.get("sizes", {})}
+    evaluations = records.read_measurements(folder / records.EVAL_FILE)
+    values = [e[f"validation/{metric}"] for e in evaluations if _has(e, metric)]
+    if values:
+        row["best"] = (min if direction is Direction.MINIMIZE else max)(values)
+    if record["status"] is records.Status.REACHED:
+        row["steps_to_target"] = evaluations[-1][records.GLOBAL_STEP]
+    return row
+
+
+def _has(evaluation: Mapping[str, float], metric: str) -> bool:
+    return f"validation/{metric}" in evaluation
+
+
+def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row for each series and x: means over studies, with intervals.
+
+    'low' and 'high' are the 95 % interval of Student's t for the mean of 'best', where
+    there are two values or more; 'reached' counts studies that reached the target.
+    """
+    groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["series"], row.get("x")), []).append(row)
+    found = []
+    for (series, x), group in groups.items():
+        line: dict[str, Any] = {"series": series, "studies": len(group)}
+        if x is not None:
+            line["x"] = x
+        line["reached"] = sum("steps_to_target" in row for row in group)
+        for column in ("steps_to_target", "trainable_parameters", "stored_bytes"):
+            values = [row[column] for row in group if column in row]
+            if values:
+                line[column] = statistics.fmean(values)
+        best = [row["best"] for row in group if "best" in row]
+        if best:
+            line["best"] = statistics.fmean(best)
+        if len(best) >= 2:
+            line["low"], line["high"] = interval(best)
+        found.append(line)
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the 95 % interval of Student's t for a mean of two values or more."""
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)
+    half = float(quantile) * spread / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def table(lines: Sequence[Mapping[str, Any]], x_name: str, metric: str) -> str:
+    """Returns the summary as a Markdown table."""
+    head = f"| series | {x_name} | {metric} | 95 % | reached | steps | trained |"
+    rows = [head, "|---|---|---|---|---|---|---|"]
+    for line in lines:
+        bounds = ""
+        if "low" in line:
+            bounds = f"{line['low']:.4g} to {line['high']:.4g}"
+        cells = (
+            line["series"],
+            _number(line.get("x")),
+            _number(line.get("best")),
+            bounds,
+            f"{line['reached']} of {line['studies']}",
+            _number(line.get("steps_to_target")),
+            _number(line.get("trainable_parameters"), "{:.0f}"),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _number(value: float | None, form: str = "{:.4g}") -> str:
+    return "" if value is None else form.format(value)
+
+
+def plot(
+    lines: Sequence[Mapping[str, Any]], x_name: str, metric: str, path: Path
+) -> None:
+    """Draws the metric against x, a line for each series; baselines are horizontal.
+
+    Raises:
+      UserError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError(
+            "a plot needs matplotlib: pip install matplotlib, or give --noplot"
+        ) from error
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "algoperf"  # the same runs, the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in dict.fromkeys(line["series"] for line in lines):
+        own = [line for line in lines if line["series"] == name and "best" in line]
+        if not own:
+            continue
+        if "x" not in own[0]:
+            axes.axhline(own[0]["best"], color="black", linestyle="--", label=name)
+            continue
+        own = sorted(own, key=lambda line: line["x"])
+        xs = [line["x"] for line in own]
+        (drawn,) = axes.plot(xs, [line["best"] for line in own], marker="o", label=name)
+        lows = [line.get("low", line["best"]) for line in own]
+        highs = [line.get("high", line["best"]) for line in own]
+        axes.fill_between(xs, lows, highs, alpha=0.15, color=drawn.get_color())
+    axes.set(xlabel=x_name, ylabel=f"best validation {metric}")
+    if x_name != "expansion ratio":
+        axes.set_xscale("log", base=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,80 @@
+"""Pruned at the start: kernels masked by a score (Frankle 2021, arXiv:2009.08576).
+
+`score` is 'magnitude', 'snip', 'grasp' or 'synflow'; those that need data take the
+first batch. A share `density` of the kernels' weights stays, by the largest scores of
+all kernels together.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import optax
+
+from algoperf import reparam, spec
+from algoperf.errors import UserError, unknown_name
+from algoperf.reparam import pruning
+from algoperf.submission import from_optax, standard_chain
+
+SYNFLOW_ROUNDS = 100
+
+
+def build(workload, hyperparameters):
+    """Returns AdamW."""
+    adam = optax.scale_by_adam(
+        b1=1.0 - hyperparameters.one_minus_beta1, b2=hyperparameters.beta2
+    )
+    return standard_chain(workload, hyperparameters, adam)
+
+
+def output_for_ones(objective, params):
+    """Returns the sum of the model's outputs for inputs of ones, as in evaluation."""
+    inputs = objective.batch["inputs"]
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise UserError(
+            "synflow needs inputs that may be all ones, such as images; this "
+            f"workload's are {inputs.dtype}: take another score"
+        )
+    batch = {**objective.batch, "inputs": jnp.ones_like(inputs[:1])}
+    logits, _ = objective.workload.model_fn(
+        params,
+        batch,
+        objective.model_state,
+        spec.ForwardPassMode.EVAL,
+        objective.rng,
+        update_batch_norm=False,
+    )
+    return jnp.sum(logits)
+
+
+def reparametrise(workload, hyperparameters):
+    """Returns masks for all kernels."""
+    chosen, density = reparam.select(workload), hyperparameters.density
+
+    def once(score):
+        return lambda params, objective: pruning.keep_largest(
+            score(params, objective), chosen, density
+        )
+
+    def synflow(params, objective):
+        output = functools.partial(output_for_ones, objective)
+        score = functools.partial(pruning.synflow, output)
+        return pruning.iterated(score, params, chosen, density, SYNFLOW_ROUNDS)
+
+    masks = {
+        "magnitude": once(lambda params, objective: pruning.magnitude(params)),
+        "snip": once(lambda params, objective: pruning.snip(objective.loss, params)),
+        "grasp": once(lambda params, objective: pruning.grasp(objective.loss, params)),
+        "synflow": synflow,
+    }
+    if hyperparameters.score not in masks:
+        raise unknown_name("score", hyperparameters.score, masks)
+    return pruning.masked(chosen, masks[hyperparameters.score], density)
+
+
+(
+    get_batch_size,
+    init_optimizer_state,
+    update_params,
+    prepare_for_eval,
+    data_selection,
+) = from_optax(build, reparametrise=reparametrise)

@@ -1,0 +1,58 @@
+"""STABLE-RPS: all kernels in one memory (Desai, Shrivastava 2023, arXiv:2310.11611).
+
+`share` is the memory's size over that of the kernels. `rule` is 'sgd', as in the paper,
+where the gradient scaler `scaler` matters, or 'adam', which it hardly touches.
+"""
+
+import optax
+
+from algoperf import reparam
+from algoperf.errors import unknown_name
+from algoperf.reparam import sharing
+from algoperf.submission import from_optax, mask_without, warmup_cosine
+
+
+def plan_of(workload, hyperparameters):
+    """Returns which parameters share, and how."""
+    chosen = reparam.select(workload)
+    return chosen, sharing.make_plan(workload, chosen, hyperparameters.share)
+
+
+def build(workload, hyperparameters):
+    """Returns SGD with momentum or Adam for the memory and what does not share."""
+    momentum = 1.0 - hyperparameters.one_minus_beta1
+    rules = {
+        "adam": optax.scale_by_adam(b1=momentum, b2=hyperparameters.beta2),
+        "sgd": optax.trace(momentum, nesterov=True),
+    }
+    if hyperparameters.rule not in rules:
+        raise unknown_name("rule", hyperparameters.rule, rules)
+    _, plan = plan_of(workload, hyperparameters)
+    schedule = warmup_cosine(
+        workload.step_hint,
+        hyperparameters.learning_rate,
+        hyperparameters.warmup_factor,
+    )
+    mask = sharing.SharedWeights(True, mask_without(workload))
+    return optax.chain(
+        sharing.scale_memory_gradient(plan, hyperparameters.scaler),
+        optax.clip_by_global_norm(hyperparameters.grad_clip),
+        rules[hyperparameters.rule],
+        optax.add_decayed_weights(hyperparameters.weight_decay, mask=mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def reparametrise(workload, hyperparameters):
+    """Returns one memory for all kernels."""
+    chosen, plan = plan_of(workload, hyperparameters)
+    return sharing.shared(workload, chosen, plan)
+
+
+(
+    get_batch_size,
+    init_optimizer_state,
+    update_params,
+    prepare_for_eval,
+    data_selection,
+) = from_optax(build, reparametrise=reparametrise)

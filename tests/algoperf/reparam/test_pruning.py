@@ -1,0 +1,208 @@
+"""Scores by their formulas, masks of exact sizes, rewinding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import KEY, PARAMS, WORKLOAD, draw
+from synthetic import SYNTHETIC, examples
+
+from algoperf import reparam, sharding
+from algoperf.errors import UserError
+from algoperf.reparam import pruning
+from algoperf.submission import from_optax
+from algoperf.tuning import as_namedtuple
+
+CHOSEN = reparam.select(WORKLOAD)
+N = 24 + 35 + 24
+
+
+def _quadratic(size=6):
+    """Returns H, c and the loss x' H x / 2 + c' x of {'w': (size,)}."""
+    generator = np.random.default_rng(0)
+    h = generator.normal(size=(size, size)).astype(np.float32)
+    h, c = h + h.T, generator.normal(size=size).astype(np.float32)
+    return h, c, lambda p: 0.5 * p["w"] @ h @ p["w"] + c @ p["w"]
+
+
+def test_scores_that_follow_from_a_loss():
+    h, c, loss = _quadratic()
+    w = np.arange(1.0, 7.0, dtype=np.float32)
+    g = h @ w + c
+    params = {"w": jnp.asarray(w)}
+    np.testing.assert_allclose(pruning.snip(loss, params)["w"], abs(w * g), rtol=1e-5)
+    np.testing.assert_allclose(
+        pruning.grasp(loss, params)["w"], w * (h @ g), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_grasp_estimates_what_removing_does_to_the_gradients_norm():
+    """To first order ||g(w - e w_i)||^2 = ||g||^2 - 2 e w_i (H g)_i."""
+    h, c, loss = _quadratic()
+    w = np.ones(6, np.float32)
+    score = np.asarray(pruning.grasp(loss, {"w": jnp.asarray(w)})["w"], np.float64)
+
+    def squared_norm(w):
+        return np.sum((h.astype(np.float64) @ w + c) ** 2)
+
+    for i in range(6):
+        less = w.astype(np.float64)
+        less[i] *= 1 - 1e-6
+        slope = (squared_norm(less) - squared_norm(w.astype(np.float64))) / 1e-6
+        np.testing.assert_allclose(slope, -2 * score[i], rtol=1e-3, atol=1e-3)
+
+
+def _two_layers(params):
+    hidden = jax.nn.relu(jnp.ones(3) @ params["first"])
+    return jnp.sum(hidden @ params["second"])
+
+
+def _layers():
+    generator = np.random.default_rng(1)
+    shapes = {"first": (3, 4), "second": (4, 2)}
+    return {
+        name: jnp.asarray(generator.normal(size=shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def test_synflow_is_conserved_and_never_cuts_a_layer():
+    """All paths through a layer add up to R (Tanaka et al. 2020, theorem 2)."""
+    params = _layers()
+    scores = pruning.synflow(_two_layers, params)
+    first, second = (np.abs(np.asarray(params[n])) for n in ("first", "second"))
+    r = np.ones(3) @ first @ second @ np.ones(2)
+    for layer in scores.values():
+        np.testing.assert_allclose(layer.sum(), r, rtol=1e-5)
+    wanted = first * second.sum(axis=1)
+    np.testing.assert_allclose(scores["first"], wanted, rtol=1e-5)
+    chosen = {"first": True, "second": True}
+
+    def score(p):
+        return pruning.synflow(_two_layers, p)
+
+    masks = pruning.iterated(score, params, chosen, density=0.1, rounds=10)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert kept == {"first": 1, "second": 1}  # two of 20, and one path
+    one = np.argwhere(masks["first"])[0][1]
+    assert masks["second"][one].any()
+
+
+def test_exactly_the_largest_are_kept():
+    for density in (1.0, 0.5, 0.1, 1 / N):
+        masks = pruning.keep_largest(pruning.magnitude(PARAMS), CHOSEN, density)
+        assert masks["embed"]["embedding"] is None
+        leaves = jax.tree.leaves(masks)
+        assert sum(int(mask.sum()) for mask in leaves) == round(density * N)
+        kept, dropped = [], []
+        for name in ("hidden", "head"):
+            w, mask = np.abs(PARAMS[name]["kernel"]), masks[name]["kernel"]
+            kept += list(w[mask])
+            dropped += list(w[~mask])
+        assert max(dropped, default=0) <= min(kept, default=np.inf)
+    tied = jax.tree.map(jnp.ones_like, PARAMS)
+    masks = pruning.keep_largest(tied, CHOSEN, 0.5)
+    assert sum(int(mask.sum()) for mask in jax.tree.leaves(masks)) == round(0.5 * N)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.1, 0.001])
+def test_a_density_that_keeps_nothing(density):
+    with pytest.raises(UserError, match=r"give a share in \(0, 1\] that keeps one"):
+        pruning.keep_largest(PARAMS, CHOSEN, density)
+    for small in (
+        pruning.lottery_ticket(CHOSEN, density, 4, 2),
+        pruning.masked(CHOSEN, lambda params, objective: None, density),
+    ):
+        with pytest.raises(UserError, match=r"give a share in \(0, 1\]"):
+            small.init(PARAMS, KEY)
+
+
+def test_snip_trains_through_from_optax():
+    """The first batch decides; what is pruned stays at 0."""
+
+    def reparametrise(workload, hyperparameters):
+        chosen = reparam.select(workload)
+
+        def masks_from(params, objective):
+            scores = pruning.snip(objective.loss, params)
+            return pruning.keep_largest(scores, chosen, 0.25)
+
+        return pruning.masked(chosen, masks_from, 0.25)
+
+    functions = from_optax(lambda w, h: optax.adam(0.1), reparametrise=reparametrise)
+    point, workload = as_namedtuple({}), SYNTHETIC
+    params, model_state = workload.init_model_fn(KEY)
+    before = jax.device_get(params)
+    state = functions.init_optimizer_state(workload, params, model_state, point, KEY)
+    batch = {name: array[:32] for name, array in examples("train").items()}
+    for step in range(2):
+        state, params, model_state = functions.update_params(
+            workload=workload,
+            current_param_container=params,
+            current_params_types=None,
+            model_state=model_state,
+            hyperparameters=point,
+            batch=sharding.shard_along_batch_dim(batch),
+            loss_type=None,
+            optimizer_state=state,
+            eval_results=[],
+            global_step=step,
+            rng=KEY,
+        )
+    kernels = [np.asarray(params[n]["kernel"]) for n in ("hidden", "head")]
+    assert sum(np.count_nonzero(k) for k in kernels) == round(0.25 * (32 + 24))
+    changed = kernels[0] != before["hidden"]["kernel"]
+    assert changed.any()
+    assert params["hidden"]["bias"].any()  # trained, not pruned
+
+
+def test_a_lottery_ticket_goes_back_to_its_early_weights():
+    small = pruning.lottery_ticket(CHOSEN, 0.25, period=3, rounds=2, rewind_step=1)
+    training = reparam.start(small, optax.adam(0.1), PARAMS, KEY)
+    step = jax.jit(lambda t: reparam.begin_step(small, t, None))
+    seen = []
+    for number in range(8):
+        training = step(training)
+        seen.append(training)
+        moved = draw(10 + number)  # what an optimizer might have made of it
+        adam, rest = training.transformation
+        adam = adam._replace(mu=moved, count=jnp.int32(number))
+        training = reparam.Training(
+            training.steps + 1, training.small._replace(trainable=moved), (adam, rest)
+        )
+
+    def density(training):
+        masks, _ = training.small.frozen
+        return sum(int(mask.sum()) for mask in jax.tree.leaves(masks)) / N
+
+    wanted = [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    np.testing.assert_allclose([density(t) for t in seen], wanted, atol=0.6 / N)
+    early = draw(10)  # after one step
+    for number in (3, 6):
+        jax.tree.map(np.testing.assert_array_equal, seen[number].small.trainable, early)
+        assert not seen[number].transformation[0].mu["hidden"]["kernel"].any()
+        assert int(seen[number].transformation[0].count) == number - 1
+    # The first mask holds the weights that were largest when they were pruned.
+    largest = pruning.keep_largest(pruning.magnitude(draw(12)), CHOSEN, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, seen[3].small.frozen[0], largest)
+    # Later masks lie within earlier ones, and are applied.
+    for late, early_mask in zip(
+        *(jax.tree.leaves(seen[n].small.frozen[0]) for n in (6, 3)), strict=True
+    ):
+        assert not (late & ~early_mask).any()
+    full = small.materialise(seen[7].small)
+    kernels = [full["attention"]["query"], full["hidden"], full["head"]]
+    assert sum(np.count_nonzero(k["kernel"]) for k in kernels) == round(0.25 * N)
+
+
+def test_a_bad_lottery():
+    for options in ({"period": 0}, {"rounds": 0}, {"rewind_step": 4}):
+        with pytest.raises(UserError, match="give positive numbers, and rewind before"):
+            pruning.lottery_ticket(
+                CHOSEN, **{"density": 1.0, "period": 4, "rounds": 1} | options
+            )
+
+
+def test_stored_bytes():
+    assert pruning.stored_bytes(kept=10, total=100) == 40 + 13
