@@ -183,7 +183,7 @@ class _Trial:
         recorder.restore(facts)
         self.queue = InputQueue(
             data,
-            sharding.get_batch_dim_sharding(),
+            self.workload.placement.batch_sharding(),
             position=facts.get("data_position", 0),
             workers=self.workload.data.workers,
             threads=self.workload.data.threads,
@@ -268,15 +268,14 @@ class _Trial:
             return True
         self.state = self._next_state("update_params", outputs, step=state.step + 1)
         if self.in_flight.add(self.state.params):
+            finished = (
+                self.state.step - self.in_flight.period
+            )  # known to have, at least
             self.step_times.step_finished(
-                self.clock.now(), self._finished_step(), self.compiled.events
+                self.clock.now(), finished, self.compiled.events
             )
         self.watch(self._progress(is_new_evaluation=False))
         return False
-
-    def _finished_step(self) -> int:
-        """The newest step that is known to have finished on the device."""
-        return self.state.step - self.in_flight.period
 
     def _common_arguments(self) -> dict[str, Any]:
         return {
@@ -440,8 +439,9 @@ def _missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | 
 
 def _describe(config: TrialConfig, error: BaseException) -> str:
     """One line for a failed trial: what, and where in the submission."""
-    if (missing := _missing_hyperparameter(config, error)) is not None:
-        return missing
+    known = _missing_hyperparameter(config, error)
+    if known := known or sharding.explain(error, config.workload.placement):
+        return known
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"out of memory, try a smaller batch ({text})"

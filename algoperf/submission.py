@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from algoperf import reparam, sharding, spec
+from algoperf import reparam, spec
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
 from algoperf.tuning import as_namedtuple
@@ -190,9 +190,9 @@ def from_optax(
         start = transformation.init
         if small is not None:
             start = functools.partial(reparam.start, small, transformation, key=rng)
+        places = workload.placement.shardings(jax.eval_shape(start, model_params))
         initialise = jax.jit(
-            lambda params: jax.tree.map(jnp.copy, start(params)),
-            out_shardings=sharding.get_replicate_sharding(),
+            lambda params: jax.tree.map(jnp.copy, start(params)), out_shardings=places
         )
         state = initialise(model_params)
         return (WithTrainingParams(state, model_params) if average else state), step
@@ -285,6 +285,7 @@ def _train_step(
         (loss, model_state), gradient = jax.value_and_grad(
             objective.loss_and_state, has_aux=True
         )(params)
+        gradient = workload.placement.constrain(gradient)
         updates, state = update(
             gradient, state, params, value=loss, objective=objective
         )
@@ -292,6 +293,9 @@ def _train_step(
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
         if small is not None:
             state, params = reparam.finish_step(small, training, params, state)
+        state, params, model_state = workload.placement.constrain(
+            (state, params, model_state)
+        )
         return state, params, model_state, scalars
 
     # Params that are not used are kept, for the new ones take their place in memory.

@@ -126,5 +126,8 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
             workload.name,
         )
         wish = workload.max_batch_size
+    workload.placement.check()
     sharding.check_batch_size(int(wish), f"batch size of {submission.name}")
+    evaluation = f"evaluation batch size of {workload.name}"
+    sharding.check_batch_size(workload.eval_batch_size, evaluation)
     return int(wish)

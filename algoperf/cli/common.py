@@ -123,6 +123,7 @@ def define_run_flags(values: flags.FlagValues) -> None:
     """Defines what `run` and `sweep` share."""
     define_choice_flags(values)
     define_data_flags(values)
+    define_sharding_flags(values)
     flags.DEFINE_string(
         "out",
         "runs",
@@ -167,6 +168,25 @@ def define_run_flags(values: flags.FlagValues) -> None:
         60.0,
         "Save a checkpoint at the first evaluation after so many seconds.",
         lower_bound=0.0,
+        flag_values=values,
+    )
+
+
+def define_sharding_flags(values: flags.FlagValues) -> None:
+    """Defines how a run lays out its arrays over several devices."""
+    flags.DEFINE_enum(
+        "sharding",
+        "replicated",
+        ("replicated", "fsdp"),
+        "Of parameters and optimizer state over the devices: replicated: all of them "
+        "on every device; fsdp: large arrays are split, and gathered where needed.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "model_devices",
+        None,
+        "With fsdp: over how many devices arrays are split; all by default.",
+        lower_bound=1,
         flag_values=values,
     )
 

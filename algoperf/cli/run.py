@@ -1,5 +1,6 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,12 +95,15 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     Raises:
       UserError: an unknown name, or a search space that is missing or malformed.
     """
-    from algoperf import calibration, registry, submission, trials
+    from algoperf import calibration, registry, sharding, submission, trials
 
     loaded = submission.load_submission(registry.find_submission(values.submission))
     workload = common.configured(
         registry.find_workload(values.workload, values.scale), values
     )
+    placement = sharding.Placement(values.sharding, values.model_devices)
+    placement.check()
+    workload = dataclasses.replace(workload, placement=placement)
     max_steps = values.max_steps
     if values.target_setting:
         workload = calibration.for_target_setting(workload, values.target_setting)

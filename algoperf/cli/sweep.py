@@ -35,6 +35,8 @@ _PASSED_ON = (
     "skip_corrupt",
     "official_metrics",
     "target_setting",
+    "sharding",
+    "model_devices",
 )
 
 
