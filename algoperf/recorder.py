@@ -10,6 +10,7 @@ from typing import Any
 
 from algoperf import hardware, records
 from algoperf.errors import UserError
+from algoperf.hosts import Hosts
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig
 
@@ -61,26 +62,51 @@ class ScalarLog:
 
 
 class Recorder:
-    """The record of one trial; every write leaves a readable folder."""
+    """The record of one trial; every write leaves a readable folder.
 
-    def __init__(self, folder: Path, record: dict[str, Any], is_resumed: bool):
-        self.folder = folder
+    Of several hosts, all keep it and the leader writes it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        record: dict[str, Any],
+        is_resumed: bool,
+        is_writer: bool = True,
+    ):
+        self.folder = Path(folder)
         self.record = record
         self.is_resumed = is_resumed  # there is an earlier part of this very run
         self.rows: list[Row] = []  # of evaluations
+        self.is_writer = is_writer
         self.is_started = False
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
 
     @classmethod
     def open(
-        cls, *, config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
+        cls,
+        *,
+        config: TrialConfig,
+        seeds: Seeds,
+        batch_size: int,
+        resume: bool,
+        hosts: Hosts,
     ) -> "Recorder":
-        """Looks at the trial's folder; writes nothing.
+        """Looks at the trial's folder, on the leading host; writes nothing.
 
         Raises:
           UserError: the folder holds another run, or this one and not `resume`.
         """
+        folder, record, is_resumed = hosts.call(
+            lambda: cls._look(config, seeds, batch_size, resume)
+        )
+        return cls(folder, record, is_resumed, hosts.is_leader)
+
+    @staticmethod
+    def _look(
+        config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
+    ) -> tuple[str, dict[str, Any], bool]:
         folder = records.trial_folder(
             config.out,
             config.submission.name,
@@ -90,7 +116,7 @@ class Recorder:
         )
         record = _new_record(config, seeds, batch_size)
         if not folder.exists() or not any(folder.iterdir()):
-            return cls(folder, record, is_resumed=False)
+            return str(folder), record, False
         if not (folder / records.RECORD_FILE).exists():
             raise UserError(
                 f"{folder} is not empty and holds no record of a run; "
@@ -110,7 +136,7 @@ class Recorder:
                     f"asked for is {wanted[name]}; choose another --out"
                 )
         earlier["preemption_count"] += not earlier["status"].is_final
-        return cls(folder, earlier, is_resumed=True)
+        return str(folder), earlier, True
 
     @property
     def budget_sec(self) -> float:
@@ -130,6 +156,8 @@ class Recorder:
           UserError: the folder cannot be written.
         """
         self.is_started = True
+        if not self.is_writer:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,6 +201,8 @@ class Recorder:
             **metrics,
         }
         self._add_row(row)
+        if not self.is_writer:
+            return
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
         both = [*self.rows, *self.metrics_logger.rows()]
         both.sort(key=lambda row: row[records.GLOBAL_STEP])
@@ -185,7 +215,8 @@ class Recorder:
     def update(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to `record.json`."""
         self.record.update(facts)
-        records.write_json(self.folder / records.RECORD_FILE, self.record)
+        if self.is_writer:
+            records.write_json(self.folder / records.RECORD_FILE, self.record)
 
     def finish(
         self, status: Status, message: str, facts: Mapping[str, Any]

@@ -79,7 +79,7 @@ class Placement:
         """Returns the mesh; neighbours, on one host if it has enough, share a row."""
         if not self.is_sharded:
             return get_mesh()
-        devices = np.asarray(jax.devices()).reshape(-1, self.num_shards)
+        devices = _devices().reshape(-1, self.num_shards)
         return Mesh(devices, (BATCH_AXIS, MODEL_AXIS))
 
     def batch_sharding(self) -> NamedSharding:
@@ -167,7 +167,27 @@ def _bytes(array: Any) -> int:
 
 def get_mesh() -> Mesh:
     """Returns the mesh over all devices; its one axis is the batch."""
-    return Mesh(jax.devices(), (BATCH_AXIS,))
+    return Mesh(_devices(), (BATCH_AXIS,))
+
+
+def _devices() -> np.ndarray:
+    """Returns all devices, those of one host side by side."""
+    devices = sorted(
+        jax.devices(), key=lambda device: (device.process_index, device.id)
+    )
+    return np.asarray(devices)
+
+
+def put_batches(batches: Any, place: NamedSharding) -> Any:
+    """Sends batches to the devices: whole ones, or this host's rows of each.
+
+    Several hosts each give (batch / hosts, ...), in the order of the hosts.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(batches, place)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(place, array), batches
+    )
 
 
 def get_replicate_sharding(mesh: Mesh | None = None) -> NamedSharding:

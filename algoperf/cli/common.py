@@ -16,6 +16,7 @@ from algoperf import records
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
+    from algoperf.launch.hosts import HostConfig
     from algoperf.submission import Submission
     from algoperf.tuning import SearchSpace
     from algoperf.workload import Workload
@@ -189,6 +190,53 @@ def define_sharding_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+
+
+def define_host_flags(values: flags.FlagValues) -> None:
+    """Defines which of the hosts of a run this one is."""
+    flags.DEFINE_enum(
+        "hosts",
+        None,
+        ("slurm", "open_mpi", "kubernetes", "tpu"),
+        "Run on several hosts, which this launcher has started: it says which.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "Run on several hosts: address and free port of host 0, as in node1:8476.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_hosts", None, "How many hosts.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "host_index",
+        None,
+        "Which host this is, from 0; host 0 writes the record.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def host_config(values: flags.FlagValues) -> "HostConfig | None":
+    """Returns which host this is; None where the run has one host.
+
+    Raises:
+      UserError: flags or environment do not say it all.
+    """
+    from algoperf.launch import hosts
+
+    given = (values.coordinator, values.num_hosts, values.host_index)
+    if values.hosts:
+        if given != (None, None, None):
+            raise UserError("give --hosts, or --coordinator and its two, not both")
+        return hosts.from_environment(values.hosts, os.environ)
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise UserError("--coordinator, --num_hosts and --host_index go together")
+    return hosts.from_flags(*given)
 
 
 def search_space(

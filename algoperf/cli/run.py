@@ -1,9 +1,9 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -11,12 +11,16 @@ from algoperf.cli import common
 from algoperf.cli.common import StopRequest
 
 if TYPE_CHECKING:
+    from algoperf.hosts import Hosts
+    from algoperf.trials import TrialConfig
     from algoperf.workload import Workload
 
 USAGE = (
     "algoperf run --submission NAME_OR_PATH --workload NAME [--scale mini|full]\n"
     "         [--out DIR] [--ruleset external|self] [--trials N] [--trial_index I]\n"
-    "         [--study K] [--seed S] [--max_steps N] [--resume]"
+    "         [--study K] [--seed S] [--max_steps N] [--resume]\n"
+    "         [--sharding replicated|fsdp]\n"
+    "         [--coordinator HOST:PORT --num_hosts N --host_index I | --hosts slurm]"
 )
 
 
@@ -37,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     common.define_run_flags(values)
+    common.define_host_flags(values)
     flags.DEFINE_integer(
         "trial_index",
         None,
@@ -60,24 +65,57 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs the trials; returns 1 if one failed or diverged."""
+    """Runs the trials; returns 1 if one failed or diverged, or a host is lost."""
     common.no_arguments(positional)
+    from algoperf.launch import hosts as launch
+
+    config = common.host_config(values)
+    if config is None:
+        from algoperf.hosts import Hosts
+
+        return _run(values, Hosts(), lambda _: None)
+
+    def run(announce: Callable[[Path], None]) -> int:
+        hosts = launch.connect(config)
+        try:
+            return _run(values, hosts, announce)
+        finally:
+            launch.leave(hosts)
+
+    return launch.supervised(run)
+
+
+def _run(
+    values: flags.FlagValues, hosts: "Hosts", announce: Callable[[Path], None]
+) -> int:
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
-    from algoperf.records import Status
+    from algoperf.launch.hosts import facts_in_common
+    from algoperf.records import Status, trial_folder
 
-    configs = trial_configs(values)
+    configs = trial_configs(values, hosts)
+    sha256 = configs[0].submission.sha256
+    hosts.must_be_alike(facts_in_common(values.flag_values_dict(), sha256))
+
+    def announced() -> Iterator["TrialConfig"]:
+        for config in configs:
+            names = config.submission.name, config.study, config.workload.name
+            announce(trial_folder(config.out, *names, config.trial))
+            yield config
+
     with StopRequest() as stop, ProgressReport() as report:
         records = runner.run_study(
-            configs,
+            announced(),
             resume=values.resume,
             should_stop=lambda: stop.is_asked,
-            watch=report.watch,
+            watch=report.watch if hosts.is_leader else lambda *_: None,
             finished=report.finished,
             flags=values.flag_values_dict(),
+            hosts=hosts,
         )
     bad = {Status.FAILED, Status.DIVERGED}
-    return 1 if any(record["status"] in bad for record in records) else 0
+    is_bad = hosts.is_broken or any(record["status"] in bad for record in records)
+    return 1 if is_bad else 0
 
 
 def _budget_ratio(workload: "Workload") -> float:
@@ -89,7 +127,9 @@ def _budget_ratio(workload: "Workload") -> float:
     return speed.budget_ratio()
 
 
-def trial_configs(values: flags.FlagValues) -> list[Any]:
+def trial_configs(
+    values: flags.FlagValues, hosts: "Hosts | None" = None
+) -> list["TrialConfig"]:
     """Returns what to run, from the flags.
 
     Raises:
@@ -103,7 +143,10 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     )
     placement = sharding.Placement(values.sharding, values.model_devices)
     placement.check()
-    workload = dataclasses.replace(workload, placement=placement)
+    data = workload.data
+    if hosts is not None:
+        data = dataclasses.replace(data, host=hosts.index, num_hosts=hosts.count)
+    workload = dataclasses.replace(workload, placement=placement, data=data)
     max_steps = values.max_steps
     if values.target_setting:
         workload = calibration.for_target_setting(workload, values.target_setting)
