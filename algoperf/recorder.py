@@ -156,21 +156,25 @@ class Recorder:
           UserError: the folder cannot be written.
         """
         self.is_started = True
+        part = self.record["preemption_count"]
+        environment = _environment()
+        if self.is_writer:
+            self._make_folder()
+        self.update({**environment, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
             return
+        hyperparameters = self.record["hyperparameters"] or {}
+        records.write_json(self.folder / records.HPARAMS_FILE, hyperparameters)
+        records.write_json(self.folder / f"flags_{part}.json", flags)
+        records.write_json(self.folder / f"meta_data_{part}.json", environment)
+
+    def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"cannot make {self.folder}: {error.strerror}; choose another --out"
             ) from error
-        part = self.record["preemption_count"]
-        environment = _environment()
-        self.update({**environment, "status": Status.RUNNING, "message": ""})
-        hyperparameters = self.record["hyperparameters"] or {}
-        records.write_json(self.folder / records.HPARAMS_FILE, hyperparameters)
-        records.write_json(self.folder / f"flags_{part}.json", flags)
-        records.write_json(self.folder / f"meta_data_{part}.json", environment)
 
     def restore(self, history: Mapping[str, Any]) -> None:
         """Goes back to the rows that a checkpoint had."""

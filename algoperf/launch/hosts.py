@@ -28,6 +28,10 @@ CONNECT_SEC = 45.0  # from the start until all hosts must be there
 HEARTBEAT_SEC = 30  # after so long a silent host counts as lost
 SHUTDOWN_SEC = 10  # at the end hosts wait for each other, so long at most
 PORT = 8476
+NOT_TOGETHER = (
+    f"not all hosts came together within {CONNECT_SEC:.0f} s; start --num_hosts of "
+    "them, with one --coordinator, at about the same time"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +279,7 @@ def supervised(run: Callable[[Callable[[Path], None]], int]) -> int:
     name = signal.Signals(-status).name
     message = f"{LOST} (this one ended with {name})"
     if len(folders) < 2:
-        print(f"algoperf: {message}", file=sys.stderr)
+        print(f"algoperf: {NOT_TOGETHER} ({name})", file=sys.stderr)
         return 1
     print(f"algoperf: {mark_lost(Path(folders[-2]), message)}", file=sys.stderr)
     return 1
