@@ -225,8 +225,7 @@ def test_more_hosts_and_devices_with_fsdp(tmp_path, count, devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-@pytest.mark.parametrize("count_after", [1, 2])
+@pytest.mark.parametrize(("killed", "count_after"), [(0, 1), (1, 2)])
 def test_a_killed_host_ends_the_trial_and_a_restart_goes_on(
     tmp_path, killed, count_after
 ):
@@ -294,3 +293,23 @@ def test_a_stop_asked_of_one_host_stops_both(tmp_path):
         assert json.loads(run.last_line(index))["step"] == record["global_step"]
     (checkpoint,) = out.rglob(f"{records.CHECKPOINT_PREFIX}_{record['global_step']}")
     assert checkpoint.is_dir()
+
+
+@pytest.mark.slow
+def test_the_command_on_two_hosts(tmp_path):
+    command = [sys.executable, "-m", "algoperf", "run", "--submission=adamw"]
+    command += ["--workload=finewebedu_lm", "--max_steps=2", "--eval_period_steps=2"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    subprocess.run([*command, f"--out={alone}"], env=environment, check=True)
+    command += [f"--out={together}", "--num_hosts=2", "--sharding=fsdp"]
+    command += [f"--coordinator=127.0.0.1:{_free_port()}"]
+    processes = [
+        subprocess.Popen([*command, f"--host_index={index}"], env=environment)
+        for index in range(2)
+    ]
+    assert [process.wait(200) for process in processes] == [0, 0]
+    assert largest_difference([_losses(alone), _losses(together)]) < 1e-5
+    record = _record(together)
+    assert record["devices"]["process_count"] == 2
+    assert record["placement"]["kind"] == "fsdp"
