@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("workload")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--submission", type=Path, default=SUBMISSION)
+    parser.add_argument("--learning_rate", type=float, help="instead of the space's")
     parser.add_argument("--out", type=Path, help="run trials, with records there")
     flags = parser.parse_args()
     if flags.workload == "memory":
@@ -210,6 +211,8 @@ def main() -> None:
             continue
         space = load_search_space(submission.default_search_space)
         point = trial_point(space, study_seed=0, trial=1)
+        if flags.learning_rate is not None:
+            point = {**point, "learning_rate": flags.learning_rate}
         seen[kind] = losses(workload, submission, point, flags.steps)
     print(json.dumps(seen))
 
