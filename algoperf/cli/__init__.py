@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "sweep",
     "calibrate",
+    "tune",
     "score",
     "workloads",
     "heldout",
