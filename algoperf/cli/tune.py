@@ -239,8 +239,8 @@ def _announcement(task: Task) -> str:
     tuning = task.tuning
     plan, steps = tuning.plan, sum(goal.steps for goal in tuning.goals.values())
     return (
-        f"tuning {tuning.submission}: {plan.budget} trials ({plan.search} of the "
-        f"search) on {len(tuning.goals)} workloads, at most {steps:,} steps each and "
+        f"tuning {tuning.submission}: {plan.budget} trials, {plan.search} of them "
+        f"search, on {', '.join(tuning.goals)}; at most {steps:,} steps each, "
         f"{plan.budget * steps:,} in all; {len(tuning.scores())} trials are done"
     )
 
