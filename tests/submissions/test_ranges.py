@@ -43,7 +43,7 @@ def test_the_first_point_is_within_the_ranges(name):
             kinds = {type(choice) for choice in part["feasible_points"]}
             assert kinds == {type(value)}, hyperparameter
         if hyperparameter == "learning_rate":
-            assert part["min"] < value < part["max"]
+            assert part["min"] <= value <= part["max"]
             assert part["scaling"] == "log"
             assert 10 <= part["max"] / part["min"] <= 1000
 
