@@ -24,7 +24,7 @@ from algoperf.errors import UserError
 Point = dict[str, Any]
 Part = dict[str, Any]  # of the ranges: what one hyperparameter may be
 
-INTERVALS = 8  # of the grid over each range
+INTERVALS = 6  # of the grid over each range
 LEAST_GAIN = 0.01  # a move must better the score by more: 1 % of the steps
 DIGITS = 3  # significant ones of every value that is tried
 # A last interval shorter than this share of the others is joined to the one before.

@@ -56,8 +56,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "search",
         None,
-        "Trials of the quasi-random search, by default half of the budget; the others "
-        "are for coordinate descent.",
+        "Trials of the quasi-random search, by default a third of the budget; the rest "
+        "is for coordinate descent.",
         lower_bound=1,
         flag_values=values,
     )
@@ -195,7 +195,7 @@ def _task(values: flags.FlagValues, name: str) -> Task:
     plan = coordinate_search.Plan(
         ranges=ranges,
         budget=values.budget,
-        search=values.search or math.ceil(values.budget / 2),
+        search=values.search or math.ceil(values.budget / 3),
         seed=values.seed,
     )
     coordinate_search.check(plan)

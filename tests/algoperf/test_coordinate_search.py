@@ -235,3 +235,24 @@ def test_few_points_end_the_search_before_the_budget():
     trials, scores = followed(plan)
     assert sorted(p.point["x"] for p in trials) == [1, 2, 3]
     assert coordinate_search.is_over_early(plan, scores)
+
+
+def test_with_equal_budgets_a_descent_does_better_than_search_alone():
+    """Noisy bowls of three ranges, one of them steep, as a learning rate is."""
+    ranges = {name: {"min": 0.0, "max": 1.0} for name in "xyz"}
+    left = {5: 0.0, 15: 0.0}
+    for repetition, search in itertools.product(range(12), left):
+        generator = random.Random(repetition)
+        optimum = {name: generator.uniform(0.15, 0.85) for name in ranges}
+
+        def regret(point, optimum=optimum):
+            steepness = {"x": 5.0, "y": 1.0, "z": 0.5}
+            return sum(steepness[n] * (point[n] - optimum[n]) ** 2 for n in ranges)
+
+        plan = Plan(ranges=ranges, budget=15, search=search, seed=repetition)
+        trials, scores = followed(
+            plan, lambda p, regret=regret: regret(p) + 0.02 * noise(p)
+        )
+        best = min(trials, key=lambda p: scores[p.trial])
+        left[search] += regret(best.point) / 12
+    assert left[5] < 0.8 * left[15]

@@ -165,7 +165,7 @@ def test_a_tuning_from_end_to_end(call, machine, figures, tmp_path, capsys):
     trials = len(tuning.load_search_space(out / "points.json"))
     assert f"{trials} of 14 trials" in report
     assert "bases of the Halton sequence: learning_rate 2, momentum 3" in report
-    assert "learning_rate | 0.0001 to 1, log | times 3.16" in report
+    assert "learning_rate | 0.0001 to 1, log | times 4.64" in report
     assert "| moved there |" in report
     assert "submission_sha256" in report
     assert (out / tune.FIGURE_FILE).read_text().startswith("<?xml")
