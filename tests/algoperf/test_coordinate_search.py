@@ -249,6 +249,9 @@ def test_with_equal_budgets_a_descent_does_better_than_search_alone():
             steepness = {"x": 5.0, "y": 1.0, "z": 0.5}
             return sum(steepness[n] * (point[n] - optimum[n]) ** 2 for n in ranges)
 
+        def score(point, regret=regret):
+            return regret(point) + 0.02 * noise(point)
+
         plan = Plan(ranges=ranges, budget=15, search=search, seed=repetition)
         trials, scores = followed(
             plan, lambda p, regret=regret: regret(p) + 0.02 * noise(p)
