@@ -249,6 +249,7 @@ def _run(
     task: Task, batch: "Sequence[Proposal]", should_stop: Callable[[], bool]
 ) -> bool:
     """Makes the runs of some trials; returns whether all are done."""
+    from algoperf.cli import tune_runs
     from algoperf.launch import local
 
     tuning = task.tuning
@@ -262,7 +263,7 @@ def _run(
         for name in tuning.goals
         if tuning.run(proposal.trial, name) is None
     }
-    is_hopeless = _watcher(task)
+    is_hopeless = tune_runs.watcher(tuning.goals if task.values.early_stop else {})
     missing = []
     for job, (proposal, name) in wanted.items():
         if is_hopeless(job):  # it was stopped for that, before we were
@@ -303,47 +304,14 @@ def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
     )
 
 
-def _watcher(task: Task) -> "Callable[[Job], bool]":
-    """Returns whether a run is to be stopped; looks only at what has changed."""
-    known: dict[Path, tuple[int, bool]] = {}
-
-    def is_hopeless(job: "Job") -> bool:
-        path = job.folder / records.EVAL_FILE
-        if not task.values.early_stop or not path.exists():
-            return False
-        changed = path.stat().st_mtime_ns
-        if known.get(path, (0, False))[0] != changed:
-            workload = job.folder.parent.name.removesuffix("_jax")
-            goal = task.tuning.goals[workload]
-            known[path] = changed, _hopeless_at(job.folder, goal) is not None
-        return known[path][1]
-
-    return is_hopeless
-
-
-def _hopeless_at(folder: Path, goal: "Goal") -> int | None:
-    """Returns the first evaluation at which a run is hopeless, if there is one."""
-    import numpy as np
-
-    from scoring import stopping
-    from scoring.rules import Goal as Target
-
-    rows = records.read_measurements(folder / records.EVAL_FILE)
-    steps = np.array([row[records.GLOBAL_STEP] for row in rows])
-    target = Target(metric=goal.metric, direction=goal.way, target=goal.target)
-    values = np.array([row.get(target.column, math.nan) for row in rows])
-    return stopping.first_hopeless(steps, values, target, goal.steps)
-
-
 def _finish(task: Task, proposal: "Proposal", workload: str) -> None:
     """Adds a run to the store; says how it went."""
-    from algoperf import run_store
+    from algoperf.cli import tune_runs
 
     folder = task.folder(proposal.trial, workload)
-    run = _read(task, folder, proposal, workload)
-    sha256 = records.read_record(folder)["submission"]["sha256"]
-    environment = run_store.environment(folder) | {"submission_sha256": sha256}
-    task.tuning.store.add(run, environment)
+    goal = task.tuning.goals[workload] if task.values.early_stop else None
+    run = tune_runs.read(folder, proposal, workload, goal)
+    task.tuning.store.add(run, tune_runs.environment(folder))
     for path in folder.glob(f"{records.CHECKPOINT_PREFIX}_*"):
         shutil.rmtree(path)  # nothing goes on from here, and there are many
     budget = task.tuning.plan.budget
@@ -355,30 +323,6 @@ def _finish(task: Task, proposal: "Proposal", workload: str) -> None:
             f"[trial {proposal.trial}/{budget}: score {score:.4f}, best {best:.4f}]",
             flush=True,
         )
-
-
-def _read(task: Task, folder: Path, proposal: "Proposal", workload: str) -> "Run":
-    """Returns a run; one that is hopeless ends where it was so first."""
-    from algoperf import run_store, tuned
-
-    if not (folder / records.RECORD_FILE).exists():
-        raise UserError(f"trial {proposal.trial} on {workload} left no record; see why")
-    record = records.read_record(folder)
-    if record["hyperparameters"] != proposal.point:
-        raise UserError(f"{folder} holds another run; give another --out")
-    found = None
-    if task.values.early_stop:
-        found = _hopeless_at(folder, task.tuning.goals[workload])
-        if found is not None and not record["status"].is_final:
-            record["status"] = records.Status.COMPLETED
-            record["message"] = "target not reached: stopped by algoperf tune"
-            records.write_json(folder / records.RECORD_FILE, record)
-    run = run_store.read_run(folder, tuned.PHASE, workload, proposal.trial)
-    if found is None:
-        return run
-    return dataclasses.replace(
-        run, status=tuned.STOPPED, evaluations=run.evaluations[: found + 1]
-    )
 
 
 def _outcome(task: Task, run: "Run") -> str:
