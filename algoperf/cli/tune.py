@@ -358,5 +358,6 @@ def _write(task: Task) -> None:
     print(f"wrote {out / SPACE_FILE} and {out / REPORT_FILE}")
     if task.values.write:
         for name in COPIED:
-            shutil.copyfile(out / name, task.submission.with_name(name))
+            content = (out / name).read_bytes()
+            records.write_bytes(task.submission.with_name(name), content)
         print(f"wrote {' and '.join(COPIED)} into {task.submission.parent}")
