@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "sweep",
     "calibrate",
+    "tune",
     "reparam",
     "score",
     "workloads",

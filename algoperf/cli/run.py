@@ -1,5 +1,7 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +53,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_boolean(
+        "ignore_budget",
+        False,
+        "No time ends the trial: for searches on shared machines, by steps alone.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
         "resume",
         False,
         "Go on with what the output folder has; finished trials are left alone.",
@@ -81,7 +89,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
 def _budget_ratio(workload: "Workload") -> float:
     """Returns 1 at full scale, whose budgets are for the official hardware."""
-    if workload.scale != "mini":
+    if workload.scale != "mini" or math.isinf(workload.max_allowed_runtime_sec):
         return 1.0
     from algoperf import speed
 
@@ -101,6 +109,8 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
         registry.find_workload(values.workload, values.scale), values
     )
     max_steps = values.max_steps
+    if values.ignore_budget:
+        workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
     if values.target_setting:
         workload = calibration.for_target_setting(workload, values.target_setting)
         max_steps = max_steps or workload.step_hint

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 from algoperf import records
@@ -27,40 +27,59 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], should_stop: Callable[[], bool], side_by_side: int = 1
-) -> Iterator[tuple[Job, int]]:
+    jobs: Sequence[Job],
+    should_stop: Callable[[], bool],
+    side_by_side: int = 1,
+    should_end: Callable[[Job], bool] = lambda _: False,
+) -> Generator[tuple[Job, int], None, None]:
     """Runs the jobs in turn; yields each with the exit status of its process.
 
     Finished trials are passed over by `algoperf run` itself. When stopped, the running
-    trials save a checkpoint and the rest is not begun.
+    trials save a checkpoint and the rest is not begun; likewise when the iterator is
+    closed.
 
     Args:
       jobs: what to run.
       should_stop: asked twice a second.
       side_by_side: how many run at a time, each on its share of the cores.
+      should_end: asked as often of each running job; where it is true, that one saves
+        a checkpoint, and the others go on.
     """
     waiting = list(reversed(jobs))
     shares = _shares_of_cores(side_by_side)
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-    asked = False
-    while waiting or running:
-        if should_stop():
-            waiting.clear()
-            if not asked:
-                for _, process in running.values():
-                    process.send_signal(signal.SIGTERM)
-            asked = True
-        for place in range(side_by_side):
-            if place in running and running[place][1].poll() is not None:
-                job, process = running.pop(place)
-                if process.returncode < 0:
-                    _mark_killed(job, -process.returncode)
-                yield job, process.returncode
-            if place not in running and waiting and not should_stop():
-                job = waiting.pop()
-                running[place] = job, _start(job, shares[place])
-        if running:
-            _wait(next(iter(running.values()))[1])
+    signalled: set[int] = set()
+    try:
+        while waiting or running:
+            if should_stop():
+                waiting.clear()
+                _end(running.values(), signalled)
+            _end([pair for pair in running.values() if should_end(pair[0])], signalled)
+            for place in range(side_by_side):
+                if place in running and running[place][1].poll() is not None:
+                    job, process = running.pop(place)
+                    if process.returncode < 0:
+                        _mark_killed(job, -process.returncode)
+                    yield job, process.returncode
+                if place not in running and waiting and not should_stop():
+                    job = waiting.pop()
+                    running[place] = job, _start(job, shares[place])
+            if running:
+                _wait(next(iter(running.values()))[1])
+    finally:  # also where whoever asked has met an error
+        _end(running.values(), signalled)
+        for _, process in running.values():
+            process.wait()
+
+
+def _end(
+    running: Iterable[tuple[Job, "subprocess.Popen[bytes]"]], signalled: set[int]
+) -> None:
+    """Asks processes to save and end, once: a second signal would kill them."""
+    for _, process in running:
+        if process.pid not in signalled:
+            process.send_signal(signal.SIGTERM)
+            signalled.add(process.pid)
 
 
 def _start(job: Job, cores: set[int] | None) -> "subprocess.Popen[bytes]":

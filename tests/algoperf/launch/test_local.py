@@ -88,3 +88,40 @@ def test_stopping_ends_all_that_run_side_by_side(job, tmp_path):
     done = list(local.run_jobs([wanted] * 3, both_run, side_by_side=2))
     assert done == [(wanted, 0)] * 2
     assert (tmp_path / "saved").read_text().count("\n") == 2
+
+
+def _until_asked(tmp_path, name):
+    """A shell command that says that it runs, and when it was asked to end."""
+    return (
+        f"trap 'echo >> {tmp_path}/{name}; exit 0' TERM\n"
+        f"touch {tmp_path}/ready\nwhile :; do sleep 0.05; done"
+    )
+
+
+def test_one_run_is_asked_to_end_and_the_next_begins(job, tmp_path):
+    wanted = job(_until_asked(tmp_path, "saved"))
+    ready = tmp_path / "ready"
+
+    def should_end(running):
+        assert running == wanted
+        return ready.exists()
+
+    done = []
+    runs = local.run_jobs([wanted] * 2, lambda: False, should_end=should_end)
+    for job_, code in runs:
+        done.append((job_, code))
+        ready.unlink()
+    assert done == [(wanted, 0)] * 2
+    assert (tmp_path / "saved").read_text().count("\n") == 2  # each was asked once
+
+
+def test_an_error_of_the_caller_ends_what_runs_beside(job, tmp_path):
+    first = tmp_path / "first"
+    wanted = job(
+        f"if mkdir {first}; then while ! [ -e {tmp_path}/ready ]; do sleep 0.05; done; "
+        f"exit 0; fi\n{_until_asked(tmp_path, 'saved')}"
+    )
+    runs = local.run_jobs([wanted] * 3, lambda: False, side_by_side=2)
+    assert next(runs) == (wanted, 0)
+    runs.close()
+    assert (tmp_path / "saved").read_text().count("\n") == 1  # the third never began
