@@ -43,7 +43,8 @@ def run(folder: Path, workload: str, steps: int, out: Path) -> Outcome:
     space = folder / "tuning_search_space.json"
     arguments = ["run", f"--submission={folder}", f"--workload={workload}"]
     arguments += [f"--out={out}", f"--max_steps={steps}"]
-    arguments += [f"--eval_period_steps={steps}"]
+    # As targets are set: whatever the budget, which compilation may spend.
+    arguments += [f"--eval_period_steps={steps}", "--target_setting=1"]
     arguments += [] if space.exists() else ["--ruleset=self"]
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -53,11 +54,11 @@ def run(folder: Path, workload: str, steps: int, out: Path) -> Outcome:
         lines = said.getvalue().splitlines()
         own = [line for line in lines if line.startswith("algoperf")]
         return Outcome(None, (own or lines or [""])[-1])
-    if status != 0:
-        return Outcome(None, records.read_record(found[0].parent)["message"])
-    rows = records.read_measurements(found[0].parent / records.EVAL_FILE, required=())
-    first, *_, last = (float(row["train/loss"]) for row in rows)
-    return Outcome((first, last), "")
+    trial = found[0].parent
+    rows = records.read_measurements(trial / records.EVAL_FILE, required=())
+    if status != 0 or len(rows) < 2:
+        return Outcome(None, records.read_record(trial)["message"])
+    return Outcome((float(rows[0]["train/loss"]), float(rows[-1]["train/loss"])), "")
 
 
 def row(folder: Path, workloads: Sequence[str], steps: int) -> tuple[str, bool]:
