@@ -133,7 +133,7 @@ class _Imports:
                 if chain is None:
                     raise
             else:
-                if module.__name__ == PACKAGE and wanted:
+                if module.__name__ == PACKAGE and wanted and "*" not in wanted:
                     return _picked(module, wanted)
                 return older.get(module, module)
         return self._from(chain[-1], wanted) if wanted else chain[0]

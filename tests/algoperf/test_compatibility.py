@@ -147,6 +147,11 @@ def test_folders_above_are_a_checkout_of_the_official_repository(load):
             "reference_algorithms/base/steps.py": "def step(): return jax.pmap",
         },
     )
+    assert load(
+        "from submissions.external.mine.rule import rule",  # in a package of ours too
+        main="submissions/external/mine/submission.py",
+        **{"submissions/external/mine/rule.py": "rule = 1"},
+    ).module.rule
     assert module.uses_pmap  # a module that it imports does
     assert module.module.steps.step is module.module.make_step
     assert "reference_algorithms" not in sys.modules
