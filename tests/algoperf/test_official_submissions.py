@@ -55,3 +55,14 @@ def test_the_script_runs_one_as_the_command_line_does(tmp_path):
     assert all(loss > 0 for loss in outcome.losses)
     (record,) = tmp_path.rglob(records.RECORD_FILE)
     assert records.read_record(record.parent)["global_step"] == 2
+
+
+def test_the_script_says_what_failed_before_the_first_evaluation(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    adam = Path(__file__).parent / "submissions" / "adam.py"
+    text = adam.read_text() + "\ndef init_optimizer_state(*_): raise KeyError('lost')\n"
+    (folder / "submission.py").write_text(text)
+    outcome = official.run(folder, "imagenet_resnet", STEPS, tmp_path / "out")
+    assert outcome.losses is None
+    assert outcome.stopped.startswith("KeyError: 'lost'")

@@ -55,9 +55,9 @@ def run(folder: Path, workload: str, steps: int, out: Path) -> Outcome:
         own = [line for line in lines if line.startswith("algoperf")]
         return Outcome(None, (own or lines or [""])[-1])
     trial = found[0].parent
-    rows = records.read_measurements(trial / records.EVAL_FILE, required=())
-    if status != 0 or len(rows) < 2:
+    if status != 0:
         return Outcome(None, records.read_record(trial)["message"])
+    rows = records.read_measurements(trial / records.EVAL_FILE, required=())
     return Outcome((float(rows[0]["train/loss"]), float(rows[-1]["train/loss"])), "")
 
 
