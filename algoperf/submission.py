@@ -16,10 +16,8 @@ The shortest submission is
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from algoperf import reparam, sharding, spec
+from algoperf import compatibility, pmap_layout, reparam, sharding, spec
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
 from algoperf.tuning import as_namedtuple
@@ -386,7 +384,8 @@ def load_submission(path: Path) -> Submission:
         source = path.read_bytes()
     except OSError as error:
         raise UserError(f"no submission at {path}: {error.strerror}") from error
-    module = _import_file(path, name)
+    loaded = _load(path, name)
+    module = loaded.module
     missing = [
         function
         for function in SubmissionFunctions._fields
@@ -405,34 +404,28 @@ def load_submission(path: Path) -> Submission:
         prepare_for_eval=getattr(module, "prepare_for_eval", _unchanged),
         data_selection=module.data_selection,
     )
+    update_arguments = inspect.signature(functions.update_params).parameters
+    if loaded.uses_pmap:
+        functions = pmap_layout.with_device_axis(functions)
     return Submission(
         name=name,
         path=path,
         sha256=hashlib.sha256(source).hexdigest(),
         functions=functions,
-        wants_train_state="train_state"
-        in inspect.signature(functions.update_params).parameters,
+        wants_train_state="train_state" in update_arguments,
     )
 
 
-def _import_file(path: Path, name: str) -> Any:
+def _load(path: Path, name: str) -> compatibility.Loaded:
     module_name = f"algoperf_submission_{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
-    spec_ = importlib.util.spec_from_file_location(module_name, path)
-    if spec_ is None or spec_.loader is None:
-        raise UserError(f"submission {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec_)
-    sys.modules[module_name] = module  # dataclasses in it look themselves up here
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # so that it can import modules that lie beside it
     try:
-        spec_.loader.exec_module(module)
+        return compatibility.load(path, module_name)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
         raise UserError(
             f"submission {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    return module
 
 
 def _unchanged(
