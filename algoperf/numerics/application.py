@@ -76,7 +76,8 @@ def apply(
             inverse = 1.0 / recipe.loss_scale
             consts = [_scale_gradient(inverse, value) for value in consts]
             arguments = [_scale_gradient(inverse, value) for value in arguments]
-        results = rewrite.evaluate(rewriting, traced.jaxpr, consts, arguments, words)
+        keys = rewriting.keys(words)
+        results = rewrite.evaluate(rewriting, traced.jaxpr, consts, arguments, keys)
         if recipe.loss_scale != 1.0:
             results = [_scale_gradient(recipe.loss_scale, value) for value in results]
         return jax.tree.unflatten(traced.structure, results)

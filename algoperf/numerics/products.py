@@ -136,11 +136,17 @@ def _contract(
     return lax.dot_general(left, right, (((2,), (1,)), ((0,), (0,))), **params)
 
 
+# Traced once for each shape and format, not once for each operand.
+_quantise = jax.jit(transforms.quantize_with_mask, static_argnums=(1, 2))
+_rotate = jax.jit(transforms.rotate, static_argnums=(1, 2))
+_rotate_back = jax.jit(transforms.rotate_back, static_argnums=(1, 2, 4))
+
+
 def _signs(plan: _Plan, words: rounding.Words) -> jax.Array | None:
     if plan.rotation is None or not plan.rotation.random:
         return None
     return transforms.random_signs(
-        rounding.fold(words, 100 + plan.number), plan.rotation.block
+        rounding.stream(words, 100 + plan.number), plan.rotation.block
     )
 
 
@@ -166,7 +172,7 @@ def _rotated(
     if plan.rotation is None:
         return x
     x, axis = _grouped(x, operand)
-    rotated = transforms.rotate(x, plan.rotation.block, axis, _signs(plan, words))
+    rotated = _rotate(x, plan.rotation.block, axis, _signs(plan, words))
     return _ungrouped(rotated, operand)
 
 
@@ -176,7 +182,7 @@ def _rotated_back(
     if plan.rotation is None:
         return x
     x, axis = _grouped(x, operand)
-    back = transforms.rotate_back(
+    back = _rotate_back(
         x, plan.rotation.block, axis, _signs(plan, words), length // operand.groups
     )
     return _ungrouped(back, operand)
@@ -196,8 +202,8 @@ def _quantised(
     if outliers:
         x, kept = transforms.split_outliers(x, outliers)
     x, axis = _grouped(x, operand)
-    own = rounding.fold(words, slot) if operand.fmt.is_stochastic else None
-    values, mask = transforms.quantize_with_mask(x, operand.fmt, axis, own)
+    own = rounding.stream(words, slot) if operand.fmt.is_stochastic else None
+    values, mask = _quantise(x, operand.fmt, axis, own)
     values, mask = _ungrouped(values, operand), _ungrouped(mask, operand)
     return (values if kept is None else values + kept), mask
 

@@ -5,12 +5,14 @@ equation and, for branches, of the branch; it names a product in both.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 from jax.sharding import PartitionSpec
@@ -212,10 +214,24 @@ def _inner(
 
 @dataclasses.dataclass(frozen=True)
 class Rewriting:
-    """What is replaced: the recipe, and the products by place."""
+    """What is replaced: the recipe, and the products by place, numbered as listed."""
 
     recipe: Recipe
     chosen: Mapping[Place, Found]
+
+    @functools.cached_property
+    def numbers(self) -> Mapping[Place, int]:
+        """The number of each product."""
+        return {place: number for number, place in enumerate(self.chosen)}
+
+    def keys(self, words: rounding.Words) -> rounding.Words:
+        """Returns a key for each product, uint32 (products, 2), from that of all.
+
+        Made at once: the same operations on single numbers would be compiled anew for
+        each product.
+        """
+        places = [zlib.crc32(repr(place).encode()) for place in self.chosen]
+        return rounding.fold(words, np.asarray(places, np.uint32))
 
     def reaches(self, place: Place) -> bool:
         """Whether a product at or inside this place is replaced."""
@@ -237,7 +253,8 @@ def evaluate(
       jaxpr: a `Jaxpr`, not closed.
       consts: values of its constvars.
       arguments: values of its invars.
-      words: the key; each product folds its place into it, each loop its iteration.
+      words: uint32 (products, 2), see `Rewriting.keys`; each loop folds its iteration
+        into them.
       place: where the jaxpr is in the whole.
     """
     values: dict[Any, Any] = {}
@@ -271,7 +288,7 @@ def _scope(eqn: Any) -> Any:
 
 
 def _replaced(rewriting, eqn, operands, words, here):
-    own = rounding.fold(words, zlib.crc32(repr(here).encode()))
+    own = words[rewriting.numbers[here]]
     is_convolution = eqn.primitive.name == CONVOLUTION
     rule = products.convolution if is_convolution else products.dot_general
     weight_is_left = rewriting.chosen[here].weight_is_left

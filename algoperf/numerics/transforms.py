@@ -35,8 +35,10 @@ def hadamard_matrix(size: int) -> np.ndarray:
 
 def random_signs(words: rounding.Words, size: int) -> jax.Array:
     """Returns float32 (size,) of +1 and -1."""
-    bits = rounding.random_bits(words, (size,))
-    return jnp.where(bits >> 31 == 1, -1.0, 1.0).astype(jnp.float32)
+    bits = rounding.random_bits(words, (-(-size // 32), 1))
+    place = np.arange(32, dtype=np.uint32)
+    signs = ((bits >> place) & 1).astype(jnp.float32) * -2.0 + 1.0
+    return signs.ravel()[:size]
 
 
 def rotate(
