@@ -14,10 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from algoperf.numerics import rewrite
+from algoperf.numerics.find import CONVOLUTION, DOT, Found
 from algoperf.numerics.formats import Format
 from algoperf.numerics.recipes import Recipe, Rotation, find_recipe
-from algoperf.numerics.rewrite import Found
 
 # What an unquantised operand has: the widths of float32 operands as they are stored.
 FULL_BITS = 32
@@ -98,7 +97,7 @@ def modelled_cost(
 
 def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
     """The cost of one product, all its runs."""
-    if item.primitive not in (rewrite.DOT, rewrite.CONVOLUTION):
+    if item.primitive not in (DOT, CONVOLUTION):
         return Cost()
     left, right, out = (float(math.prod(shape)) for shape in item.shapes)
     multiply_adds = out * _inner_length(item)
@@ -133,7 +132,7 @@ def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
 def _inner_length(item: Found) -> int:
     """How many products make one element of the result."""
     params, (left, right, _) = item.params, item.shapes
-    if item.primitive == rewrite.DOT:
+    if item.primitive == DOT:
         contracted: Any = params["dimension_numbers"][0][0]
         return math.prod(left[axis] for axis in contracted)
     out_channel = params["dimension_numbers"].rhs_spec[0]

@@ -112,10 +112,14 @@ def quest(x: jax.Array, axis: int = -1, block: int = 32) -> tuple[jax.Array, jax
 
 
 def quantize_with_mask(
-    x: jax.Array, fmt: Format, axis: int, words: rounding.Words = None
+    x: jax.Array,
+    fmt: Format,
+    axis: int,
+    words: rounding.Words = None,
+    largest: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the quantised float32 array, and where it was rounded and not clipped."""
-    parts = blocks.take_apart(x, fmt, axis, words, subnormals=False)
+    parts = blocks.take_apart(x, fmt, axis, words, subnormals=False, largest=largest)
     mask = parts.is_inside
     if parts.scale is not None and isinstance(fmt.group, int):
         axis = blocks.checked_axis(x.ndim, axis)

@@ -65,7 +65,8 @@ def main() -> None:
         print(
             f"{name}: step {fastest * 1e3:.1f} ms (x{fastest / first:.2f}, median "
             f"{np.median(times[name]) * 1e3:.1f}); trace {compiles[name][0]:.2f} s, "
-            f"compile {compiles[name][1]:.2f} s of CPU time (both x{both / first_both:.2f})"
+            f"compile {compiles[name][1]:.2f} s of CPU time "
+            f"(both x{both / first_both:.2f})"
         )
 
 
