@@ -20,8 +20,10 @@ import numpy as np
 from algoperf.errors import UserError
 from algoperf.numerics import rewrite, rounding
 from algoperf.numerics.find import Found, Label, find_products
+from algoperf.numerics.products import units_of_found
 from algoperf.numerics.recipes import Recipe, find_recipe
 from algoperf.numerics.state import State, check_histories, first_state, next_state
+from algoperf.numerics.units import Device, this_device
 
 
 def apply(
@@ -31,6 +33,7 @@ def apply(
     key: Any = None,
     parameter_types: Any = None,
     state: State | None = None,
+    device: Device | None = None,
 ) -> Callable[..., Any]:
     """Returns `fn` with its matrix products and convolutions quantised.
 
@@ -51,6 +54,9 @@ def apply(
         or any with names; needed by recipes with `keep_types`.
       state: of a recipe that has one (`init_state`); it is read. `value_and_grad`
         gives the next.
+      device: whose low-precision units products may run in: where the numbers are the
+        same but for the order of additions. By default JAX's default device;
+        `units.EMULATOR` has none.
 
     Returns:
       A function of the same arguments and results. When called, it raises UserError
@@ -76,7 +82,8 @@ def apply(
         words = jnp.zeros(2, jnp.uint32) if key is None else rounding.words_of(key)
         traced = _trace(fn, args, kwargs)
         chosen = _quantised(recipe, _choose(recipe, traced, parameter_types))
-        rewriting = rewrite.Rewriting(recipe, {item.place: item for item in chosen})
+        places = {item.place: item for item in chosen}
+        rewriting = rewrite.Rewriting(recipe, places, device or this_device())
         histories: Any = ()
         scale: Any = recipe.loss_scale
         if state is not None:
@@ -124,6 +131,7 @@ def value_and_grad(
     key: Any = None,
     parameter_types: Any = None,
     has_aux: bool = False,
+    device: Device | None = None,
 ) -> Callable[..., tuple[Any, Any, State]]:
     """As `jax.value_and_grad` of `apply(recipe, fn)`, for recipes with state too.
 
@@ -146,6 +154,7 @@ def value_and_grad(
                 key=key,
                 parameter_types=parameter_types,
                 state=state._replace(histories=histories),
+                device=device,
             )
             return quantised(params, *args)
 
@@ -164,27 +173,36 @@ def products(
     fn: Callable[..., Any],
     *args: Any,
     parameter_types: Any = None,
+    device: Device | None = None,
     **kwargs: Any,
 ) -> tuple[Found, ...]:
     """Returns the products of `fn(*args, **kwargs)`, quantised ones and others.
 
-    Those whose `reason` is None are quantised by the recipe; `table` prints them. Runs
-    nothing: arrays may be `jax.ShapeDtypeStruct`.
+    Those whose `reason` is None are quantised by the recipe, and their `units` say
+    where they run on the device (see `apply`); `table` prints them. Runs nothing:
+    arrays may be `jax.ShapeDtypeStruct`.
 
     Raises:
       UserError: an unknown recipe, or the types are missing.
     """
     recipe = find_recipe(recipe)
-    return _choose(recipe, _trace(fn, args, kwargs), parameter_types)
+    found = _choose(recipe, _trace(fn, args, kwargs), parameter_types)
+    device = device or this_device()
+    return tuple(
+        item
+        if item.reason is not None
+        else dataclasses.replace(item, units=units_of_found(recipe, item, device))
+        for item in found
+    )
 
 
 def table(found: Sequence[Found]) -> str:
     """Returns a text with a line for each product: what it is, and why not if not."""
-    rows = [("product", "left", "right", "runs", "quantised")]
+    rows = [("product", "left", "right", "runs", "quantised, in units of")]
     for item in found:
         left, right = ("x".join(map(str, shape)) for shape in item.shapes[:2])
         name = item.name or item.primitive
-        status = "yes" if item.reason is None else f"no: {item.reason}"
+        status = f"yes: {_units(item)}" if item.reason is None else f"no: {item.reason}"
         rows.append((name, left, right, str(item.repeats), status))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = []
@@ -193,6 +211,11 @@ def table(found: Sequence[Found]) -> str:
         lines.append("  ".join([*cells, row[4]]).rstrip())
     quantised = sum(item.reason is None for item in found)
     return "\n".join([*lines, f"{quantised} of {len(found)} products are quantised"])
+
+
+def _units(item: Found) -> str:
+    """Says where the three products run, once if all run alike."""
+    return item.units[0] if len(set(item.units)) == 1 else ", ".join(item.units)
 
 
 def _quantised(recipe: Recipe, found: Sequence[Found]) -> list[Found]:

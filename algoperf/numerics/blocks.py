@@ -174,10 +174,10 @@ def take_apart(
             x = x * _reciprocal(tensor_scale)
         scale = _scale_exponent(x, fmt, axes)
         if subnormals:
-            scaled = rounding.divide_by_power_of_two(x, scale - _implied_exponent(fmt))
+            scaled = rounding.divide_by_power_of_two(x, scale - implied_exponent(fmt))
         else:
             scale = jnp.maximum(scale, LOWEST_FAST_SCALE)
-            unit = scale - _implied_exponent(fmt)
+            unit = scale - implied_exponent(fmt)
             scaled = x * rounding.small_power_of_two(-unit)
     else:
         scale, tensor_scale = _scale(x, fmt, axes, largest)
@@ -201,7 +201,7 @@ def put_together(
     if parts.scale is None:
         return parts.elements
     if fmt.scale in POWER_OF_TWO_SCALES:
-        unit = parts.scale - _implied_exponent(fmt)
+        unit = parts.scale - implied_exponent(fmt)
         if subnormals:
             values = rounding.multiply_by_power_of_two(parts.elements, unit)
         else:
@@ -218,7 +218,7 @@ def put_together(
     return values
 
 
-def _implied_exponent(fmt: Format) -> int:
+def implied_exponent(fmt: Format) -> int:
     """Integer k stands for k / 2^(bits - 2) under an E8M0 scale (OCP MX, 5.3.4)."""
     element = fmt.elements
     return element.bits - 2 if isinstance(element, IntElement) else 0
@@ -271,7 +271,7 @@ def _scale_exponent(
     All on the bits of the largest magnitude, m 2^e with 1 <= m < 2, so exact.
     """
     if fmt.scale == "fixed":
-        fixed = _implied_exponent(fmt) - fmt.fraction_bits
+        fixed = implied_exponent(fmt) - fmt.fraction_bits
         return jnp.full((1,) * x.ndim, fixed, jnp.int32)
     if fmt.scale == "e8m0_quest":
         mean = jnp.mean(jnp.square(x), axis=axes, keepdims=True)

@@ -70,6 +70,8 @@ class Found:
       weight_is_left: whether that operand is the left one.
       is_sharded: whether it is inside `shard_map`.
       reason: why it cannot be quantised; None if it can.
+      units: of `units.KINDS`, where the forward product, the gradient of left and that
+        of right run; empty where that was not asked.
     """
 
     place: Place
@@ -83,6 +85,7 @@ class Found:
     weight_is_left: bool = False
     is_sharded: bool = False
     reason: str | None = None
+    units: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

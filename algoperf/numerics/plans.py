@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from algoperf.numerics.formats import Format
 from algoperf.numerics.recipes import Recipe, Rotation
+from algoperf.numerics.units import EMULATOR, Device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Product:
         'precision' and 'preferred_element_type'.
       weight_is_left: whether the left operand has the role of w.
       shapes, dtypes: of left and right.
+      device: whose units it may run in.
     """
 
     recipe: Recipe
@@ -38,6 +40,7 @@ class Product:
     weight_is_left: bool
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     dtypes: tuple[Any, Any]
+    device: Device = EMULATOR
 
 
 class Operand(NamedTuple):
@@ -49,12 +52,13 @@ class Operand(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One of the three products: its operands, its rotation, its number."""
+    """One of the three products: operands, rotation, number, contracted length."""
 
     first: Operand
     second: Operand
     rotation: Rotation | None
     number: int
+    length: int = 0  # of the contracted axis, rotated; of a matrix product
 
 
 def plans_of(product: Product) -> tuple[Plan, Plan, Plan]:
@@ -69,25 +73,38 @@ def plans_of(product: Product) -> tuple[Plan, Plan, Plan]:
     if product.weight_is_left:
         rotations.reverse()
     axes = _axes(product)
+    lengths: tuple[int, ...] = (0, 0, 0)
+    if not product.is_convolution:
+        (_, rows, inner), (_, _, columns) = product.shapes
+        turns = (recipe.forward_rotation, rotations[1], rotations[0])
+        lengths = tuple(map(_padded, (inner, columns, rows), turns))
     forward = Plan(
         Operand(left[0], *axes["left"]),
         Operand(right[0], *axes["right"]),
         recipe.forward_rotation,
         0,
+        lengths[0],
     )
     of_left = Plan(
         Operand(right[1], *axes["g_for_left"]),
         Operand(right[2], *axes["right_for_left"]),
         rotations[1],
         1,
+        lengths[1],
     )
     of_right = Plan(
         Operand(left[1], *axes["g_for_right"]),
         Operand(left[2], *axes["left_for_right"]),
         rotations[0],
         2,
+        lengths[2],
     )
     return forward, of_left, of_right
+
+
+def _padded(length: int, rotation: Rotation | None) -> int:
+    block = 1 if rotation is None else rotation.block
+    return -(-length // block) * block
 
 
 def _axes(product: Product) -> dict[str, tuple[int, int]]:

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from algoperf.numerics import blocks, estimators, rounding, transforms
+from algoperf.numerics import blocks, estimators, rounding, transforms, units
+from algoperf.numerics.find import CONVOLUTION, Found
 from algoperf.numerics.plans import Operand, Plan, Product, plans_of
 from algoperf.numerics.recipes import Recipe
+from algoperf.numerics.transforms import Factors
 
 
 class Given(NamedTuple):
@@ -28,14 +30,37 @@ class Given(NamedTuple):
     history: jax.Array | None = None
 
 
+def units_of(product: Product, plan: Plan) -> str:
+    """Returns the units that one of the three products runs in, of `units.KINDS`."""
+    if plan.number == 0 and product.recipe.outliers:
+        return units.EMULATED
+    return units.choose(
+        plan.first.fmt,
+        plan.second.fmt,
+        product.device,
+        plan.length,
+        product.is_convolution,
+    )
+
+
+def _multiply(kind: str, plan: Plan, pair: Any, axes: tuple[int, int]) -> jax.Array:
+    formats: Any = (plan.first.fmt, plan.second.fmt)
+    if axes == (1, 1):  # the operands of that product are swapped
+        formats = formats[::-1]
+    return units.multiply(kind, pair[0].factors, pair[1].factors, formats, axes)
+
+
 def _contract(
-    product: Product, is_exact: bool, left: jax.Array, right: jax.Array
+    product: Product, kind: str | None, left: jax.Array, right: jax.Array
 ) -> jax.Array:
-    """The product itself; `is_exact`: in full float32 whatever the model asks for."""
+    """The product itself; with a kind in float32 whatever the model asks for."""
     params = dict(product.params)
-    if is_exact:
-        # TF32 and bfloat16 passes would round what has been quantised once more.
-        params["precision"] = lax.Precision.HIGHEST
+    if kind is not None:
+        # TF32 and bfloat16 passes would round what has been quantised once more; but
+        # where everything is exact in bfloat16, it is in those too.
+        is_exact = kind == "bfloat16"
+        precision = lax.Precision.DEFAULT if is_exact else lax.Precision.HIGHEST
+        params["precision"] = precision
         params["preferred_element_type"] = jnp.float32
     if product.is_convolution:
         return lax.conv_general_dilated_p.bind(left, right, **params)
@@ -43,7 +68,7 @@ def _contract(
 
 
 # Traced once for each shape and format, not once for each operand.
-_quantise = jax.jit(transforms.quantize_with_mask, static_argnums=(1, 2))
+_quantise = jax.jit(transforms.quantize_in_full, static_argnums=(1, 2))
 _rotate = jax.jit(transforms.rotate, static_argnums=(1, 2))
 _rotate_back = jax.jit(transforms.rotate_back, static_argnums=(1, 2, 4))
 
@@ -98,6 +123,7 @@ class _Quantised(NamedTuple):
     """A quantised operand, where it was not clipped, and its largest magnitude."""
 
     values: jax.Array
+    factors: Factors | None = None  # where the product may run in other units
     mask: jax.Array | None = None
     largest: jax.Array | None = None  # () where the recipe keeps a history
 
@@ -122,9 +148,11 @@ def _quantised(
         now = blocks.largest_magnitude(x, None).reshape(())
         before = jnp.max(given.history[slot])
         before = jnp.where(before > 0, before, now)  # no step before this one
-    values, mask = _quantise(x, operand.fmt, axis, own, before)
+    values, mask, factors = _quantise(x, operand.fmt, axis, own, before)
     values, mask = _ungrouped(values, operand), _ungrouped(mask, operand)
-    return _Quantised(values if kept is None else values + kept, mask, now)
+    if kept is not None:
+        return _Quantised(values + kept, None, mask, now)
+    return _Quantised(values, factors, mask, now)
 
 
 def _next_history(history: Any, largest: Sequence[Any]) -> Any:
@@ -158,7 +186,7 @@ def _forward(product, left, right, given):
     """Returns the result, and the two operands quantised."""
     plan, words = plans_of(product)[0], given.words
     if _is_untouched(plan):
-        out = _contract(product, False, left, right)
+        out = _contract(product, None, left, right)
         return out, (_Quantised(left), _Quantised(right))
     outliers = product.recipe.outliers
     rotated = (
@@ -169,7 +197,11 @@ def _forward(product, left, right, given):
         _quantised(rotated[0], plan.first, given, 0, outliers),
         _quantised(rotated[1], plan.second, given, 1, outliers),
     )
-    out = _contract(product, True, *(operand.values for operand in operands))
+    kind = units_of(product, plan)
+    if kind == units.EMULATED or product.is_convolution:
+        out = _contract(product, kind, *(operand.values for operand in operands))
+    else:
+        out = _multiply(kind, plan, operands, (2, 1))
     dtype = dict(product.params)["preferred_element_type"]
     dtype = dtype or jnp.result_type(left, right)
     return out.astype(dtype), operands
@@ -182,6 +214,7 @@ def _forward_rule(product, left, right, given):
     kept = tuple(
         operand._replace(
             values=None,
+            factors=None,
             mask=operand.mask if recipe.estimator == "clipped" else None,
         )
         for operand in operands
@@ -230,10 +263,10 @@ def _gradient(product, plan, side, base, g, given):
     other = base[1 - side]
     wanted = base[side]  # its type alone
     if _is_untouched(plan):
-        transposed = functools.partial(_transposed, product, False)
+        transposed = functools.partial(_transposed, product, None)
         # The quantised operands are float32, g may be of the model's own dtype.
         if other.dtype == jnp.float32 and g.dtype != jnp.float32:
-            transposed = functools.partial(_transposed, product, True)
+            transposed = functools.partial(_transposed, product, units.EMULATED)
             g = g.astype(jnp.float32)
         return transposed(side, wanted, other, g), [None, None]
     g = _rotated(g.astype(jnp.float32), plan.first, plan, given.words)
@@ -243,17 +276,25 @@ def _gradient(product, plan, side, base, g, given):
         _quantised(g, plan.first, given, slot),
         _quantised(other, plan.second, given, slot + 1),
     )
-    wanted = wanted.astype(jnp.float32)
-    gradient = _transposed(product, True, side, wanted, pair[1].values, pair[0].values)
+    kind = units_of(product, plan)
+    if kind == units.EMULATED or product.is_convolution:
+        wanted = wanted.astype(jnp.float32)
+        gradient = _transposed(
+            product, kind, side, wanted, pair[1].values, pair[0].values
+        )
+    elif side == 0:
+        gradient = _multiply(kind, plan, pair, (2, 2))  # g (B, M, N), right (B, K, N)
+    else:  # left (B, M, K), g (B, M, N)
+        gradient = _multiply(kind, plan, pair[::-1], (1, 1))
     return gradient, [operand.largest for operand in pair]
 
 
-def _transposed(product, is_exact, side, wanted, other, g):
+def _transposed(product, kind, side, wanted, other, g):
     """The product is linear in each operand; this is the transpose of that map."""
 
     def linear(operand):
         pair = (operand, other) if side == 0 else (other, operand)
-        return _contract(product, is_exact, *pair)
+        return _contract(product, kind, *pair)
 
     (gradient,) = jax.linear_transpose(linear, wanted)(g)
     return gradient
@@ -284,6 +325,37 @@ def _pulled_back(product, side, gradient, original, mask, words):
 quantised_product.defvjp(_forward_rule, _backward_rule)
 
 
+def units_of_found(
+    recipe: Recipe, item: Found, device: units.Device
+) -> tuple[str, ...]:
+    """Returns where the three products of a product of a function run."""
+    dtypes = (jnp.float32, jnp.float32)  # does not matter
+    if item.primitive == CONVOLUTION:
+        kept, shapes = tuple(sorted(item.params.items())), item.shapes[:2]
+    else:
+        kept, shapes = (), _matrix_shapes(item.params, *item.shapes[:2])
+    product = Product(
+        recipe,
+        item.primitive == CONVOLUTION,
+        kept,
+        item.weight_is_left,
+        shapes,
+        dtypes,
+        device,
+    )
+    return tuple(units_of(product, plan) for plan in plans_of(product))
+
+
+def _matrix_shapes(params: Any, left: Any, right: Any) -> Any:
+    """Returns the shapes (B, M, K) and (B, K, N) of a product with these operands."""
+    (left_k, _), (left_b, _) = params["dimension_numbers"]
+    batch = math.prod(left[i] for i in left_b)
+    inner = math.prod(left[i] for i in left_k)
+    rows = math.prod(left) // max(1, batch * inner)
+    columns = math.prod(right) // max(1, batch * inner)
+    return (batch, rows, inner), (batch, inner, columns)
+
+
 def dot_general(
     recipe: Recipe,
     params: dict[str, Any],
@@ -291,6 +363,7 @@ def dot_general(
     left: jax.Array,
     right: jax.Array,
     given: Given,
+    device: units.Device = units.EMULATOR,
 ) -> jax.Array:
     """`lax.dot_general` with quantised operands; `params` are its primitive's."""
     (left_k, right_k), (left_b, right_b) = params["dimension_numbers"]
@@ -307,7 +380,7 @@ def dot_general(
     names = ("precision", "preferred_element_type")
     kept = tuple((name, params[name]) for name in names)
     shapes, dtypes = (left_BMK.shape, right_BKN.shape), (left.dtype, right.dtype)
-    product = Product(recipe, False, kept, weight_is_left, shapes, dtypes)
+    product = Product(recipe, False, kept, weight_is_left, shapes, dtypes, device)
     out_BMN = quantised_product(product, left_BMK, right_BKN, given)
     return out_BMN.reshape(*batch, *rows, *columns)
 
@@ -319,9 +392,10 @@ def convolution(
     left: jax.Array,
     right: jax.Array,
     given: Given,
+    device: units.Device = units.EMULATOR,
 ) -> jax.Array:
     """`lax.conv_general_dilated` with quantised operands; see `dot_general`."""
     shapes, dtypes = (left.shape, right.shape), (left.dtype, right.dtype)
     kept = tuple(sorted(params.items()))
-    product = Product(recipe, True, kept, weight_is_left, shapes, dtypes)
+    product = Product(recipe, True, kept, weight_is_left, shapes, dtypes, device)
     return quantised_product(product, left, right, given)

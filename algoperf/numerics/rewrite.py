@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from algoperf.numerics import products, rounding
 from algoperf.numerics.find import CALLS, CONVOLUTION, Found, Place, open_jaxpr
 from algoperf.numerics.recipes import Recipe
+from algoperf.numerics.units import EMULATOR, Device
 
 
 class Given(NamedTuple):
@@ -37,10 +38,11 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rewriting:
-    """What is replaced: the recipe, and the products by place, numbered as listed."""
+    """What is replaced: the recipe, the products by place, and where they run."""
 
     recipe: Recipe
     chosen: Mapping[Place, Found]
+    device: Device = EMULATOR
 
     @functools.cached_property
     def numbers(self) -> Mapping[Place, int]:
@@ -116,7 +118,15 @@ def _replaced(rewriting, eqn, operands, given, here):
     rule = products.convolution if is_convolution else products.dot_general
     weight_is_left = rewriting.chosen[here].weight_is_left
     left, right = operands
-    return rule(rewriting.recipe, eqn.params, weight_is_left, left, right, own)
+    return rule(
+        rewriting.recipe,
+        eqn.params,
+        weight_is_left,
+        left,
+        right,
+        own,
+        rewriting.device,
+    )
 
 
 def _jit(rewriting, eqn, operands, given, here):

@@ -1,5 +1,7 @@
 """A recipe among the hyperparameters quantises the loss of any submission."""
 
+import itertools
+
 import jax
 import numpy as np
 import optax
@@ -85,9 +87,7 @@ def test_a_step_that_overflows_is_skipped():
     scale = DynamicLossScale(initial=2.0**24, largest=2.0**24)
     recipe = RECIPES["fp16"].replace(loss_scale=scale)
     seen = _kernels(_train(from_optax(_build), steps=16, recipe=recipe))
-    is_skipped = [
-        np.array_equal(*pair) for pair in zip(seen[:-1], seen[1:], strict=True)
-    ]
+    is_skipped = [np.array_equal(*pair) for pair in itertools.pairwise(seen)]
     first = is_skipped.index(False)
     assert 0 < first < 14
     assert sum(is_skipped[first:]) <= 2  # gradients may grow once more
@@ -114,6 +114,4 @@ def test_averages_go_with_a_recipe_that_has_state():
     _, evaluated, _ = functions.prepare_for_eval(
         SYNTHETIC, params, None, model_state, point, None, state, [], 0, KEY
     )
-    np.testing.assert_array_equal(
-        evaluated["head"]["kernel"], params["head"]["kernel"]
-    )
+    np.testing.assert_array_equal(evaluated["head"]["kernel"], params["head"]["kernel"])
