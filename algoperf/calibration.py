@@ -114,7 +114,7 @@ class Run:
         return None
 
 
-def read_run(folder: Path, phase: Phase, space: str, trial: int) -> Run:
+def read_run(folder: Path, phase: str, space: str, trial: int) -> Run:
     """Reads the record of a finished run.
 
     Raises:

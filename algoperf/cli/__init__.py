@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "sweep",
     "calibrate",
+    "numerics",
     "score",
     "workloads",
     "heldout",

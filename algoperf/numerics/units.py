@@ -90,8 +90,11 @@ def cpu_units(cpuinfo: Path) -> tuple[str, ...]:
     except OSError:
         return ()
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    names = {"int8": "amx_int8", "bfloat16": "amx_bf16"}
-    return tuple(kind for kind, flag in names.items() if flag in flags.split())
+    names = {
+        "int8": {"amx_int8", "avx512_vnni"},
+        "bfloat16": {"amx_bf16", "avx512_bf16"},
+    }
+    return tuple(kind for kind, any_of in names.items() if any_of & {*flags.split()})
 
 
 def choose(
