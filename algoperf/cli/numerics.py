@@ -68,13 +68,13 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list(
         "widths",
-        ["48", "64", "96", "128"],
+        ["32", "64", "96", "128"],
         "Of scaling: widths of the language model.",
         flag_values=values,
     )
     flags.DEFINE_list(
         "budgets",
-        ["500", "1000", "2000", "4000"],
+        ["160", "320", "640", "1280"],
         "Of scaling: training steps of each width.",
         flag_values=values,
     )
@@ -111,13 +111,13 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     common.no_arguments(rest)
     if action == "list":
         return _list()
-    import jax
-
-    # This process only looks at shapes: the accelerator is for the runs.
-    jax.config.update("jax_platforms", "cpu")
     if action == "sweep":
+        import jax
+
         from algoperf.cli import numerics_sweep
 
+        # This process only looks at shapes: the accelerator is for the runs.
+        jax.config.update("jax_platforms", "cpu")
         return numerics_sweep.run(values)
     from algoperf.cli import numerics_scaling
 

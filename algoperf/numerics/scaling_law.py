@@ -105,7 +105,7 @@ def fit(observations: Iterable[Observation], baseline: str) -> Fit:
             continue
         if len(own) < 3:
             raise UserError(
-                f"{recipe} has {len(own)} finite runs; give at least 3 for effN and effD"
+                f"{recipe} has {len(own)} finite runs; effN and effD need at least 3"
             )
         found[recipe] = fit_efficiency(law, own)
     return Fit(law, found)
@@ -153,7 +153,8 @@ def fit_efficiency(law: Law, own: Sequence[Observation]) -> Efficiency:
         list(pair) for pair in itertools.product(np.log([0.05, 0.3, 0.9]), repeat=2)
     ]
     theta = _best(residuals, starts)
-    return Efficiency(*map(float, np.exp(theta)), error=_rms(residuals(theta)))
+    parameters, data = map(float, np.exp(theta))
+    return Efficiency(parameters, data, _rms(residuals(theta)))
 
 
 def _arrays(own: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -37,7 +37,13 @@ def _gradients(recipe, device):
     quantised = numerics.apply(
         recipe, _loss, key=KEY, parameter_types={"w": "WEIGHT"}, device=device
     )
-    return jax.jit(jax.value_and_grad(quantised, argnums=(0, 1), has_aux=True))(W, X)
+    run = jax.jit(jax.value_and_grad(quantised, argnums=(0, 1), has_aux=True))
+    try:
+        return jax.block_until_ready(run(W, X))
+    except jax.errors.JaxRuntimeError as error:
+        if "UNIMPLEMENTED" not in str(error):
+            raise
+        pytest.skip(f"XLA cannot multiply {device.units[0]} on this processor")
 
 
 def _kinds(recipe, device):
@@ -141,8 +147,10 @@ def test_block_scaled_units_get_codes_and_scales(monkeypatch):
 
 def test_scaled_matmul_takes_what_it_is_given():
     """It cannot run here; its shapes and types are checked."""
-    shape = jax.eval_shape(lambda: _gradients("mxfp8", BLOCKS))
-    assert shape[1][0]["w"].shape == W["w"].shape
+    quantised = numerics.apply("mxfp8", _loss, device=BLOCKS)
+    gradient = jax.grad(quantised, has_aux=True)
+    text = str(jax.make_jaxpr(gradient)(W, X))
+    assert text.count("scaled_matmul") >= 3
 
 
 HOPPER, BLACKWELL = Device("gpu", 9.0), Device("gpu", 10.0)
@@ -183,7 +191,7 @@ def test_convolutions_stay_in_float32_unless_exact():
 def test_processors_say_what_they_have(tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text("processor: 0\nflags : fpu amx_bf16 amx_tile amx_int8\n")
-    assert units.cpu_units(file) == ("int8", "bfloat16")
+    assert units.cpu_units(file) == ("int8",)
     file.write_text("flags : fpu avx2\n")
     assert units.cpu_units(file) == ()
     assert units.cpu_units(tmp_path / "none") == ()
