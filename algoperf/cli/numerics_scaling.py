@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECIPES = ("bf16", "mxfp8", "mxfp4", "quartet")
 HEAD_WIDTH = 32
+LEAST = 3  # sizes, and budgets, that a law can be fitted to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,10 @@ def run(values: flags.FlagValues) -> int:
 
     base = registry.find_workload("finewebedu_lm", values.scale)
     recipes = command.recipe_names(values, RECIPES)
-    sizes = [
-        sized(base, width, steps)
-        for width in _numbers(values.widths, "widths")
-        for steps in _numbers(values.budgets, "budgets")
-    ]
+    widths, budgets = (
+        _numbers(values[name].value or [], name) for name in ("widths", "budgets")
+    )
+    sizes = [sized(base, width, steps) for width in widths for steps in budgets]
     out = Path(values.out)
     facts = {name: values[name].value for name in ("submission", "max_steps")}
     facts = calibration.facts_of(base) | facts
@@ -72,8 +72,8 @@ def _numbers(given: list[str], name: str) -> list[int]:
         found = sorted({int(text) for text in given})
     except ValueError:
         raise UserError(f"--{name} are whole numbers with commas between") from None
-    if not found or found[0] < 1:
-        raise UserError(f"--{name} are positive")
+    if len(found) < LEAST or found[0] < 1:
+        raise UserError(f"--{name}: give at least {LEAST} numbers, all positive")
     return found
 
 
@@ -197,6 +197,9 @@ def _write(
     table = [list(dataclasses.astuple(one)) for one in observations]
     write_csv(out / "scaling.csv", heading, table)
     print(f"{len(table)} runs are in {out / 'scaling.csv'}")
+    if values.max_steps:
+        print("no law is fitted to runs that --max_steps cut short")
+        return
     found = fit(observations, values.baseline)
     law = ", ".join(f"{k} {v:.4g}" for k, v in dataclasses.asdict(found.law).items())
     print(f"L(N, D) = (a / (N effN)^alpha + b / (D effD)^beta)^gamma + e: {law}")
