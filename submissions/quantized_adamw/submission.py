@@ -2,8 +2,7 @@
 
 The hyperparameter `recipe` is a name in `numerics.RECIPES` ('mxfp8', 'quartet', ...);
 `from_optax` quantises the loss by it, here as in any submission. `moment_bits` is 32,
-or 8 for optimizer state in MXFP8. Products are emulated: results
-are those of the format, times are not.
+or 8 for optimizer state in MXFP8.
 """
 
 import optax
@@ -20,10 +19,10 @@ def build(workload, hyperparameters):
         hyperparameters.warmup_factor,
     )
     b1, b2 = 1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2
-    adam = {32: optax.scale_by_adam, 8: scale_by_packed_adam}
+    adam = {32: optax.scale_by_adam(b1, b2), 8: scale_by_packed_adam(b1, b2)}
     return optax.chain(
         optax.clip_by_global_norm(hyperparameters.grad_clip),
-        adam[hyperparameters.moment_bits](b1, b2),
+        adam[hyperparameters.moment_bits],
         optax.add_decayed_weights(
             hyperparameters.weight_decay, mask=mask_without(workload)
         ),

@@ -6,8 +6,8 @@
 needs a GPU of compute capability 8.9 or more for FP8 units, and no data: batches are
 random. The first line is the model in float32, whose products run as TF32 on such a
 GPU. Steps are timed in turn, a round each, so that what else the machine does falls on
-all; the ratio is of the fastest. Utilisation is the share of the peak rate, of the units
-named, that the products alone account for: three products of the model's multiply-adds.
+all; the ratio is of the fastest. Utilisation is the share of the peak rate, of the
+units named, that the products alone account for: forward and both gradients.
 """
 
 import argparse
