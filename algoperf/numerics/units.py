@@ -186,14 +186,24 @@ def multiply(
             "int8": (jnp.int8,) * 2,
             "float8": tuple(FLOAT8.get(fmt.element) for fmt in formats),
         }[kind]
-        product = lax.dot_general(
+        product = _dot(
             first.elements.astype(types[0]),
             second.elements.astype(types[1]),
-            (((axes[0],), (axes[1],)), ((0,), (0,))),
-            preferred_element_type=jnp.int32 if kind == "int8" else jnp.float32,
+            axes,
+            jnp.int32 if kind == "int8" else jnp.float32,
         ).astype(jnp.float32)
     product = product * _outer(first.outer, axes[0], 2)
     return product * _outer(second.outer, axes[1], 1)
+
+
+def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int], kind: Any) -> Any:
+    """Contracts two arrays of 3 axes; without a batch of 1, which libraries dislike."""
+    options: Any = {"preferred_element_type": kind}
+    if left.shape[0] != 1:
+        batched = (((axes[0],), (axes[1],)), ((0,), (0,)))
+        return lax.dot_general(left, right, batched, **options)
+    contracted = ((axes[0] - 1,), (axes[1] - 1,))
+    return lax.dot_general(left[0], right[0], (contracted, ((), ())), **options)[None]
 
 
 def _outer(scale: jax.Array, axis: int, new_axis: int) -> jax.Array:
