@@ -20,6 +20,8 @@ from algoperf.errors import UserError
 
 HUBER = 1e-3  # of the logarithm of the loss (Hoffmann et al. 2022, arXiv:2203.15556)
 LAW_PARAMETERS = 6
+EXPONENTS = (0.02, 3.0)  # between which alpha, beta and gamma are looked for
+EFFICIENCIES = (1e-4, 1e2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Fit:
 def fit(observations: Iterable[Observation], baseline: str) -> Fit:
     """Fits the law to the baseline's runs, then each recipe's efficiencies.
 
-    Least squares with Huber's loss on residuals of log L, from many starts.
+    Least squares with Huber's loss on residuals of log L, from many starts; exponents
+    stay in EXPONENTS. One that ends there says that the runs do not tell it.
 
     Raises:
       UserError: the baseline has fewer than 7 runs or fewer than 3 sizes or budgets,
@@ -137,7 +140,9 @@ def fit_law(own: Sequence[Observation]) -> tuple[Law, float]:
         excess = (np.median(loss) - share * least) ** (1 / gamma) / 2
         logs = np.log([excess, excess, alpha, beta, gamma])
         starts.append([*logs, np.log(share / (1 - share))])
-    theta = _best(lambda t: np.log(law_of(t).loss(n, d) / loss), starts)
+    exponents = np.log([EXPONENTS] * 3)
+    bounds = np.array([(-50.0, 50.0)] * 2 + [*exponents] + [(-8.0, 8.0)]).T
+    theta = _best(lambda t: np.log(law_of(t).loss(n, d) / loss), starts, bounds)
     law = Law(*(float(value) for value in dataclasses.astuple(law_of(theta))))
     return law, _rms(np.log(law.loss(n, d) / loss))
 
@@ -152,7 +157,8 @@ def fit_efficiency(law: Law, own: Sequence[Observation]) -> Efficiency:
     starts = [
         list(pair) for pair in itertools.product(np.log([0.05, 0.3, 0.9]), repeat=2)
     ]
-    theta = _best(residuals, starts)
+    bounds = np.log([EFFICIENCIES] * 2).T
+    theta = _best(residuals, starts, bounds)
     parameters, data = map(float, np.exp(theta))
     return Efficiency(parameters, data, _rms(residuals(theta)))
 
@@ -163,7 +169,9 @@ def _arrays(own: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return n, d, loss
 
 
-def _best(residuals: Any, starts: Sequence[Sequence[float]]) -> np.ndarray:
+def _best(
+    residuals: Any, starts: Sequence[Sequence[float]], bounds: np.ndarray
+) -> np.ndarray:
     """Returns the parameters with the least Huber loss that any start leads to."""
     from scipy.optimize import least_squares
 
@@ -172,8 +180,9 @@ def _best(residuals: Any, starts: Sequence[Sequence[float]]) -> np.ndarray:
             return np.nan_to_num(residuals(theta), nan=1e3, posinf=1e3, neginf=-1e3)
 
     options: Any = {"loss": "huber", "f_scale": HUBER, "x_scale": "jac"}
+    options |= {"max_nfev": 2000, "xtol": 1e-12, "ftol": 1e-12}
     found = [
-        least_squares(finite, start, max_nfev=2000, xtol=1e-12, ftol=1e-12, **options)
+        least_squares(finite, np.clip(start, *bounds), bounds=bounds, **options)
         for start in starts
     ]
     return min(found, key=lambda result: result.cost).x
