@@ -22,6 +22,7 @@ COMMANDS = (
     "sweep",
     "calibrate",
     "tune",
+    "numerics",
     "reparam",
     "score",
     "workloads",

@@ -87,3 +87,15 @@ def test_early_stopping(tmp_path):
     cells = done.stdout.splitlines()[-1].strip("| ").split(" | ")
     assert cells[:5] == ["all", "1", "0", "1", "1"]
     assert 0 < int(cells[5].rstrip("%")) <= 50
+
+
+@pytest.mark.slow
+def test_numerics_native(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "numerics_native.py", "int8", "--emulated"]
+    command += ["--scale=mini", "--workload=finewebedu_lm", "--batch_size=4"]
+    subprocess.run([*command, "--rounds=1", f"--json={file}"], check=True)
+    rows = json.loads(file.read_text())
+    assert [row["name"] for row in rows] == ["float32", "int8", "int8 emulated"]
+    assert rows[2]["units"] == ["float32"]
+    assert all(row["ratio"] > 0 for row in rows)
