@@ -1,13 +1,14 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf.cli import common
 from algoperf.cli.common import StopRequest
+from algoperf.launch.local import PARENT
 
 if TYPE_CHECKING:
     from algoperf.workload import Workload
@@ -65,18 +66,23 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     from algoperf.cli.progress import ProgressReport
     from algoperf.records import Status
 
-    configs = trial_configs(values)
+    parent = os.environ.get(PARENT)
     with StopRequest() as stop, ProgressReport() as report:
         records = runner.run_study(
-            configs,
+            trial_configs(values),
             resume=values.resume,
-            should_stop=lambda: stop.is_asked,
+            should_stop=lambda: stop.is_asked or _is_left_behind(parent),
             watch=report.watch,
             finished=report.finished,
             flags=values.flag_values_dict(),
         )
     bad = {Status.FAILED, Status.DIVERGED}
     return 1 if any(record["status"] in bad for record in records) else 0
+
+
+def _is_left_behind(parent: str | None) -> bool:
+    """Whether the sweep that this process belongs to is gone."""
+    return parent is not None and os.getppid() != int(parent)
 
 
 def _budget_ratio(workload: "Workload") -> float:
@@ -107,7 +113,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     base = trials.TrialConfig(
         submission=loaded,
         workload=workload,
-        out=Path(values.out),
+        out=common.out_folder(values),
         ruleset=values.ruleset,
         study=values.study,
         seed=values.seed,
