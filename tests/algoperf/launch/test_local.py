@@ -209,7 +209,7 @@ def test_a_trial_knows_when_its_sweep_is_gone(job, tmp_path):
     )
     middle = (
         "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, "-c", {code!r}]); time.sleep(60)"
+        f"subprocess.Popen([sys.executable, '-c', {code!r}]); time.sleep(60)"
     )
     process = subprocess.Popen(
         [PYTHON, "-c", middle], stdout=subprocess.PIPE, text=True
