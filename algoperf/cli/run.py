@@ -8,7 +8,6 @@ from absl import flags
 
 from algoperf.cli import common
 from algoperf.cli.common import StopRequest
-from algoperf.launch.local import PARENT
 
 if TYPE_CHECKING:
     from algoperf.workload import Workload
@@ -64,6 +63,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     common.no_arguments(positional)
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
+    from algoperf.launch.local import PARENT, is_left_behind
     from algoperf.records import Status
 
     parent = os.environ.get(PARENT)
@@ -71,18 +71,13 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         records = runner.run_study(
             trial_configs(values),
             resume=values.resume,
-            should_stop=lambda: stop.is_asked or _is_left_behind(parent),
+            should_stop=lambda: stop.is_asked or is_left_behind(parent),
             watch=report.watch,
             finished=report.finished,
             flags=values.flag_values_dict(),
         )
     bad = {Status.FAILED, Status.DIVERGED}
     return 1 if any(record["status"] in bad for record in records) else 0
-
-
-def _is_left_behind(parent: str | None) -> bool:
-    """Whether the sweep that this process belongs to is gone."""
-    return parent is not None and os.getppid() != int(parent)
 
 
 def _budget_ratio(workload: "Workload") -> float:

@@ -20,7 +20,14 @@ from algoperf import locks
 from algoperf.errors import UserError
 from algoperf.launch.jobs import Job, mark_killed
 
-__all__ = ["Job", "PARENT", "accelerators", "choose_devices", "run_jobs"]
+__all__ = [
+    "Job",
+    "PARENT",
+    "accelerators",
+    "choose_devices",
+    "is_left_behind",
+    "run_jobs",
+]
 
 # Names the process that a trial belongs to: without it the trial stops as on SIGTERM,
 # so that a sweep that was killed leaves nothing behind that runs on.
@@ -87,6 +94,11 @@ def run_jobs(
                     notice(f"waiting for {owner}, which runs {waiting[0].folder}")
         if waiting or running:
             _wait([process for _, process in running.values()])
+
+
+def is_left_behind(parent: str | None) -> bool:
+    """Whether the sweep that this process belongs to, if any, is gone."""
+    return parent is not None and os.getppid() != int(parent)
 
 
 def _bring_a_free_one_first(waiting: deque[Job], alone: bool) -> locks.Owner | None:

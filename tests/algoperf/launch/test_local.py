@@ -201,10 +201,10 @@ def test_a_trial_knows_when_its_sweep_is_gone(job, tmp_path):
     list(local.run_jobs([job(f"echo ${local.PARENT} > {seen}")], lambda: False))
     assert int(seen.read_text()) == os.getpid()
     code = (
-        "import os, sys, time; from algoperf.cli import run\n"
+        "import os, sys, time; from algoperf.launch import local\n"
         "parent = str(os.getppid())\n"
-        "print(os.getpid(), run._is_left_behind(parent), flush=True)\n"
-        "while not run._is_left_behind(parent): time.sleep(0.05)\n"
+        "print(os.getpid(), local.is_left_behind(parent), flush=True)\n"
+        "while not local.is_left_behind(parent): time.sleep(0.05)\n"
         f"open({str(tmp_path / 'noticed')!r}, 'w').close()\n"
     )
     middle = (
