@@ -1,5 +1,6 @@
 """Run several submissions on several workloads, here or on a cluster; resumable."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -239,9 +240,10 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
             )
         ]
         sweeps.append((hardware, [*names, *given], count * len(workloads)))
-    name = f"algoperf-{Path(values.out).name}".lower().replace("_", "-")
+    # What Kubernetes takes for a name, short enough for what it appends to it.
+    name = re.sub("[^a-z0-9]+", "-", f"algoperf-{Path(values.out).name}".lower())[:40]
     score = _score_arguments(Path(folders["out"]), len(parts))
-    found = kubernetes.manifest(sweeps, values.kind, name, score)
+    found = kubernetes.manifest(sweeps, values.kind, name.strip("-"), score)
     json.dump(found, sys.stdout, indent=1)
     print()
     return 0

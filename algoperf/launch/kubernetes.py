@@ -131,10 +131,13 @@ def _pod(hardware: Hardware, name: str, arguments: Sequence[str]) -> dict[str, A
     volumes: list[dict[str, Any]] = [
         {"name": "out", "persistentVolumeClaim": {"claimName": kubernetes.out_claim}},
         {"name": "tmp", "emptyDir": {}},
+        # Processes that make batches hand them over in shared memory.
+        {"name": "memory", "emptyDir": {"medium": "Memory"}},
     ]
     mounts: list[dict[str, Any]] = [
         {"name": "out", "mountPath": OUT},
         {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "memory", "mountPath": "/dev/shm"},
     ]
     if kubernetes.data_claim:
         claim = {"claimName": kubernetes.data_claim, "readOnly": True}
