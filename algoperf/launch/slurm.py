@@ -71,10 +71,10 @@ class Score:
     def __init__(self, arguments: Sequence[str]):
         self.arguments = tuple(arguments)
 
-    def __call__(self) -> int:
-        """Returns the exit status of `algoperf score`; prints what it prints."""
+    def __call__(self) -> None:
+        """Scores; raises CalledProcessError, so that Slurm too says that it failed."""
         command = [sys.executable, "-m", "algoperf", "score", *self.arguments]
-        return subprocess.run(command, check=False).returncode
+        subprocess.run(command, check=True)
 
 
 def submit(
