@@ -1,5 +1,7 @@
 """Processes of a sweep: what becomes of a trial whose process was killed."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -222,3 +224,23 @@ def test_a_trial_knows_when_its_sweep_is_gone(job, tmp_path):
             break
         time.sleep(0.05)
     assert (tmp_path / "noticed").exists()
+
+
+def test_trials_that_another_host_runs_come_last(job, tmp_path):
+    """Two hosts share the work of one sweep."""
+    first = job("exit 0", Status.REACHED)
+    second = local.Job(arguments=("--seed=2",), folder=tmp_path / "second")
+    with locks.hold(first.folder) as lock:
+        theirs = dataclasses.replace(lock.owner, host="elsewhere", token="theirs")
+    lock.path.write_text(json.dumps(dataclasses.asdict(theirs)))
+    lines, done = [], []
+    for found, code in local.run_jobs(
+        [first, second], lambda: len(lines) > 1, notice=lines.append
+    ):
+        done.append((found, code))
+        assert not lines  # there was something to do
+        threading.Timer(1.0, lines.append, ["stop"]).start()
+    assert done == [(second, 0)]
+    assert f"waiting for process {os.getpid()} on elsewhere" in lines[0]
+    lock.path.unlink()
+    assert list(local.run_jobs([first], lambda: False)) == [(first, 0)]
