@@ -328,9 +328,29 @@ def test_the_command_submits(out, tmp_path, submitit, commands, capsys):
     assert (gpu["gpus_per_node"], cpu["cpus_per_task"]) == (1, 2)
     assert {task.job.folder.parent.name for task, _ in on_gpu} == {"wmt_mini_jax"}
     assert "--allow_mixed" in score[0][0].arguments  # two types of hardware
+    assert "--benchmark=mini" in score[0][0].arguments
     assert cli.main(["status", str(out)]) == 0
     assert "4 waiting" in capsys.readouterr().out
     (commands / "queue").write_text("100_0\n100_1\n101_0\n101_1\n102\n")
     assert cli.main([*arguments, f"--cluster={cluster}"]) == 0
     assert "nothing to submit" in capsys.readouterr().out
     assert len(submitit.arrays) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "benchmark"),
+    [
+        (["--suite=mini_fast"], "mini_fast"),
+        (["--suite=full"], "v0.6"),
+        (["--suite=full", "--benchmark=v0.5"], "v0.5"),
+    ],
+)
+def test_what_is_scored_by(out, submitit, commands, given, benchmark):
+    from scoring.rules import known_rules
+
+    arguments = ["sweep", "--submissions=adamw", "--ruleset=self", f"--out={out}"]
+    assert cli.main([*arguments, *given, "--executor=slurm"]) == 0
+    score = submitit.arrays[-1][1][0][0].arguments
+    assert f"--benchmark={benchmark}" in score
+    assert "--ruleset=self" in score
+    assert benchmark in known_rules()
