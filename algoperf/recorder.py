@@ -1,14 +1,15 @@
 """Keeps the record of a trial while it runs; `algoperf.records` says what it is."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from algoperf import hardware, records
+from algoperf import hardware, locks, records
 from algoperf.errors import UserError
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig
@@ -71,16 +72,32 @@ class Recorder:
         self.is_started = False
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
+        self._lock: locks.Lock | None = None
 
     @classmethod
+    @contextlib.contextmanager
     def open(
         cls, *, config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
-    ) -> "Recorder":
-        """Looks at the trial's folder; writes nothing.
+    ) -> Iterator["Recorder"]:
+        """Looks at the trial's folder and locks it; a finished trial is only looked at.
 
         Raises:
-          UserError: the folder holds another run, or this one and not `resume`.
+          UserError: the folder holds another run, or this one and not `resume`, or
+            another process writes there.
         """
+        recorder = cls._look(config, seeds, batch_size, resume)
+        if recorder.status.is_final:
+            yield recorder
+            return
+        with locks.hold(recorder.folder) as lock:
+            recorder = cls._look(config, seeds, batch_size, resume)  # now it stands
+            recorder._lock = lock
+            yield recorder
+
+    @classmethod
+    def _look(
+        cls, config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
+    ) -> "Recorder":
         folder = records.trial_folder(
             config.out,
             config.submission.name,
@@ -173,6 +190,7 @@ class Recorder:
             **metrics,
         }
         self._add_row(row)
+        self._check_lock()
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
         both = [*self.rows, *self.metrics_logger.rows()]
         both.sort(key=lambda row: row[records.GLOBAL_STEP])
@@ -185,7 +203,12 @@ class Recorder:
     def update(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to `record.json`."""
         self.record.update(facts)
+        self._check_lock()
         records.write_json(self.folder / records.RECORD_FILE, self.record)
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     def finish(
         self, status: Status, message: str, facts: Mapping[str, Any]

@@ -20,6 +20,7 @@ from algoperf.errors import UserError, unknown_name
 COMMANDS = (
     "run",
     "sweep",
+    "status",
     "calibrate",
     "tune",
     "numerics",

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -71,14 +71,15 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     common.no_arguments(positional)
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
+    from algoperf.launch.local import PARENT, is_left_behind
     from algoperf.records import Status
 
-    configs = trial_configs(values)
+    parent = os.environ.get(PARENT)
     with StopRequest() as stop, ProgressReport() as report:
         records = runner.run_study(
-            configs,
+            trial_configs(values),
             resume=values.resume,
-            should_stop=lambda: stop.is_asked,
+            should_stop=lambda: stop.is_asked or is_left_behind(parent),
             watch=report.watch,
             finished=report.finished,
             flags=values.flag_values_dict(),
@@ -117,7 +118,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     base = trials.TrialConfig(
         submission=loaded,
         workload=workload,
-        out=Path(values.out),
+        out=common.out_folder(values),
         ruleset=values.ruleset,
         study=values.study,
         seed=values.seed,
