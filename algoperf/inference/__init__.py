@@ -1,0 +1,1 @@
+"""What a trained model costs to run: decoder, profiler, idealized runtime, costs."""
