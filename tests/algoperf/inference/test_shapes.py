@@ -50,6 +50,6 @@ def test_cache_bytes():
 
 
 def test_an_unknown_shape_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean llama-3.2-1b"):
+    with pytest.raises(UserError, match=r"did you mean llama-3\.2-1b"):
         find_shape("llama-3.2-1")
     assert all(name == shape.name for name, shape in SHAPES.items())
