@@ -28,6 +28,10 @@ Measure = Callable[[int, int], float]  # (prompt, output) -> seconds
 # From a spread to the standard error of a median, for normal noise.
 _MAD_TO_DEVIATION = 1.4826
 _MEDIAN_FACTOR = 1.2533
+# Rounds go on until the uncertainty is this share of its limit: the fit's own limits
+# are tighter.
+AIM = 1 / 3
+BUSY_SPREAD = 0.1  # of one measurement; a quiet machine has 1 to 5 %
 
 
 def _silent(text: str) -> None:
@@ -127,12 +131,13 @@ class Plan:
     Attributes:
       rounds: of all cells, at least.
       max_rounds: at most, where the uncertainty is still over its limit.
-      seconds: no further round begins after so many, once there are 3.
+      seconds: no further round begins after so many, warming up not counted, once
+        there are 3.
       seed: of the order of cells.
     """
 
     rounds: int = 8
-    max_rounds: int = 24
+    max_rounds: int = 100
     seconds: float = 60.0
     seed: int = 0
 
@@ -190,6 +195,7 @@ def measure_rounds(
         measure(*cell)
     times: dict[Cell, list[float]] = {cell: [] for cell in cells}
     say(f"compiled and warmed up {len(cells)} cells in {clock() - start:.0f} s")
+    start = clock()
     for done in range(1, plan.max_rounds + 1):
         for cell in order.sample(list(cells), len(cells)):
             times[cell].append(measure(*cell))
@@ -244,7 +250,8 @@ def profile(
       say: told of progress.
     """
     cells = [*grid.cells, *grid.held_out]
-    times = measure_rounds(measure, cells, plan, limits.uncertainty, clock, say)
+    aim = AIM * limits.uncertainty
+    times = measure_rounds(measure, cells, plan, aim, clock, say)
     return fit_result(times, grid, rule, context_slope)
 
 
@@ -279,12 +286,10 @@ def fit_result(
 def refusal(result: Result, limits: Limits = Limits()) -> str | None:
     """Returns why a result should not be used, and what to do; None where it may be."""
     found = []
-    is_noisy = result.uncertainty > limits.uncertainty
-    if is_noisy:
+    if result.uncertainty > limits.uncertainty:
         found.append(
             f"medians of {result.rounds} rounds are only known within "
-            f"{100 * result.uncertainty:.1f} % (limit {100 * limits.uncertainty:g} %), "
-            f"since one measurement deviates by {100 * result.spread:.0f} %"
+            f"{100 * result.uncertainty:.1f} % (limit {100 * limits.uncertainty:g} %)"
         )
     r2 = result.runtime.r2
     if r2 is None or r2 < limits.r2:
@@ -299,12 +304,16 @@ def refusal(result: Result, limits: Limits = Limits()) -> str | None:
         found.append("time does not grow with the output")
     if not found:
         return None
-    if is_noisy:
-        remedy = "the machine is busy: end other work, or measure more rounds"
+    if result.uncertainty > limits.uncertainty or result.spread > BUSY_SPREAD:
+        remedy = (
+            f"the machine is busy (one measurement deviates by "
+            f"{100 * result.spread:.0f} %): end other work, or measure more rounds"
+        )
     else:
         remedy = (
-            "the machine is quiet enough, so the form is wrong or a spell of other "
-            "work was long: measure again, or at more prompt lengths"
+            f"single measurements deviate by {100 * result.spread:.0f} % only, so the "
+            "form is wrong or a spell of other work was long: measure again, or at "
+            "more prompt lengths"
         )
     return f"{'; '.join(found)}; {remedy}"
 

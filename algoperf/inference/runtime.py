@@ -211,9 +211,8 @@ def fit_runtime(
         errors = [_error_left_out(*candidate, data, pad) for candidate in candidates]
     chosen, has_slope = candidates[errors.index(min(errors))]
     fitted = _fit(chosen, has_slope, data, pad)
-    return dataclasses.replace(
-        fitted, max_length=max_length, **fit_quality(fitted, *data)
-    )
+    quality: dict[str, Any] = fit_quality(fitted, *data)
+    return dataclasses.replace(fitted, max_length=max_length, **quality)
 
 
 def cell_seconds(

@@ -54,7 +54,7 @@ def equivalent_flops(
     count = shape.num_active_parameters if parameters is None else parameters
     width = shape.head_width * shape.num_layers
     own = output * output / 2  # sum of the own tokens before each
-    shared = prompt * output
+    shared = float(prompt * output)
     if attended is not None:
         seen = _attended_in_all(prompt, output, attended)
         shared, own = (seen * part / (shared + own) for part in (shared, own))
@@ -146,7 +146,7 @@ def fit_saturation(tries: Sequence[int], accuracies: Sequence[float]) -> Saturat
 
     low, high = 1e-6, 1 - 1e-6
     for _ in range(12):  # ever finer grids of rates
-        rates = np.geomspace(low, high, 60)
+        rates = np.geomspace(low, high, 60).tolist()
         best = min(range(len(rates)), key=lambda i: at(rates[i])[0])
         low, high = rates[max(best - 1, 0)], rates[min(best + 1, len(rates) - 1)]
     rate = float(rates[best])

@@ -86,7 +86,7 @@ def test_cell_by_cell_the_same_machine_spoils_the_fit():
     times = {cell: tuple(machine(*cell) for _ in range(11)) for cell in cells}
     result = profiler.fit_result(times, GRID)
     assert max(errors(result, machine)) > 0.1
-    with pytest.raises(NoisyMachineError, match=r"quiet enough|busy"):
+    with pytest.raises(NoisyMachineError, match=r"deviate by|busy"):
         profiler.check(result)
 
 
@@ -103,26 +103,25 @@ def test_a_busy_machine_is_refused_with_a_reason():
 
 def test_what_is_accepted_is_right():
     """Over machines of all kinds: an accepted profile errs by less than 10 %."""
+    kinds = [(0.02, 0.0), (0.05, 0.2), (0.1, 0.3), (0.2, 0.0), (0.02, 0.5)]
     accepted = 0
-    for seed in range(16):
-        noise, busy = random.Random(seed).choice(
-            [(0.02, 0.0), (0.05, 0.2), (0.1, 0.3), (0.2, 0.0), (0.02, 0.5)]
-        )
+    for seed in range(15):
+        noise, busy = kinds[seed % len(kinds)]
         machine = FakeMachine(noise=noise, busy=busy, spell=30, seed=seed)
         result = profiler.profile(machine, GRID, LONG)
         if profiler.refusal(result) is None:
             accepted += 1
             assert np.mean(errors(result, machine)) < 0.1
-    assert 4 < accepted < 16
+    assert 3 <= accepted < 15
 
 
 def test_rounds_go_on_until_medians_are_known():
-    plan = Plan(rounds=4, max_rounds=40, seconds=1e9)
+    plan = Plan(rounds=4, max_rounds=60, seconds=1e9)
     quiet = profiler.profile(FakeMachine(noise=0.01), GRID, plan)
     assert quiet.rounds == 4
-    noisy = profiler.profile(FakeMachine(noise=0.12), GRID, plan)
-    assert 4 < noisy.rounds < 40
-    assert noisy.uncertainty <= Limits().uncertainty
+    noisy = profiler.profile(FakeMachine(noise=0.05), GRID, plan)
+    assert 4 < noisy.rounds < 60
+    assert noisy.uncertainty <= Limits().uncertainty / 3
 
 
 def test_time_limits_the_rounds_but_for_three():
