@@ -23,6 +23,7 @@ COMMANDS = (
     "calibrate",
     "score",
     "workloads",
+    "infer",
     "heldout",
     "data",
     "submissions",
