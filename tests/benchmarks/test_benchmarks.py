@@ -59,3 +59,12 @@ def test_submissions_train(tmp_path, submission, workload):
     subprocess.run([*command, *names], check=True)
     (result,) = json.loads(file.read_text())
     assert result["last_loss"] < result["first_loss"]
+
+
+@pytest.mark.slow
+def test_inference_decoder(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "inference_decoder.py", "--shapes=tiny-4m"]
+    options = ["--prompt=16", "--tokens=9", "--rounds=1", f"--json={file}"]
+    subprocess.run([*command, *options], check=True)
+    assert json.loads(file.read_text())["tiny-4m"]["ours"] > 0

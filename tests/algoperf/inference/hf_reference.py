@@ -50,7 +50,8 @@ def _linear(name, params):
     return found | ({f"{name}.bias": params["bias"]} if "bias" in params else {})
 
 
-def _gpt2(shape, params):
+def gpt2(shape, params):
+    """Returns the model on PyTorch, with these weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -218,7 +219,7 @@ def _neox(shape, params):
 
 
 _MODELS = {
-    "like gpt2": _gpt2,
+    "like gpt2": gpt2,
     "like llama": _llama,
     "like qwen3": _qwen3,
     "like gpt-j": _gptj,

@@ -56,7 +56,7 @@ def test_greedy_tokens_are_those_of_the_target(name, plain):
     assert 23 <= counts.tokens <= 23 + 4
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.4])
+@pytest.mark.parametrize("threshold", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_a_threshold_changes_how_many_are_guessed_not_which_come_out(threshold, plain):
     draft = DRAFTS["itself, blurred"]
     strategy = Strategy(longest=6, threshold=threshold)
@@ -118,6 +118,7 @@ def test_sampled_tokens_have_the_distribution_of_the_target():
     assert off > 10 * degrees
 
 
+@pytest.mark.slow
 def test_acceptance_is_the_overlap_of_the_distributions():
     """One guess a round, one round: kept as often as sum min(p, q) says, on average."""
     strategy = Strategy(longest=1, temperature=2.5)
@@ -133,7 +134,7 @@ def test_acceptance_is_the_overlap_of_the_distributions():
         for m in (TARGET, DRAFT)
     )
     overlap = speculation.acceptance(p[:, -1], q[:, -1])  # after each first token
-    want = (p[0, 4] * overlap).sum()
+    want = float((p[0, 4] * overlap).sum())
     error = np.sqrt(want * (1 - want) / 20_000)
     assert np.mean(accepted) == pytest.approx(want, abs=4 * error)
 
