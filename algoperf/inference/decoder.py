@@ -4,8 +4,8 @@ Every function is pure in (shape, params, ...); `shape` is static under `jax.jit
 Three ways to the same logits: `forward` without a cache, `prefill` of a whole prompt,
 and `extend` by a few tokens, of which decoding takes one at a time.
 
-Dimension key: B batch, T new tokens, P prompt, S capacity of the cache, D width, C
-key-value heads, K width of a head, V vocabulary.
+Dimension key: B batch, T new tokens, P prompt, S capacity of the cache, D width, N
+key-value heads x B, K width of a head, V vocabulary.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from algoperf.inference import layers
 from algoperf.inference.shapes import DecoderShape, param_shapes
 
 Params = dict[str, Any]
-Cache = list[tuple[jax.Array, jax.Array]]  # for each layer: keys, values (B, C, S, K)
+Cache = list[tuple[jax.Array, jax.Array]]  # for each layer: keys, values (N, S, K)
 
 INIT_STDDEV = 0.02
 SMALLEST_CAPACITY = 32
@@ -81,8 +81,8 @@ def check_lengths(shape: DecoderShape, prompt: int, output: int) -> None:
 def empty_cache(
     shape: DecoderShape, batch: int, capacity: int, dtype: Any = jnp.float32
 ) -> Cache:
-    """Returns zeros (B, C, S, K), keys and values for each layer."""
-    size = (batch, shape.kv_heads, capacity, shape.head_width)
+    """Returns zeros (N, S, K), keys and values for each layer."""
+    size = (shape.kv_heads * batch, capacity, shape.head_width)
     return [
         (jnp.zeros(size, dtype), jnp.zeros(size, dtype))
         for _ in range(shape.num_layers)
@@ -152,14 +152,14 @@ def extend(
     """
     positions_T = position + jnp.arange(tokens_BT.shape[1])
     x_BTD = _embed(shape, params, tokens_BT, positions_T)
-    capacity = cache[0][0].shape[2]
+    capacity = cache[0][0].shape[1]
     seen_TS = positions_T[:, None] >= jnp.arange(capacity)
     filled: Cache = []
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
         h = layers.norm(shape, layer["attention_norm"], x_BTD)
         q, k, v = layers.queries_keys_values(shape, layer, h, positions_T)
         keys, values = _written(keys, k, position), _written(values, v, position)
-        mixed = layers.attend(q, keys, values, seen_TS)
+        mixed = layers.attend(q, keys, values, seen_TS, len(x_BTD))
         x_BTD = _rest_of_block(shape, layer, x_BTD, h, mixed)
         filled.append((keys, values))
     return _logits(shape, params, x_BTD), filled
@@ -195,7 +195,7 @@ def decode(
       tokens (B, S), int32, of which the first num_tokens count; the logits (B, V) that
       the last one was chosen from; the cache.
     """
-    capacity = cache[0][0].shape[2]
+    capacity = cache[0][0].shape[1]
     first_B = choose(logits_BV, jax.random.fold_in(key, 0), temperature)
     tokens_BS = jnp.zeros((logits_BV.shape[0], capacity), jnp.int32)
     tokens_BS = tokens_BS.at[:, 0].set(first_B)
@@ -299,7 +299,7 @@ def _block_on_fresh(
     """A block whose tokens see none but each other: output, keys, values."""
     h = layers.norm(shape, layer["attention_norm"], x_BTD)
     q, k, v = layers.queries_keys_values(shape, layer, h, positions_T)
-    mixed = layers.attend(q, k, v, causal_TT)
+    mixed = layers.attend(q, k, v, causal_TT, len(x_BTD))
     return _rest_of_block(shape, layer, x_BTD, h, mixed), k, v
 
 
@@ -324,7 +324,7 @@ def _rest_of_block(
 def _written(
     cached: jax.Array, fresh: jax.Array, position: jax.Array | int
 ) -> jax.Array:
-    """Writes (B, C, T, K) into (B, C, S, K) from `position` on."""
+    """Writes (N, T, K) into (N, S, K) from `position` on."""
     return jax.lax.dynamic_update_slice_in_dim(
-        cached, fresh.astype(cached.dtype), position, axis=2
+        cached, fresh.astype(cached.dtype), position, axis=1
     )

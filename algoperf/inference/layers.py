@@ -1,8 +1,12 @@
 """The layers of a decoder as functions of its shape and their parameters.
 
+Keys and values have three axes, the first of which runs over heads and, within a head,
+over the batch: what a cache of this layout is updated with can be read where it lies,
+while XLA's CPU compiler copies one of four axes in every step of a loop.
+
 Dimension key: B batch, T new tokens, S tokens attended to, D width, H query heads,
-C key-value heads, G = H / C queries that share one, K width of a head, F width of the
-MLP.
+C key-value heads, N = C B, G = H / C queries that share a key, R = G T, K width of a
+head, F width of the MLP.
 """
 
 import math
@@ -88,7 +92,7 @@ def rotate(shape: DecoderShape, wide: jax.Array, positions_T: jax.Array) -> jax.
 def queries_keys_values(
     shape: DecoderShape, layer: dict[str, Any], x_BTD: jax.Array, positions_T: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns queries (B, C, G, T, K), keys and values (B, C, T, K).
+    """Returns queries (N, R, K), keys and values (N, T, K).
 
     Queries are scaled, so that scores are plain products.
     """
@@ -109,32 +113,37 @@ def queries_keys_values(
         wide_q = _unit(wide_q, shape.norm_epsilon)
         wide_k = _unit(wide_k, shape.norm_epsilon)
         scale = layer["attention_scale"]
-    q_BCGTK = (
-        (wide_q * scale)
-        .astype(x_BTD.dtype)
-        .reshape(batch, tokens, kv_heads, heads // kv_heads, size)
-        .transpose(0, 2, 3, 1, 4)
+    group = heads // kv_heads
+    q_BTCGK = (wide_q * scale).astype(x_BTD.dtype)
+    q_BTCGK = q_BTCGK.reshape(batch, tokens, kv_heads, group, size)
+    q_NRK = q_BTCGK.transpose(2, 0, 3, 1, 4).reshape(-1, group * tokens, size)
+    k_NTK, v_NTK = (
+        x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, size)
+        for x_BTCK in (wide_k.astype(x_BTD.dtype), v)
     )
-    k_BCTK = wide_k.astype(x_BTD.dtype).transpose(0, 2, 1, 3)
-    return q_BCGTK, k_BCTK, v.transpose(0, 2, 1, 3)
+    return q_NRK, k_NTK, v_NTK
 
 
 def attend(
-    q_BCGTK: jax.Array, k_BCSK: jax.Array, v_BCSK: jax.Array, mask_TS: jax.Array
+    q_NRK: jax.Array, k_NSK: jax.Array, v_NSK: jax.Array, mask_TS: jax.Array, batch: int
 ) -> jax.Array:
     """Returns the mixed values (B, T, H K); softmax in float32 where the mask is true.
 
     Every query must see a key.
     """
-    scores = jnp.einsum(
-        "bcgtk,bcsk->bcgts", q_BCGTK, k_BCSK, preferred_element_type=jnp.float32
+    tokens, seen = mask_TS.shape
+    size = q_NRK.shape[-1]
+    scores_NRS = jnp.einsum(
+        "nrk,nsk->nrs", q_NRK, k_NSK, preferred_element_type=jnp.float32
     )
-    scores = jnp.where(mask_TS, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BCSK.dtype)
-    mixed_BCGTK = jnp.einsum("bcgts,bcsk->bcgtk", weights, v_BCSK)
-    batch, kv_heads, group, tokens, size = mixed_BCGTK.shape
-    moved = mixed_BCGTK.transpose(0, 3, 1, 2, 4)
-    return moved.reshape(batch, tokens, kv_heads * group * size)
+    scores_NGTS = scores_NRS.reshape(len(q_NRK), -1, tokens, seen)
+    scores_NGTS = jnp.where(mask_TS, scores_NGTS, -jnp.inf)
+    weights = jax.nn.softmax(scores_NGTS, axis=-1).astype(v_NSK.dtype)
+    weights_NRS = weights.reshape(scores_NRS.shape)
+    mixed_NRK = jnp.einsum("nrs,nsk->nrk", weights_NRS, v_NSK)
+    kv_heads = len(q_NRK) // batch
+    mixed_CBGTK = mixed_NRK.reshape(kv_heads, batch, -1, tokens, size)
+    return mixed_CBGTK.transpose(1, 3, 0, 2, 4).reshape(batch, tokens, -1)
 
 
 def mlp(shape: DecoderShape, layer: dict[str, Any], x_BTD: jax.Array) -> jax.Array:

@@ -82,5 +82,5 @@ def shard_params(shape: DecoderShape, params: Any, mesh: Mesh) -> Any:
 def shard_cache(shape: DecoderShape, cache: Any, mesh: Mesh) -> Any:
     """Puts a cache on the devices, split by heads where they can be."""
     splits = shape.kv_heads % mesh.shape[AXIS] == 0
-    spec = PartitionSpec(None, AXIS) if splits else PartitionSpec()
+    spec = PartitionSpec(AXIS) if splits else PartitionSpec()
     return jax.device_put(cache, NamedSharding(mesh, spec))

@@ -38,7 +38,7 @@ def main():
             "devices": jax.device_count(),
             "same_tokens": bool((tokens == split_tokens).all()),
             "difference": float(np.abs(logits - split_logits).max()),
-            "heads_of_cache_per_device": keys.addressable_shards[0].data.shape[1],
+            "heads_of_cache_per_device": keys.addressable_shards[0].data.shape[0],
             "up_columns_per_device": up.addressable_shards[0].data.shape[1],
         }
     print(json.dumps(found))

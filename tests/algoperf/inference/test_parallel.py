@@ -45,6 +45,7 @@ def test_heads_that_cannot_be_split_are_an_error():
     assert isinstance(parallel.model_mesh(), Mesh)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one():
     here = Path(__file__).resolve().parent
     done = subprocess.run(
