@@ -133,20 +133,25 @@ def _profile(values: flags.FlagValues, name: str) -> None:
     if name not in SHAPES and not name.startswith(_WORKLOAD):
         raise unknown_name("shape", name, [*SHAPES, _WORKLOAD])
     out = Path(values.out)
-    cores = _pin(values.cores)
-    shape, params, setting, mesh = _built(values, name, cores)
-    grid = profiler.make_grid(
-        min(shape.max_length, values.capacity or shape.max_length),
-        _lengths(values.prompts, "prompts"),
-        _lengths(values.outputs, "outputs"),
-        values.longest,
-    )
+    lengths = _lengths(values.prompts, "prompts"), _lengths(values.outputs, "outputs")
     plan = profiler.Plan(
         rounds=values.rounds,
         max_rounds=max(values.rounds, profiler.Plan.max_rounds),
         seconds=values.seconds,
     )
+    cores = _pin(values.cores)
+    workload = None if name in SHAPES else _workload(name, values.scale)
+    if workload is None:
+        shape = SHAPES[name]
+    else:
+        from algoperf.inference.trained import trained_shape
+
+        shape = trained_shape(workload.name, workload.model)
+    longest = min(shape.max_length, values.capacity or shape.max_length)
+    grid = profiler.make_grid(longest, *lengths, values.longest)
+    setting, mesh = _setting(values, cores)
     _make_folder(out)
+    params = _params(shape, workload, setting.dtype, mesh)
 
     from algoperf.inference import measure
 
@@ -204,17 +209,13 @@ def _here() -> dict[str, Any]:
     return {**hardware.describe_host(), **hardware.describe_devices()}
 
 
-def _built(values: flags.FlagValues, name: str, cores: int | None) -> tuple[Any, ...]:
-    """Returns shape, weights, setting and mesh."""
+def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any]":
+    """Returns how to measure, and the mesh; None for one device."""
     import jax
-    import jax.numpy as jnp
 
-    from algoperf.inference import measure, parallel
+    from algoperf.inference import parallel
     from algoperf.inference.profiles import Setting
-    from algoperf.inference.shapes import SHAPES
 
-    is_cpu = jax.default_backend() == "cpu"
-    dtype = values.dtype or ("float32" if is_cpu else "bfloat16")
     if values.parallel > jax.device_count():
         raise UserError(
             f"--parallel {values.parallel}, but there are {jax.device_count()} devices"
@@ -222,34 +223,37 @@ def _built(values: flags.FlagValues, name: str, cores: int | None) -> tuple[Any,
     mesh = None
     if values.parallel > 1:
         mesh = parallel.model_mesh(jax.devices()[: values.parallel])
-    if name in SHAPES:
-        shape = SHAPES[name]
-        params = measure.random_params(shape, jnp.dtype(dtype), mesh)
-    else:
-        shape, params = _trained(name, values.scale, jnp.dtype(dtype))
-        params = params if mesh is None else parallel.shard_params(shape, params, mesh)
+    is_cpu = jax.default_backend() == "cpu"
     setting = Setting(
-        dtype=dtype,
+        dtype=values.dtype or ("float32" if is_cpu else "bfloat16"),
         batch_size=values.batch_size,
         clock="cpu" if is_cpu and cores == 1 else "wall",
         capacity=values.capacity,
         parallel=values.parallel,
         cores=cores if is_cpu else None,
     )
-    return shape, params, setting, mesh
+    return setting, mesh
 
 
-def _trained(name: str, scale: str, dtype: Any) -> tuple[Any, Any]:
-    """Returns shape and fresh parameters of a language-model workload."""
-    import jax
-
+def _workload(name: str, scale: str) -> Any:
     from algoperf import registry
-    from algoperf.inference.trained import trained_params, trained_shape
 
-    workload = registry.find_workload(name, scale)
-    shape = trained_shape(workload.name, workload.model)
-    params, _ = workload.init_model_fn(jax.random.PRNGKey(0))
-    return shape, trained_params(shape, params, dtype)
+    return registry.find_workload(name, scale)
+
+
+def _params(shape: "DecoderShape", workload: Any, dtype: str, mesh: Any) -> Any:
+    """Returns weights: a workload's fresh ones, else random ones."""
+    import jax
+    import jax.numpy as jnp
+
+    from algoperf.inference import measure, parallel
+    from algoperf.inference.trained import trained_params
+
+    if workload is None:
+        return measure.random_params(shape, jnp.dtype(dtype), mesh)
+    fresh, _ = workload.init_model_fn(jax.random.PRNGKey(0))
+    params = trained_params(shape, fresh, jnp.dtype(dtype))
+    return params if mesh is None else parallel.shard_params(shape, params, mesh)
 
 
 def _pin(wanted: int) -> int | None:

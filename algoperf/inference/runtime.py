@@ -84,7 +84,7 @@ class RuntimeModel:
     def decode_seconds(self, prompt: int, output: int) -> float:
         """Returns the seconds of all output tokens after the first."""
         further = max(output - 1, 0)
-        context = _context(prompt, output)
+        context = float(_context(prompt, output))
         return self.seconds_per_token * further + self.seconds_per_token_slope * context
 
     def to_json(self) -> dict[str, Any]:

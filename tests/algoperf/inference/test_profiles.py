@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -112,19 +113,23 @@ def test_the_page_escapes_names(profile):
 
 def test_lines_go_through_points_where_the_model_is_exact(profile):
     for o in (2, 8, 32):
-        assert profile.runtime.predict(256, o) == pytest.approx(fake_seconds(256, o))
+        found = profile.runtime.predict(256, o)
+        assert type(found) is float
+        assert found == pytest.approx(fake_seconds(256, o), rel=1e-3)
 
 
 @pytest.fixture(scope="module")
 def measured():
     shape = TRAINED
-    return measure.decoder_measure(shape, drawn_params(shape), capacity=32)
+    return measure.decoder_measure(
+        shape, drawn_params(shape), clock=time.process_time, capacity=32
+    )
 
 
 def test_more_tokens_take_longer(measured):
-    """Least of several, 1 token against 20."""
-    short = min(measured(4, 1) for _ in range(5))
-    long = min(measured(4, 20) for _ in range(5))
+    """Least of several, 1 token against 28."""
+    short = min(measured(4, 1) for _ in range(15))
+    long = min(measured(4, 28) for _ in range(15))
     assert 0 < short < long
 
 
@@ -149,9 +154,10 @@ def test_the_clock_is_an_argument():
 
 
 def test_random_params_are_those_of_the_shape():
-    params = measure.random_params(TRAINED, "bfloat16")
+    shape = dataclasses.replace(TRAINED, num_layers=1)
+    params = measure.random_params(shape, "bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    assert params["layers"][1]["up"]["kernel"].shape == (24, 40)
+    assert params["layers"][0]["up"]["kernel"].shape == (24, 40)
 
 
 def test_profiles_are_plain_json(profile, tmp_path):
