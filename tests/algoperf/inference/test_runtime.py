@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -248,3 +250,11 @@ def test_requests_that_make_no_sense_are_an_error(prompt, output, says):
 def test_public_names():
     for name in inference.__all__:
         assert getattr(inference, name).__doc__
+
+
+def test_the_public_names_load_no_jax():
+    code = (
+        "import sys; from algoperf.inference import costs, hlo, plot, profiler, "
+        "quality, roofline, scaling, speculation; assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
