@@ -67,7 +67,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{profile.shape.name}, {profile.shape.num_parameters:,} parameters"),
         ("hardware", _hardware(profile)),
-        ("F", f"{_time(runtime.prompt_seconds[first])} at {first} prompt tokens, "
+        ("F", f"{_time(runtime.prompt_seconds[first])} at {_tokens(first, 'prompt')}, "
          f"{_time(runtime.prompt_seconds[last])} at {last} "
          f"(rule {runtime.prompt_seconds.rule})"),
         ("g", f"{_time(runtime.seconds_per_token)} per output token"),
@@ -102,6 +102,10 @@ def _hardware(profile: Profile) -> str:
     cores = f"{setting.cores} core{'s' if setting.cores != 1 else ''}"
     clock = {"cpu": "process time", "wall": "wall time"}[setting.clock]
     return f"{cores} of {hardware.get('cpu')}, {clock}"
+
+
+def _tokens(count: int, kind: str) -> str:
+    return f"{count} {kind} token{'s' if count != 1 else ''}"
 
 
 def _time(seconds: float) -> str:
@@ -142,7 +146,7 @@ def _request_curve(
         for (p, o), seconds in sorted(medians.items())
         if p == prompt
     ]
-    curve = _Curve(f"{prompt} prompt tokens", color, points)
+    curve = _Curve(_tokens(prompt, "prompt"), color, points)
     longest = int(max(x for x, _, _ in points))
     curve.line = [
         (o, profile.runtime.predict(prompt, o))
