@@ -28,6 +28,10 @@ Measure = Callable[[int, int], float]  # (prompt, output) -> seconds
 # From a spread to the standard error of a median, for normal noise.
 _MAD_TO_DEVIATION = 1.4826
 _MEDIAN_FACTOR = 1.2533
+# The median absolute deviation of few numbers is too small; by how much, for 2 to 9
+# (Croux and Rousseeuw 1992, Time-efficient algorithms for two highly robust estimators
+# of scale, section 4). Beyond, n / (n - 0.8).
+_OF_FEW = (1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)
 # Rounds go on until the uncertainty is this share of its limit: the fit's own limits
 # are tighter.
 AIM = 1 / 3
@@ -115,8 +119,7 @@ class Limits:
     Attributes:
       r2: least share of variance that the fit explains.
       held_out_error: greatest mean relative error on cells that it has not seen.
-      uncertainty: greatest relative standard error of a cell's median (of the median
-        cell).
+      uncertainty: greatest relative standard error of a cell's median (on average).
     """
 
     r2: float = 0.995
@@ -152,7 +155,7 @@ class Result:
       runtime: F, g and R2.
       held_out_error: mean relative error on them; None where there are none.
       uncertainty: see `Limits`.
-      spread: relative deviation of one measurement (of the median cell).
+      spread: relative deviation of one measurement (on average over the cells).
       rounds: of all cells.
     """
 
@@ -209,20 +212,23 @@ def measure_rounds(
 
 
 def spread_of(times: Mapping[Cell, Sequence[float]]) -> float:
-    """Returns the relative deviation of a measurement, of the median cell.
+    """Returns the relative deviation of a measurement, on average over the cells.
 
-    1.4826 x median absolute deviation / median: for normal noise the standard
-    deviation.
+    1.4826 x median absolute deviation / median, corrected for few rounds: for normal
+    noise the standard deviation.
     """
     spreads = []
     for found in times.values():
         middle = np.median(found)
         spreads.append(np.median(np.abs(np.array(found) - middle)) / middle)
-    return float(_MAD_TO_DEVIATION * np.median(spreads))
+    rounds = min(len(found) for found in times.values())
+    few = rounds - 2
+    factor = _OF_FEW[few] if 0 <= few < len(_OF_FEW) else rounds / (rounds - 0.8)
+    return float(_MAD_TO_DEVIATION * factor * np.mean(spreads))
 
 
 def uncertainty_of(times: Mapping[Cell, Sequence[float]]) -> float:
-    """Returns the relative standard error of a cell's median, of the median cell."""
+    """Returns the relative standard error of a cell's median, on average."""
     rounds = min(len(found) for found in times.values())
     return _MEDIAN_FACTOR * spread_of(times) / math.sqrt(rounds)
 
