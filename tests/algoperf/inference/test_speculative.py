@@ -56,7 +56,8 @@ def test_greedy_tokens_are_those_of_the_target(name, plain):
     assert 23 <= counts.tokens <= 23 + 4
 
 
-@pytest.mark.parametrize("threshold", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
 def test_a_threshold_changes_how_many_are_guessed_not_which_come_out(threshold, plain):
     draft = DRAFTS["itself, blurred"]
     strategy = Strategy(longest=6, threshold=threshold)
