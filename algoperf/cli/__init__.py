@@ -27,6 +27,7 @@ COMMANDS = (
     "reparam",
     "score",
     "workloads",
+    "infer",
     "heldout",
     "data",
     "submissions",

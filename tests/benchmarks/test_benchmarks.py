@@ -99,3 +99,12 @@ def test_numerics_native(tmp_path):
     assert [row["name"] for row in rows] == ["float32", "int8", "int8 emulated"]
     assert rows[2]["units"] == ["float32"]
     assert all(row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_inference_decoder(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "inference_decoder.py", "--shapes=tiny-4m"]
+    options = ["--prompt=16", "--tokens=9", "--rounds=1", f"--json={file}"]
+    subprocess.run([*command, *options], check=True)
+    assert json.loads(file.read_text())["tiny-4m"]["ours"] > 0

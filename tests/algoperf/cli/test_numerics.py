@@ -7,10 +7,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from algoperf import cli, numerics, registry
-from algoperf.calibration import Run, Store, facts_of
+from algoperf.calibration import facts_of
 from algoperf.cli import numerics_scaling
 from algoperf.cli.numerics_scaling import layer_parameters, sized, tokens
 from algoperf.numerics.scaling_law import Law
+from algoperf.run_store import Run, Store
 
 ENVIRONMENT = {"host": {}, "devices": {}, "versions": {}}
 
