@@ -108,3 +108,18 @@ def test_inference_decoder(tmp_path):
     options = ["--prompt=16", "--tokens=9", "--rounds=1", f"--json={file}"]
     subprocess.run([*command, *options], check=True)
     assert json.loads(file.read_text())["tiny-4m"]["ours"] > 0
+
+
+@pytest.mark.slow
+def test_submissions_cost(tmp_path):
+    file = tmp_path / "costs.json"
+    command = [sys.executable, HERE / "submissions_cost.py", "--submissions=sgd"]
+    few = ["--rounds=2", "--steps=2", f"--json={file}"]
+    subprocess.run([*command, *few], check=True)
+    result = json.loads(file.read_text())
+    costs = result["costs"]
+    assert costs["adamw"]["ratio"] == 1
+    # Two moments of each parameter and one counter, or two; SGD keeps a counter.
+    moments = costs["adamw"]["state_bytes"] - 2 * result["parameter_bytes"]
+    assert 0 < moments <= 16
+    assert costs["sgd"]["state_bytes"] <= 16
