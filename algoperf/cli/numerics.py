@@ -1,18 +1,13 @@
 """List, explain and compare recipes of low-precision products."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from algoperf import records
 from algoperf.cli import common
 from algoperf.errors import UserError, unknown_name
-
-if TYPE_CHECKING:
-    from algoperf.numerics.find import Found
-    from algoperf.workload import Workload
 
 USAGE = (
     "algoperf numerics list\n"
@@ -124,20 +119,6 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     return numerics_scaling.run(values)
 
 
-def recipe_names(values: flags.FlagValues, default: Sequence[str]) -> list[str]:
-    """Returns the recipes to run, the baseline first.
-
-    Raises:
-      UserError: there is none of a name.
-    """
-    from algoperf import numerics
-
-    names = list(values.recipes or default)
-    for name in (values.baseline, *names):
-        numerics.find_recipe(name)
-    return list(dict.fromkeys([values.baseline, *names]))
-
-
 def _list() -> int:
     """Prints recipes and formats."""
     from algoperf import numerics
@@ -182,13 +163,14 @@ def _short(fmt: Any) -> str:
 def _explain(values: flags.FlagValues, recipe: str) -> int:
     """Prints what a recipe quantises of a workload, where it runs, and its cost."""
     from algoperf import numerics, registry
+    from algoperf.cli import numerics_runs
     from algoperf.numerics import cost, units
 
     numerics.find_recipe(recipe)
     if values.workload is None:
         raise UserError("explain needs --workload NAME")
     workload = registry.find_workload(values.workload, values.scale)
-    found = traced_products(workload, recipe)
+    found = numerics_runs.traced_products(workload, recipe)
     device = units.this_device()
     capability = f" {device.capability}" if device.capability else ""
     print(
@@ -197,49 +179,3 @@ def _explain(values: flags.FlagValues, recipe: str) -> int:
     print(numerics.table(found))
     print(cost.modelled_cost(recipe, found))
     return 0
-
-
-def traced_products(workload: "Workload", recipe: str) -> "tuple[Found, ...]":
-    """Returns the products of the model's forward pass under a recipe.
-
-    Of a batch of the embedded data at scale mini, of one example where data are not
-    there. Runs nothing.
-    """
-    import jax
-
-    from algoperf import numerics, spec
-
-    params, state = jax.eval_shape(workload.init_model_fn, jax.random.PRNGKey(0))
-    batch = workload.example_batch()
-    if workload.scale == "mini":
-        batch = dict(workload.dataset("train", workload.default_batch_size, seed=0)[0])
-
-    def forward(params: Any, batch: Any, state: Any, rng: Any) -> Any:
-        mode = spec.ForwardPassMode.TRAIN
-        return workload.model_fn(params, batch, state, mode, rng, True)[0]
-
-    return numerics.products(
-        recipe,
-        forward,
-        params,
-        batch,
-        state,
-        jax.random.PRNGKey(0),
-        parameter_types=workload.model_params_types,
-    )
-
-
-def points_file(values: flags.FlagValues, recipe: str) -> Path:
-    """Writes the one point of a recipe's runs, and returns where.
-
-    The first point of the submission's search space, with this recipe.
-    """
-    from algoperf import registry, trials, tuning
-
-    path = registry.find_submission(values.submission)
-    space = tuning.load_search_space(path.with_name("tuning_search_space.json"))
-    point = tuning.trial_point(space, trials.study_seed(0, 0), 1)
-    file = Path(values.out) / "points" / f"{recipe}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(file, [{**point, "recipe": recipe}])
-    return file

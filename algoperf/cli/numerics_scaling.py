@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
-from algoperf.cli import numerics as command
+from algoperf.cli import common, numerics_runs
 from algoperf.cli.numerics_sweep import write_csv
 from algoperf.errors import UserError
 
@@ -45,7 +44,7 @@ def run(values: flags.FlagValues) -> int:
     from algoperf import calibration, registry, run_store
 
     base = registry.find_workload("finewebedu_lm", values.scale)
-    recipes = command.recipe_names(values, RECIPES)
+    recipes = numerics_runs.recipe_names(values, RECIPES)
     widths, budgets = (
         _numbers(values[name].value or [], name) for name in ("widths", "budgets")
     )
@@ -135,7 +134,7 @@ def _config(values: flags.FlagValues, workload: "Workload", cell: Cell) -> Any:
     from algoperf import registry, submission, trials, tuning
 
     loaded = submission.load_submission(registry.find_submission(values.submission))
-    space = tuning.load_search_space(command.points_file(values, cell.recipe))
+    space = tuning.load_search_space(numerics_runs.points_file(values, cell.recipe))
     steps = values.max_steps or workload.step_hint
     config = trials.TrialConfig(
         submission=loaded,

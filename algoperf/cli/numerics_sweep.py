@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
-from algoperf.cli import numerics as command
+from algoperf.cli import common, numerics_runs
 
 if TYPE_CHECKING:
     from algoperf.launch.local import Job
@@ -34,10 +33,10 @@ def run(values: flags.FlagValues) -> int:
     """Makes the runs that are missing, then writes tables and figures."""
     from algoperf import calibration, registry, run_store
 
-    recipes = command.recipe_names(values, RECIPES)
+    recipes = numerics_runs.recipe_names(values, RECIPES)
     workloads = registry.select_workloads(values.workloads, values.scale)
     out = Path(values.out)
-    files = {recipe: command.points_file(values, recipe) for recipe in recipes}
+    files = {recipe: numerics_runs.points_file(values, recipe) for recipe in recipes}
     facts = {name: values[name].value for name in ("submission", "share", "max_steps")}
     stores = {
         workload.name: run_store.Store.open(
@@ -139,7 +138,9 @@ def write_results(
     shares = {
         recipe: [
             cost.modelled_cost(
-                recipe, command.traced_products(workload, recipe), kept_bits=KEPT_BITS
+                recipe,
+                numerics_runs.traced_products(workload, recipe),
+                kept_bits=KEPT_BITS,
             ).relative_bit_operations
             for workload in workloads
         ]

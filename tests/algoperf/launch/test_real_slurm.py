@@ -80,7 +80,7 @@ def _logs(out):
     return "\n".join(p.read_text() for p in (out / ".sweep" / "logs").glob("*.out"))
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 @pytest.mark.timeout(2400)
 def test_a_sweep_on_slurm_scores_as_one_here(squeue, tmp_path, capfd):
     there, here = tmp_path / "there", tmp_path / "here"
