@@ -1,6 +1,7 @@
 # make demo    install, train two submissions on two workloads, score them
 # make test    install, run the tests that take minutes
 # make test-slow  run the others
+# make test-slurm start a Slurm on this machine (Debian's slurmctld, slurmd, munge)
 # make lint    ruff and mypy
 # make clean   remove what the above have made
 #
@@ -17,19 +18,22 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # what they have compiled.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-slurm lint clean
 
 demo: .venv/core
 	$(BIN)/algoperf sweep --submissions adamw,momentum --suite mini_fast --out runs/demo
 	$(BIN)/algoperf score runs/demo --benchmark mini_fast --report runs/demo.html --csv runs/demo-csv
 
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow and not alone" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and not alone and not slurm" $(PARALLEL)
 	$(BIN)/python -m pytest -m "not slow and alone"
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)
 	$(BIN)/python -m pytest -m "slow and alone"
+
+test-slurm: .venv/dev
+	$(BIN)/python -m pytest -m slurm
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -7,22 +7,20 @@ validation metric. These runs take TARGET_SETTING_SHARE of the steps that submis
 may plan for: so a submission as good as the one that set the target reaches it in time.
 
 What was run is kept in a store, one file per workload; targets and tables follow from
-it, so a store that is begun on one machine is finished on another.
+it.
 """
 
 import dataclasses
 import enum
-import json
-import lzma
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from algoperf import records
+from algoperf import records, run_store
 from algoperf.errors import UserError
-from algoperf.records import Direction, Row, Status
+from algoperf.records import Direction
+from algoperf.run_store import Run
 from algoperf.workload import Workload
 
 TARGET_SETTING_SHARE = 0.75
@@ -66,95 +64,6 @@ def for_target_setting(workload: W, share: float) -> W:
         test_target_value=None if workload.num_test_examples == 0 else never,
         max_allowed_runtime_sec=math.inf,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of a calibration, as far as targets need it.
-
-    Attributes:
-      phase: what it is for.
-      space: the name of the search space that its point is from.
-      trial: its number among the points of that space in this phase.
-      hyperparameters: its point.
-      status: how it ended.
-      evaluations: steps, submission time (s), training loss, and the target's metric
-        on validation and test.
-      step_sec: median seconds of a step, None if unknown.
-      compile_sec: seconds of compilation.
-    """
-
-    phase: str
-    space: str
-    trial: int
-    hyperparameters: Mapping[str, Any]
-    status: str
-    evaluations: Sequence[Row]
-    step_sec: float | None
-    compile_sec: float
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """Which run of a calibration it is."""
-        return self.phase, self.space, self.trial
-
-    def best(self, direction: Direction) -> Row | None:
-        """Returns the evaluation with the best finite validation metric, if any."""
-        finite = [row for row in self.evaluations if math.isfinite(row["validation"])]
-        if not finite:
-            return None
-        sign = 1 if direction is Direction.MINIMIZE else -1
-        return min(finite, key=lambda row: sign * row["validation"])
-
-    def reached(self, target: float, direction: Direction) -> Row | None:
-        """Returns the first evaluation that reaches a validation target, if any."""
-        for row in self.evaluations:
-            if records.reaches(row["validation"], target, direction):
-                return row
-        return None
-
-
-def read_run(folder: Path, phase: Phase, space: str, trial: int) -> Run:
-    """Reads the record of a finished run.
-
-    Raises:
-      UserError: it is not finished, or failed.
-    """
-    record = records.read_record(folder)
-    status = record["status"]
-    if not status.is_final or status is Status.FAILED:
-        raise UserError(
-            f"{folder} is {status} {record['message']}; repair and calibrate again"
-        )
-    metric = record["target"]["metric"]
-    names = {
-        "step": records.GLOBAL_STEP,
-        "time": records.SUBMISSION_TIME,
-        "train_loss": "train/loss",
-        "validation": f"validation/{metric}",
-        "test": f"test/{metric}",
-    }
-    rows = records.read_measurements(folder / records.EVAL_FILE)
-    step_time = record.get("step_time") or {}
-    return Run(
-        phase=phase,
-        space=space,
-        trial=trial,
-        hyperparameters=record["hyperparameters"],
-        status=str(status),
-        evaluations=[
-            {ours: row.get(theirs, math.nan) for ours, theirs in names.items()}
-            for row in rows
-        ],
-        step_sec=step_time.get("seconds"),
-        compile_sec=sum((record.get("compile") or {}).values()),
-    )
-
-
-def environment(folder: Path) -> dict[str, Any]:
-    """Returns the machine and the versions that a record names."""
-    record = records.read_record(folder)
-    return {name: record[name] for name in ("host", "devices", "versions")}
 
 
 def ranked(runs: Iterable[Run], direction: Direction) -> list[Run]:
@@ -231,71 +140,8 @@ def budget_sec(timed: Run) -> float:
 
 
 @dataclasses.dataclass
-class Store:
-    """The runs of one workload's calibration, in a file.
-
-    Attributes:
-      path: the file, compressed JSON; need not exist.
-      facts: of the workload: what must stay equal for its runs to count together.
-      runs: by their keys.
-    """
-
-    path: Path
-    facts: Mapping[str, Any]
-    runs: dict[tuple[str, str, int], Run] = dataclasses.field(default_factory=dict)
-    environments: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> "Store":
-        """Reads a store.
-
-        Raises:
-          UserError: the file is missing or is none.
-        """
-        try:
-            value = json.loads(lzma.decompress(path.read_bytes()))
-            runs = [_read_stored(run) for run in value["runs"]]
-            facts, environments = value["facts"], value["environments"]
-        except (OSError, ValueError, TypeError, KeyError, lzma.LZMAError) as error:
-            raise UserError(f"{path} is no calibration: {error!r}") from error
-        return cls(path, facts, {run.key: run for run in runs}, environments)
-
-    @classmethod
-    def open(cls, path: Path, facts: Mapping[str, Any]) -> "Store":
-        """Reads a store, or begins one.
-
-        Raises:
-          UserError: the file is of a workload with other facts.
-        """
-        if not path.exists():
-            return cls(path, facts)
-        store = cls.read(path)
-        for name in sorted(facts.keys() | store.facts.keys()):
-            before, now = store.facts.get(name), facts.get(name)
-            if before != now:
-                raise UserError(
-                    f"{path} was calibrated with {name} {before}, which is {now} now; "
-                    "move it away to calibrate anew"
-                )
-        return store
-
-    def add(self, run: Run, environment: Mapping[str, Any]) -> None:
-        """Adds a run and writes the file; the same runs give the same bytes."""
-        self.runs[run.key] = run
-        if environment not in self.environments:
-            self.environments.append(environment)
-        value = {
-            "facts": self.facts,
-            "environments": self.environments,
-            "runs": [dataclasses.asdict(self.runs[key]) for key in sorted(self.runs)],
-        }
-        text = json.dumps(records.finite(value), separators=(",", ":"), sort_keys=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_bytes(self.path, lzma.compress(text.encode(), preset=6))
-
-    def of(self, phase: Phase) -> list[Run]:
-        """Returns the runs of a phase, by space and number."""
-        return [self.runs[key] for key in sorted(self.runs) if key[0] == phase]
+class Store(run_store.Store):
+    """The runs of one workload's calibration, in a file."""
 
     @property
     def direction(self) -> Direction:
@@ -319,11 +165,3 @@ def facts_of(workload: Workload) -> dict[str, Any]:
         "metric": workload.target_metric_name,
         "direction": str(workload.target_direction),
     }
-
-
-def _read_stored(value: Mapping[str, Any]) -> Run:
-    rows = [
-        {name: math.nan if x is None else x for name, x in row.items()}
-        for row in value["evaluations"]
-    ]
-    return Run(**{**value, "evaluations": rows})

@@ -50,10 +50,14 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def git_revision() -> str | None:
-    """Returns the commit this code is at ('-dirty' if changed); None outside git."""
+    """Returns the commit this code is at ('-dirty' if changed); None outside git.
+
+    Where the code is installed without its repository, in a container say,
+    ALGOPERF_REVISION may name the commit.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():  # installed; an outer repository is not ours
-        return None
+        return os.environ.get("ALGOPERF_REVISION") or None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

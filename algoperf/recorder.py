@@ -1,14 +1,15 @@
 """Keeps the record of a trial while it runs; `algoperf.records` says what it is."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from algoperf import hardware, records
+from algoperf import hardware, locks, records
 from algoperf.errors import UserError
 from algoperf.hosts import Hosts
 from algoperf.records import Row, Status
@@ -82,8 +83,10 @@ class Recorder:
         self.is_started = False
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
+        self._lock: locks.Lock | None = None
 
     @classmethod
+    @contextlib.contextmanager
     def open(
         cls,
         *,
@@ -92,16 +95,32 @@ class Recorder:
         batch_size: int,
         resume: bool,
         hosts: Hosts,
-    ) -> "Recorder":
-        """Looks at the trial's folder, on the leading host; writes nothing.
+    ) -> Iterator["Recorder"]:
+        """Looks at the trial's folder and locks it; a finished trial is only looked at.
+
+        Of several hosts, the leading one does so for all.
 
         Raises:
-          UserError: the folder holds another run, or this one and not `resume`.
+          UserError: the folder holds another run, or this one and not `resume`, or
+            another process writes there.
         """
-        folder, record, is_resumed = hosts.call(
-            lambda: cls._look(config, seeds, batch_size, resume)
-        )
-        return cls(folder, record, is_resumed, hosts.is_leader)
+        with contextlib.ExitStack() as stack:
+            lock: locks.Lock | None = None
+
+            def look() -> tuple[str, dict[str, Any], bool]:
+                nonlocal lock
+                found = cls._look(config, seeds, batch_size, resume)
+                if not Status(found[1]["status"]).is_final:
+                    lock = stack.enter_context(locks.hold(Path(found[0])))
+                    found = cls._look(
+                        config, seeds, batch_size, resume
+                    )  # now it stands
+                return found
+
+            folder, record, is_resumed = hosts.call(look)
+            recorder = cls(folder, record, is_resumed, hosts.is_leader)
+            recorder._lock = lock
+            yield recorder
 
     @staticmethod
     def _look(
@@ -207,6 +226,7 @@ class Recorder:
         self._add_row(row)
         if not self.is_writer:
             return
+        self._check_lock()
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
         both = [*self.rows, *self.metrics_logger.rows()]
         both.sort(key=lambda row: row[records.GLOBAL_STEP])
@@ -220,7 +240,12 @@ class Recorder:
         """Adds facts to `record.json`."""
         self.record.update(facts)
         if self.is_writer:
+            self._check_lock()
             records.write_json(self.folder / records.RECORD_FILE, self.record)
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     def finish(
         self, status: Status, message: str, facts: Mapping[str, Any]

@@ -121,40 +121,40 @@ def run_trial(
 
     Raises:
       UserError: something that no trial can have a result with: a folder that holds
-        another run, a batch size that does not fit, a missing hyperparameter.
+        another run or has a writer, a batch size that does not fit.
     """
     seeds = Seeds.derive(config.seed, config.study, config.trial)
     batch_size = global_batch_size(config.submission, config.workload)
     hosts = hosts or Hosts()
-    recorder = Recorder.open(
+    with Recorder.open(
         config=config, seeds=seeds, batch_size=batch_size, resume=resume, hosts=hosts
-    )
-    if recorder.status.is_final:
-        logging.info("%s is finished: %s", recorder.folder, recorder.status)
-        return recorder.record
-    trial: _Trial | None = None
-    try:
-        trial = _Trial(
-            config, seeds, batch_size, recorder, should_stop, watch, now, hosts
-        )
-        recorder.start(flags or {})
-        status, message = trial.run()
-    except UserError as error:
-        hosts.tell(error, str(error))
-        if recorder.is_started:
-            recorder.finish(Status.PREEMPTED, str(error), {})
-        raise
-    except (Exception, SystemExit) as error:  # sys.exit in a submission ends no study
-        if not recorder.is_started:
+    ) as recorder:
+        if recorder.status.is_final:
+            logging.info("%s is finished: %s", recorder.folder, recorder.status)
+            return recorder.record
+        trial: _Trial | None = None
+        try:
+            trial = _Trial(
+                config, seeds, batch_size, recorder, should_stop, watch, now, hosts
+            )
             recorder.start(flags or {})
-        facts = trial.facts() if trial is not None else {}
-        facts["traceback"] = traceback.format_exc()
-        status, message = hosts.failure(error, failures.describe(config, error))
-        return recorder.finish(status, message, facts)
-    finally:
-        if trial is not None:
-            trial.close()
-    return recorder.finish(status, message, trial.facts())
+            status, message = trial.run()
+        except UserError as error:
+            hosts.tell(error, str(error))
+            if recorder.is_started:
+                recorder.finish(Status.PREEMPTED, str(error), {})
+            raise
+        except (Exception, SystemExit) as error:  # sys.exit ends no study
+            if not recorder.is_started:
+                recorder.start(flags or {})
+            facts = trial.facts() if trial is not None else {}
+            facts["traceback"] = traceback.format_exc()
+            status, message = hosts.failure(error, failures.describe(config, error))
+            return recorder.finish(status, message, facts)
+        finally:
+            if trial is not None:
+                trial.close()
+        return recorder.finish(status, message, trial.facts())
 
 
 class _Trial:

@@ -14,12 +14,9 @@ The shortest submission is
 """
 
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,84 +25,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from algoperf import reparam, spec
+from algoperf import compatibility, pmap_layout, reparam, spec
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
+from algoperf.training_step import Objective as Objective
+from algoperf.training_step import (
+    RewriteLoss,
+    WithRecipeState,
+    first_recipe_state,
+    recipe_of,
+    train_step,
+)
 from algoperf.tuning import as_namedtuple
 
 LOG_EVERY_STEPS = 100
 
 Build = Callable[[spec.Workload, Any], optax.GradientTransformation]
 EvalParams = Callable[[Any, spec.ParameterContainer], spec.ParameterContainer]
-Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
-RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
 Reparametrise = Callable[[spec.Workload, Any], reparam.Reparametrisation]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The training loss of one step, for rules that need more than its gradient.
-
-    The update of a transformation gets it as the extra argument `objective` (see
-    `optax.GradientTransformationExtraArgs`), beside `value`, the loss. What its
-    methods compute is charged like all else.
-    """
-
-    workload: spec.Workload
-    batch: spec.Batch
-    model_state: spec.ModelAuxiliaryState  # before the step
-    rng: spec.RandomState  # of dropout: the same masks at every call
-    dropout_rate: Any = None
-    label_smoothing: Any = 0.0
-    rewrite: Callable[[Loss, spec.RandomState], Loss] | None = None  # of the mean loss
-    materialise: Callable[[Any], Any] = lambda params: params  # what is trained -> full
-
-    def loss_and_state(self, params: Any) -> tuple[jax.Array, Any]:
-        """Returns the mean loss of the batch and the new model state."""
-        loss: Loss = self._mean_loss
-        if self.rewrite is not None:
-            loss = self.rewrite(loss, self.rng)
-        full = self.materialise(params)
-        return loss(full, self.model_state, self.batch, self.rng)
-
-    def loss(self, params: Any) -> jax.Array:
-        """Returns the mean loss of the batch."""
-        return self.loss_and_state(params)[0]
-
-    def gradient(self, params: Any) -> Any:
-        """Returns the gradient of `loss`."""
-        return jax.grad(self.loss)(params)
-
-    def logits(self, params: Any) -> Any:
-        """Returns what the model says of the batch, with dropout as in the loss."""
-        full = self.materialise(params)
-        return self._forward(full, self.model_state, self.batch, self.rng)[0]
-
-    def on(self, batch: spec.Batch) -> "Objective":
-        """Returns the objective of another batch, or of a part of this one."""
-        return dataclasses.replace(self, batch=batch)
-
-    def reseeded(self, number: int) -> "Objective":
-        """Returns the objective with other dropout masks, one set for each number."""
-        return dataclasses.replace(self, rng=jax.random.fold_in(self.rng, number))
-
-    def _mean_loss(self, params, model_state, batch, rng) -> tuple[jax.Array, Any]:
-        logits, new_model_state = self._forward(params, model_state, batch, rng)
-        loss = self.workload.loss_fn(
-            batch["targets"], logits, batch.get("weights"), self.label_smoothing
-        )
-        return loss["summed"] / loss["n_valid_examples"], new_model_state
-
-    def _forward(self, params, model_state, batch, rng) -> tuple[Any, Any]:
-        return self.workload.model_fn(
-            params,
-            batch,
-            model_state,
-            spec.ForwardPassMode.TRAIN,
-            rng,
-            update_batch_norm=True,
-            dropout_rate=self.dropout_rate,
-        )
 
 
 class WithTrainingParams(NamedTuple):
@@ -140,7 +77,8 @@ def from_optax(
     """Returns the five functions for a gradient transformation.
 
     The mean loss is differentiated; hyperparameters named `dropout_rate` and
-    `label_smoothing` are honoured where the search space has them. The step is
+    `label_smoothing` are honoured where the search space has them, and so is `recipe`,
+    the name of a recipe of `algoperf.numerics` that quantises the products. The step is
     compiled once per trial, with donated state. A transformation whose update names
     them gets the extra arguments `value`, the loss, and `objective` (see `Objective`).
 
@@ -170,7 +108,6 @@ def from_optax(
     def init_optimizer_state(
         workload, model_params, model_state, hyperparameters, rng
     ) -> spec.OptimizerState:
-        del model_state
         if hyperparameters is None:
             if self_tuned is None:
                 raise UserError(
@@ -182,19 +119,26 @@ def from_optax(
         small = (
             None if reparametrise is None else reparametrise(workload, hyperparameters)
         )
-        step = _train_step(
+        recipe = None if rewrite_loss is not None else recipe_of(hyperparameters)
+        step = train_step(
             workload, transformation, hyperparameters, rewrite_loss, small
         )
         # Placed like the params; otherwise the second step would compile again. Copied,
         # because a state may hold the params themselves and both are donated.
-        start = transformation.init
-        if small is not None:
-            start = functools.partial(reparam.start, small, transformation, key=rng)
-        places = workload.placement.shardings(jax.eval_shape(start, model_params))
-        initialise = jax.jit(
-            lambda params: jax.tree.map(jnp.copy, start(params)), out_shardings=places
-        )
-        state = initialise(model_params)
+
+        def initialise(params, model_state, rng):
+            if small is not None:
+                state: Any = reparam.start(small, transformation, params, rng)
+            else:
+                state = transformation.init(params)
+            if recipe is not None and recipe.has_state:
+                of_recipe = first_recipe_state(workload, recipe, params, model_state)
+                state = WithRecipeState(state, of_recipe)
+            return jax.tree.map(jnp.copy, state)
+
+        start = (model_params, model_state, rng)
+        places = workload.placement.shardings(jax.eval_shape(initialise, *start))
+        state = jax.jit(initialise, out_shardings=places)(*start)
         return (WithTrainingParams(state, model_params) if average else state), step
 
     def update_params(
@@ -242,7 +186,10 @@ def from_optax(
         params = current_param_container
         if average:
             state, _ = optimizer_state
-            params = average(state.transformation, state.params)
+            inner = state.transformation
+            if isinstance(inner, WithRecipeState):
+                inner = inner.transformation
+            params = average(inner, state.params)
         return optimizer_state, params, model_state
 
     def data_selection(workload, input_queue, *unused) -> spec.Batch:
@@ -256,50 +203,6 @@ def from_optax(
         prepare_for_eval,
         data_selection,
     )
-
-
-def _train_step(
-    workload: spec.Workload,
-    transformation: optax.GradientTransformation,
-    hyperparameters: Any,
-    rewrite_loss: RewriteLoss | None,
-    small: reparam.Reparametrisation | None,
-) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
-    dropout_rate = getattr(hyperparameters, "dropout_rate", None)
-    label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
-    update = optax.with_extra_args_support(transformation).update
-    rewrite = None
-    if rewrite_loss is not None:
-        rewrite = functools.partial(rewrite_loss, workload, hyperparameters)
-
-    def step(state, params, model_state, batch, rng):
-        objective = Objective(
-            workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
-        )
-        if small is not None:
-            training = reparam.begin_step(small, state, objective)
-            state, params = training.transformation, small.trainable(training.small)
-            objective = dataclasses.replace(
-                objective, materialise=small.materialise_from(training.small)
-            )
-        (loss, model_state), gradient = jax.value_and_grad(
-            objective.loss_and_state, has_aux=True
-        )(params)
-        gradient = workload.placement.constrain(gradient)
-        updates, state = update(
-            gradient, state, params, value=loss, objective=objective
-        )
-        params = optax.apply_updates(params, updates)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-        if small is not None:
-            state, params = reparam.finish_step(small, training, params, state)
-        state, params, model_state = workload.placement.constrain(
-            (state, params, model_state)
-        )
-        return state, params, model_state, scalars
-
-    # Params that are not used are kept, for the new ones take their place in memory.
-    return jax.jit(step, donate_argnums=(0, 1, 2), keep_unused=True)
 
 
 # What weight decay should leave alone.
@@ -390,7 +293,8 @@ def load_submission(path: Path) -> Submission:
         source = path.read_bytes()
     except OSError as error:
         raise UserError(f"no submission at {path}: {error.strerror}") from error
-    module = _import_file(path, name)
+    loaded = _load(path, name)
+    module = loaded.module
     missing = [
         function
         for function in SubmissionFunctions._fields
@@ -409,34 +313,28 @@ def load_submission(path: Path) -> Submission:
         prepare_for_eval=getattr(module, "prepare_for_eval", _unchanged),
         data_selection=module.data_selection,
     )
+    update_arguments = inspect.signature(functions.update_params).parameters
+    if loaded.uses_pmap:
+        functions = pmap_layout.with_device_axis(functions)
     return Submission(
         name=name,
         path=path,
         sha256=hashlib.sha256(source).hexdigest(),
         functions=functions,
-        wants_train_state="train_state"
-        in inspect.signature(functions.update_params).parameters,
+        wants_train_state="train_state" in update_arguments,
     )
 
 
-def _import_file(path: Path, name: str) -> Any:
+def _load(path: Path, name: str) -> compatibility.Loaded:
     module_name = f"algoperf_submission_{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
-    spec_ = importlib.util.spec_from_file_location(module_name, path)
-    if spec_ is None or spec_.loader is None:
-        raise UserError(f"submission {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec_)
-    sys.modules[module_name] = module  # dataclasses in it look themselves up here
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # so that it can import modules that lie beside it
     try:
-        spec_.loader.exec_module(module)
+        return compatibility.load(path, module_name)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
         raise UserError(
             f"submission {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    return module
 
 
 def _unchanged(

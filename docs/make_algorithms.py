@@ -4,6 +4,7 @@ python docs/make_algorithms.py
 """
 
 import ast
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from algoperf import registry, tuning
 from algoperf.submission import load_submission
 
 PAGE = Path(__file__).resolve().parent / "algorithms.md"
+COSTS = PAGE.with_name("algorithm_costs.json")
 WORKLOAD = ("finewebedu_lm", "mini")
 HEAD = """# The submissions that come with AlgoPerf
 
@@ -31,9 +33,16 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
 - Where something else than the parameters is trained (`factorised`, `lora`, `pruned`,
   `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
   [reparam.md](reparam.md) tells them apart.
+- **Step** is the time of a training step beside AdamW's on the mini language model, and
+  **Memory** that of parameters and state. All took turns in one run of
+  `python tests/benchmarks/submissions_cost.py --json docs/algorithm_costs.json`
+  ({rounds} rounds of {steps_per_round} steps, {cores} cores of an {cpu}); the median of
+  the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model (AdamW
+  takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large batch,
+  and more gradients per step are counted as they come.
 
-| Name | What it is | Source | Code | Lines | State |
-|---|---|---|---|---|---|
+| Name | What it is | Source | Code | Lines | State | Memory | Step |
+|---|---|---|---|---|---|---|---|
 """
 # Parts that make no update rule: clipping, decay, the rate, glue.
 GLUE = {
@@ -99,7 +108,18 @@ def state_per_parameter(name: str) -> float:
     return numbers(state, jax.tree.leaves(params)) / workload.num_parameters
 
 
-def row(name: str, path: Path) -> str:
+def measured(name: str, costs: dict[str, Any]) -> tuple[str, str]:
+    """Returns memory and time of a step beside AdamW's, as they were measured."""
+    if name not in costs["costs"]:
+        return "-", "-"
+    cost, base = costs["costs"][name], costs["costs"]["adamw"]
+    params = costs["parameter_bytes"]
+    memory = (params + cost["state_bytes"]) / (params + base["state_bytes"])
+    time = "{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f})".format(**cost)
+    return f"{memory:.2f}", time
+
+
+def row(name: str, path: Path, costs: dict[str, Any]) -> str:
     """Returns the line of one submission."""
     source = path.read_text(encoding="utf-8")
     what, paper = summary(ast.get_docstring(ast.parse(source)) or "")
@@ -108,14 +128,24 @@ def row(name: str, path: Path) -> str:
     if own:
         code.append(f"ours: {', '.join(f'`{function}`' for function in own)}")
     lines = len(source.splitlines())
-    cells = (name, what, paper, "; ".join(code), lines, state_per_parameter(name))
-    return "| {} | {} | {} | {} | {} | {:.2f} |\n".format(*cells)
+    state = f"{state_per_parameter(name):.2f}"
+    cells = (name, what, paper, "; ".join(code), lines, state, *measured(name, costs))
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def head(costs: dict[str, Any]) -> str:
+    """Returns all that stands before the lines."""
+    return HEAD.format(
+        **costs, **costs["host"], adamw_ms=costs["costs"]["adamw"]["milliseconds"]
+    )
 
 
 def main() -> None:
     """Writes the page."""
-    rows = [row(*pair) for pair in sorted(registry.submission_paths().items())]
-    PAGE.write_text(HEAD + "".join(rows), encoding="utf-8")
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    paths = sorted(registry.submission_paths().items())
+    rows = [row(name, path, costs) for name, path in paths]
+    PAGE.write_text(head(costs) + "".join(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from algoperf import calibration, records, registry
-from algoperf.calibration import Phase, Run, Store
+from algoperf.calibration import Phase, Store
 from algoperf.records import Direction
+from algoperf.run_store import Run
 from algoperf.workload import Workload
 
 DOCS = Path(__file__).resolve().parent

@@ -1,6 +1,7 @@
 """Every command and every Python example of the docs works as it stands."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -63,12 +64,14 @@ NAMES = sorted(registry.submission_paths())
 def test_the_table_of_algorithms_is_what_the_script_writes(name):
     script = _make_algorithms()
     rows = script.PAGE.read_text().splitlines(keepends=True)
-    assert script.row(name, registry.find_submission(name)) in rows
+    costs = json.loads(script.COSTS.read_text())
+    assert script.row(name, registry.find_submission(name), costs) in rows
 
 
 def test_the_table_of_algorithms_is_whole():
     script = _make_algorithms()
-    head, *rows = script.PAGE.read_text().partition(script.HEAD)[1:]
+    head = script.head(json.loads(script.COSTS.read_text()))
+    head, *rows = script.PAGE.read_text().partition(head)[1:]
     assert head
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows[0].splitlines()]
     assert names == NAMES

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from algoperf import calibration, registry
-from algoperf.calibration import Phase, Run, Store
+from algoperf.calibration import Phase, Store
+from algoperf.run_store import Run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

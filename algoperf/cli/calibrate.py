@@ -12,8 +12,9 @@ from algoperf.cli import common
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from algoperf.calibration import Phase, Run, Store
+    from algoperf.calibration import Phase, Store
     from algoperf.launch.local import Job
+    from algoperf.run_store import Run
     from algoperf.workload import Workload
 
 USAGE = (
@@ -261,7 +262,7 @@ def _run(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Makes the runs of a phase that the store lacks; returns whether it has all."""
-    from algoperf import calibration
+    from algoperf import run_store
     from algoperf.launch import local
 
     wanted = {
@@ -277,8 +278,8 @@ def _run(
         if should_stop():
             continue
         _, name, trial = wanted[job]
-        run = calibration.read_run(job.folder, phase, name, trial)
-        task.store.add(run, calibration.environment(job.folder))
+        run = run_store.read_run(job.folder, phase, name, trial)
+        task.store.add(run, run_store.environment(job.folder))
         best = run.best(task.store.direction)
         value = f"{best['validation']:.5g}" if best else "nothing finite"
         print(f"[{phase} {done}/{len(missing)}: {name} {trial}, {value}]", flush=True)

@@ -16,6 +16,8 @@ from algoperf import records
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from algoperf.launch.hosts import HostConfig
     from algoperf.submission import Submission
     from algoperf.tuning import SearchSpace
@@ -239,6 +241,20 @@ def host_config(values: flags.FlagValues) -> "HostConfig | None":
     return hosts.from_flags(*given)
 
 
+def out_folder(values: flags.FlagValues) -> Path:
+    """Returns the folder that `--out` names.
+
+    Raises:
+      UserError: it is an address: records need a file system.
+    """
+    if "://" in values.out:
+        raise UserError(
+            f"--out {values.out} is no folder; records need a file system with renames "
+            "and hard links: mount a shared one, or copy the records when they are done"
+        )
+    return Path(values.out)
+
+
 def search_space(
     values: flags.FlagValues, submission: "Submission"
 ) -> "SearchSpace | None":
@@ -284,22 +300,31 @@ def show(json_path: str | None, value: Any, print_text: Callable[[], None]) -> N
         print_text()
 
 
+# Signals that ask a run to stop: a terminal's, a service manager's, and the ones that
+# Slurm can send some time ahead (sbatch --signal).
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
 class StopRequest:
-    """Set by the first SIGTERM or Ctrl-C within; a second one acts as usual."""
+    """Set by the first signal that asks to stop; a second Ctrl-C acts as usual.
+
+    Other signals may come twice from one hand: Slurm sends SIGUSR2, then SIGTERM, while
+    the checkpoint is being written.
+    """
 
     def __init__(self) -> None:
         self.is_asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._ask)
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.is_asked = True
-        self.__exit__()
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
@@ -321,21 +346,28 @@ def one_argument(positional: Sequence[str], what: str, command: str) -> str:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table, numbers to the right; wraps lines only on a terminal."""
-    from rich import box
     from rich.console import Console
     from rich.measure import Measurement
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        is_number = bool(rows) and isinstance(rows[0][number], int | float)
-        table.add_column(
-            column, justify="right" if is_number else "left", no_wrap=number == 0
-        )
-    for row in rows:
-        table.add_row(*(f"{x:,}" if isinstance(x, int | float) else x for x in row))
+    made = table(columns, rows)
     console = Console(highlight=False)
     if not console.is_terminal:
         wide = console.options.update(max_width=10_000)
-        console.width = Measurement.get(console, wide, table).maximum
-    console.print(table)
+        console.width = Measurement.get(console, wide, made).maximum
+    console.print(made)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Table":
+    """Returns a table, numbers to the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        is_number = bool(rows) and isinstance(rows[0][number], int | float)
+        made.add_column(
+            column, justify="right" if is_number else "left", no_wrap=number == 0
+        )
+    for row in rows:
+        made.add_row(*(f"{x:,}" if isinstance(x, int | float) else x for x in row))
+    return made

@@ -1,6 +1,8 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +59,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_boolean(
+        "ignore_budget",
+        False,
+        "No time ends the trial: for searches on shared machines, by steps alone.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
         "resume",
         False,
         "Go on with what the output folder has; finished trials are left alone.",
@@ -91,6 +99,7 @@ def _run(
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
     from algoperf.launch.hosts import facts_in_common
+    from algoperf.launch.local import PARENT, is_left_behind
     from algoperf.records import Status, trial_folder
 
     configs = trial_configs(values, hosts)
@@ -103,11 +112,13 @@ def _run(
             announce(trial_folder(config.out, *names, config.trial))
             yield config
 
+    # A supervised host is the child of its own parent, which ends with it.
+    parent = os.environ.get(PARENT) if hosts.count == 1 else None
     with StopRequest() as stop, ProgressReport() as report:
         records = runner.run_study(
             announced(),
             resume=values.resume,
-            should_stop=lambda: stop.is_asked,
+            should_stop=lambda: stop.is_asked or is_left_behind(parent),
             watch=report.watch if hosts.is_leader else lambda *_: None,
             finished=report.finished,
             flags=values.flag_values_dict(),
@@ -120,7 +131,7 @@ def _run(
 
 def _budget_ratio(workload: "Workload") -> float:
     """Returns 1 at full scale, whose budgets are for the official hardware."""
-    if workload.scale != "mini":
+    if workload.scale != "mini" or math.isinf(workload.max_allowed_runtime_sec):
         return 1.0
     from algoperf import speed
 
@@ -148,13 +159,15 @@ def trial_configs(
         data = dataclasses.replace(data, host=hosts.index, num_hosts=hosts.count)
     workload = dataclasses.replace(workload, placement=placement, data=data)
     max_steps = values.max_steps
+    if values.ignore_budget:
+        workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
     if values.target_setting:
         workload = calibration.for_target_setting(workload, values.target_setting)
         max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(
         submission=loaded,
         workload=workload,
-        out=Path(values.out),
+        out=common.out_folder(values),
         ruleset=values.ruleset,
         study=values.study,
         seed=values.seed,

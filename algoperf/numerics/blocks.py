@@ -129,6 +129,7 @@ def take_apart(
     axis: int,
     words: rounding.Words = None,
     subnormals: bool = True,
+    largest: jax.Array | None = None,
 ) -> Parts:
     """Quantises float32 numbers; see `quantize`.
 
@@ -140,6 +141,8 @@ def take_apart(
       subnormals: whether numbers down to float32's subnormals count. If not, scales
         that are powers of two stop at 2^-100, and what is too small for that is 0:
         products in float32 lose such numbers too, and quantising is faster.
+      largest: float32 (), for a tensor's float32 scale: taken for max|x|, so that what
+        is beyond it is clipped.
     """
     one = jnp.float32(1.0)
     noise = rounding.uniform(words, x.shape) if fmt.is_stochastic else None
@@ -164,18 +167,20 @@ def take_apart(
     elif fmt.group == "tensor":
         axes = None
     if fmt.scale in POWER_OF_TWO_SCALES:
-        tensor_scale = _largest(x, None).reshape(()) if fmt.tensor_scale else one
+        tensor_scale = (
+            largest_magnitude(x, None).reshape(()) if fmt.tensor_scale else one
+        )
         if fmt.tensor_scale:
             x = x * _reciprocal(tensor_scale)
         scale = _scale_exponent(x, fmt, axes)
         if subnormals:
-            scaled = rounding.divide_by_power_of_two(x, scale - _implied_exponent(fmt))
+            scaled = rounding.divide_by_power_of_two(x, scale - implied_exponent(fmt))
         else:
             scale = jnp.maximum(scale, LOWEST_FAST_SCALE)
-            unit = scale - _implied_exponent(fmt)
+            unit = scale - implied_exponent(fmt)
             scaled = x * rounding.small_power_of_two(-unit)
     else:
-        scale, tensor_scale = _scale(x, fmt, axes)
+        scale, tensor_scale = _scale(x, fmt, axes, largest)
         scaled = x * _reciprocal(scale * tensor_scale)
     if fmt.prescale != 1.0:
         scaled = scaled * np.float32(fmt.prescale)
@@ -196,7 +201,7 @@ def put_together(
     if parts.scale is None:
         return parts.elements
     if fmt.scale in POWER_OF_TWO_SCALES:
-        unit = parts.scale - _implied_exponent(fmt)
+        unit = parts.scale - implied_exponent(fmt)
         if subnormals:
             values = rounding.multiply_by_power_of_two(parts.elements, unit)
         else:
@@ -213,7 +218,7 @@ def put_together(
     return values
 
 
-def _implied_exponent(fmt: Format) -> int:
+def implied_exponent(fmt: Format) -> int:
     """Integer k stands for k / 2^(bits - 2) under an E8M0 scale (OCP MX, 5.3.4)."""
     element = fmt.elements
     return element.bits - 2 if isinstance(element, IntElement) else 0
@@ -224,7 +229,7 @@ def _reciprocal(scale: jax.Array) -> jax.Array:
     return jnp.where(scale == 0.0, 0.0, 1.0 / scale)
 
 
-def _largest(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+def largest_magnitude(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
     """max|x| of the groups, kept as axes of length 1; NaN where one is.
 
     Taken on the bits: NaN is above infinity there, and subnormals keep their order.
@@ -235,10 +240,16 @@ def _largest(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
 
 
 def _scale(
-    x: jax.Array, fmt: Format, axes: tuple[int, ...] | None
+    x: jax.Array,
+    fmt: Format,
+    axes: tuple[int, ...] | None,
+    largest: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the groups' scales, as stored, and the tensor's."""
-    largest = _largest(x, axes)
+    if largest is None:
+        largest = largest_magnitude(x, axes)
+    else:
+        largest = largest.reshape((1,) * x.ndim)
     per_element = largest * np.float32(1.0 / fmt.elements.max)
     if fmt.scale == "float32":
         return per_element, jnp.float32(1.0)
@@ -259,11 +270,14 @@ def _scale_exponent(
 
     All on the bits of the largest magnitude, m 2^e with 1 <= m < 2, so exact.
     """
+    if fmt.scale == "fixed":
+        fixed = implied_exponent(fmt) - fmt.fraction_bits
+        return jnp.full((1,) * x.ndim, fixed, jnp.int32)
     if fmt.scale == "e8m0_quest":
         mean = jnp.mean(jnp.square(x), axis=axes, keepdims=True)
         number = jnp.sqrt(mean) * np.float32(QUEST_SCALE)
     else:
-        number = _largest(x, axes)
+        number = largest_magnitude(x, axes)
     bits = rounding.bits_of(number)
     field = (bits & rounding.EXPONENT_MASK) >> 23
     mantissa = bits & rounding.MANTISSA_MASK

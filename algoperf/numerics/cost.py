@@ -14,10 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from algoperf.numerics import rewrite
+from algoperf.numerics.find import CONVOLUTION, DOT, Found
 from algoperf.numerics.formats import Format
 from algoperf.numerics.recipes import Recipe, Rotation, find_recipe
-from algoperf.numerics.rewrite import Found
 
 # What an unquantised operand has: the widths of float32 operands as they are stored.
 FULL_BITS = 32
@@ -81,36 +80,42 @@ class Cost:
 
 
 def modelled_cost(
-    recipe: str | Recipe, found: Sequence[Found], training: bool = True
+    recipe: str | Recipe,
+    found: Sequence[Found],
+    training: bool = True,
+    kept_bits: int = FULL_BITS,
 ) -> Cost:
     """Returns the cost of all products of one call.
 
     Args:
       recipe: the recipe.
-      found: what `numerics.products` returned for it; a product with a reason counts
-        at full width.
+      found: what `numerics.products` returned for it.
       training: whether with the two products of the gradient; those that JAX would
         leave out, such as the gradient of the inputs, are counted too.
+      kept_bits: at what width a product counts that has a reason not to be quantised.
     """
     recipe = find_recipe(recipe)
-    return sum((_one(recipe, item, training) for item in found), Cost())
+    costs = (_one(recipe, item, training, kept_bits) for item in found)
+    return sum(costs, Cost())
 
 
-def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
+def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
     """The cost of one product, all its runs."""
-    if item.primitive not in (rewrite.DOT, rewrite.CONVOLUTION):
+    if item.primitive not in (DOT, CONVOLUTION):
         return Cost()
     left, right, out = (float(math.prod(shape)) for shape in item.shapes)
     multiply_adds = out * _inner_length(item)
     x, w = (right, left) if item.weight_is_left else (left, right)
+    width = FULL_BITS
     if item.reason is not None:
-        recipe = Recipe("full")
+        recipe, width = Recipe("kept"), kept_bits
     cost = _product(
         multiply_adds,
         (x, recipe.forward_x),
         (w, recipe.forward_w),
         out,
         recipe.forward_rotation,
+        width,
     )
     if training:
         cost += _product(
@@ -119,6 +124,7 @@ def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
             (w, recipe.input_gradient_w),
             x,
             recipe.input_gradient_rotation,
+            width,
         )
         cost += _product(
             multiply_adds,
@@ -126,6 +132,7 @@ def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
             (x, recipe.weight_gradient_x),
             w,
             recipe.weight_gradient_rotation,
+            width,
         )
     return cost.times(item.repeats)
 
@@ -133,7 +140,7 @@ def _one(recipe: Recipe, item: Found, training: bool) -> Cost:
 def _inner_length(item: Found) -> int:
     """How many products make one element of the result."""
     params, (left, right, _) = item.params, item.shapes
-    if item.primitive == rewrite.DOT:
+    if item.primitive == DOT:
         contracted: Any = params["dimension_numbers"][0][0]
         return math.prod(left[axis] for axis in contracted)
     out_channel = params["dimension_numbers"].rhs_spec[0]
@@ -146,9 +153,13 @@ def _product(
     second: tuple[float, Format | None],
     out: float,
     rotation: Rotation | None,
+    width: int,
 ) -> Cost:
-    """One product: (elements, format) of its operands, elements of its result."""
-    bits = [_bits(fmt) for _, fmt in (first, second)]
+    """One product: (elements, format) of its operands, elements of its result.
+
+    `width` is that of an operand without format, in bits.
+    """
+    bits = [_bits(fmt, width) for _, fmt in (first, second)]
     overhead = 0.0
     for size, fmt in (first, second):
         if rotation is not None:
@@ -158,7 +169,7 @@ def _product(
             additions = QUANTISE_ADDITIONS + fmt.is_stochastic
             overhead += size * (MULTIPLICATION + additions * ADDITION)
     moved = [
-        size * (FULL_BITS if fmt is None else fmt.bits_per_element()) / 8
+        size * (width if fmt is None else fmt.bits_per_element()) / 8
         for size, fmt in (first, second)
     ]
     return Cost(
@@ -171,5 +182,5 @@ def _product(
     )
 
 
-def _bits(fmt: Format | None) -> int:
-    return FULL_BITS if fmt is None else fmt.elements.bits
+def _bits(fmt: Format | None, width: int) -> int:
+    return width if fmt is None else fmt.elements.bits

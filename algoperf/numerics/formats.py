@@ -89,7 +89,10 @@ SCALE_ELEMENTS: Mapping[str, FloatElement] = MappingProxyType(
         "ue5m3": FloatElement("ue5m3", 5, 3, 15, 61440.0),
     }
 )
-POWER_OF_TWO_SCALES = ("e8m0_floor", "e8m0_ceil", "e8m0_nearest", "e8m0_quest")
+POWER_OF_TWO_SCALES = (
+    *("e8m0_floor", "e8m0_ceil", "e8m0_nearest", "e8m0_quest"),
+    "fixed",
+)
 SCALES = (*POWER_OF_TWO_SCALES, *SCALE_ELEMENTS, "float32")
 ROUNDINGS = ("nearest_even", "stochastic")
 Group = int | str  # elements of a block, or 'tensor', or 'channel'
@@ -112,6 +115,7 @@ class Format:
         'e8m0_quest': 2^round(log2(0.487079 rms)), see `transforms.quest`; for e2m1.
         'e4m3', 'ue5m3': amax / max, rounded to nearest in that format.
         'float32': amax / max.
+        'fixed': none follows from amax: integers are k 2^-fraction_bits, fixed point.
       tensor_scale: whether the array is first divided by one float32 number, so that
         block scales use their format's range: max|x| / (max * the scale's largest
         value), or max|x| for scales that are powers of two.
@@ -124,6 +128,7 @@ class Format:
         unbiased.
       pad: whether a last block may be shorter than the others (it is filled with
         zeros). If not, such an axis is an error.
+      fraction_bits: bits after the point, of the scale 'fixed' alone.
 
     Raises:
       UserError: a field that is unknown or fits no other.
@@ -137,6 +142,7 @@ class Format:
     symmetric: bool = True
     prescale: float = 1.0
     pad: bool = True
+    fraction_bits: int = 0
 
     def __post_init__(self) -> None:
         if self.element not in ELEMENTS:
@@ -162,6 +168,14 @@ class Format:
                 f"the scale e8m0_quest is for e2m1, not for {self.element}; "
                 "take e8m0_nearest"
             )
+        is_integer = isinstance(ELEMENTS[self.element], IntElement)
+        if self.scale == "fixed" and not (is_integer and self.group == "tensor"):
+            raise UserError(
+                "the scale fixed is for integers and group='tensor', not for "
+                f"{self.element} and {self.group!r}"
+            )
+        if self.fraction_bits and self.scale != "fixed":
+            raise UserError("fraction_bits is for the scale fixed")
 
     def replace(self, **changes: object) -> "Format":
         """Returns a copy with other fields."""
@@ -236,6 +250,12 @@ def _presets() -> dict[str, Format]:
         "int8_tensor": Format("int8", "tensor", "float32"),
         "int4": Format("int4", "channel", "float32"),
         "quest_fp4": Format("e2m1", 32, "e8m0_quest"),
+        # The words that AdaPT begins with (2021, arXiv:2107.13490): -8 to 7.9375.
+        "fixed_8_4": Format(
+            *("int8", "tensor", "fixed", False, "stochastic"),
+            symmetric=False,
+            fraction_bits=4,
+        ),
         # Unbiased gradients: Tseng et al. 2025, the backward pass of Quartet.
         "mxfp4_stochastic": Format(rounding="stochastic", prescale=0.75),
         # Logarithmic and unbiased, for gradients: Chmiel et al. 2021, arXiv:2112.10769.

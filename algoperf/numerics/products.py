@@ -1,150 +1,87 @@
-"""One product with quantised operands, forward and backward.
+"""One product with quantised operands, forward and backward; see `plans`."""
 
-A product is bilinear, out = contract(left, right). Its gradients are products too: of g
-with right, for left, and of g with left, for right; each contracts another axis, along
-which its operands are quantised. So six arrays are quantised in all.
-
-Matrix products are brought to left (B, M, K), right (B, K, N), out (B, M, N).
-Convolutions stay as they are. They contract channels and kernel positions (forward),
-output channels and kernel positions (gradient of x), batch and positions (gradient of
-w). In which order a product adds up is ours to choose: channels, output channels and
-batch are innermost, so a block never crosses a position, and each is a block of
-neighbours on the contracted axis of a matrix product that a kernel could run.
-"""
-
-import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from algoperf.numerics import estimators, rounding, transforms
-from algoperf.numerics.formats import Format
-from algoperf.numerics.recipes import Recipe, Rotation
+from algoperf.numerics import blocks, estimators, rounding, transforms, units
+from algoperf.numerics.find import CONVOLUTION, Found
+from algoperf.numerics.plans import Operand, Plan, Product, plans_of
+from algoperf.numerics.recipes import Recipe
+from algoperf.numerics.transforms import Factors
 
 
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """One product of a function, and how it is quantised; static under jit.
+class Given(NamedTuple):
+    """What a product needs beside its operands.
 
     Attributes:
-      recipe: the formats.
-      is_convolution: else a batched matrix product.
-      params: of the convolution's primitive, as sorted pairs; of a matrix product,
-        'precision' and 'preferred_element_type'.
-      weight_is_left: whether the left operand has the role of w.
-      shapes, dtypes: of left and right.
+      words: uint32 (2,), the key; used only by what is random.
+      history: float32 (6, steps), the largest magnitudes of the six operands in the
+        steps before, the newest first, 0 where there was none; None without. Its
+        gradient is the next history.
     """
 
-    recipe: Recipe
-    is_convolution: bool
-    params: tuple[tuple[str, Any], ...]
-    weight_is_left: bool
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    dtypes: tuple[Any, Any]
+    words: rounding.Words
+    history: jax.Array | None = None
 
 
-class _Operand(NamedTuple):
-    """Where one operand of a product is quantised: format, axis, groups on the axis."""
-
-    fmt: Format | None
-    axis: int
-    groups: int
-
-
-class _Plan(NamedTuple):
-    """One of the three products: its operands, its rotation, its number."""
-
-    first: _Operand
-    second: _Operand
-    rotation: Rotation | None
-    number: int
-
-
-def _plans(product: Product) -> tuple[_Plan, _Plan, _Plan]:
-    """Returns the plans of forward (left, right), gradients of left, and of right."""
-    recipe = product.recipe
-    # By role: (own format in the forward product, the format of g and of this operand
-    # where the gradient of the OTHER operand is made, that product's rotation).
-    as_x = (recipe.forward_x, recipe.weight_gradient_g, recipe.weight_gradient_x)
-    as_w = (recipe.forward_w, recipe.input_gradient_g, recipe.input_gradient_w)
-    rotations = [recipe.weight_gradient_rotation, recipe.input_gradient_rotation]
-    left, right = (as_w, as_x) if product.weight_is_left else (as_x, as_w)
-    if product.weight_is_left:
-        rotations.reverse()
-    axes = _axes(product)
-    forward = _Plan(
-        _Operand(left[0], *axes["left"]),
-        _Operand(right[0], *axes["right"]),
-        recipe.forward_rotation,
-        0,
+def units_of(product: Product, plan: Plan) -> str:
+    """Returns the units that one of the three products runs in, of `units.KINDS`."""
+    if plan.number == 0 and product.recipe.outliers:
+        return units.EMULATED
+    return units.choose(
+        plan.first.fmt,
+        plan.second.fmt,
+        product.device,
+        plan.length,
+        product.is_convolution,
     )
-    of_left = _Plan(
-        _Operand(right[1], *axes["g_for_left"]),
-        _Operand(right[2], *axes["right_for_left"]),
-        rotations[1],
-        1,
-    )
-    of_right = _Plan(
-        _Operand(left[1], *axes["g_for_right"]),
-        _Operand(left[2], *axes["left_for_right"]),
-        rotations[0],
-        2,
-    )
-    return forward, of_left, of_right
 
 
-def _axes(product: Product) -> dict[str, tuple[int, int]]:
-    """Returns the contracted axis, and its groups, of the operands of all products."""
-    if not product.is_convolution:
-        return {
-            "left": (2, 1),
-            "right": (1, 1),
-            "g_for_left": (2, 1),
-            "right_for_left": (2, 1),
-            "g_for_right": (1, 1),
-            "left_for_right": (1, 1),
-        }
-    params = dict(product.params)
-    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    batch, channel = numbers.lhs_spec[:2]
-    out_channel, in_channel = numbers.rhs_spec[:2]
-    return {
-        "left": (channel, groups),
-        "right": (in_channel, 1),
-        "g_for_left": (numbers.out_spec[1], groups),
-        "right_for_left": (out_channel, groups),
-        "g_for_right": (numbers.out_spec[0], 1),
-        "left_for_right": (batch, 1),
-    }
+def _multiply(kind: str, plan: Plan, pair: Any, axes: tuple[int, int]) -> jax.Array:
+    formats: Any = (plan.first.fmt, plan.second.fmt)
+    if axes == (1, 1):  # the operands of that product are swapped
+        formats = formats[::-1]
+    return units.multiply(kind, pair[0].factors, pair[1].factors, formats, axes)
 
 
 def _contract(
-    product: Product, is_exact: bool, left: jax.Array, right: jax.Array
+    product: Product, kind: str | None, left: jax.Array, right: jax.Array
 ) -> jax.Array:
-    """The product itself; `is_exact`: in full float32 whatever the model asks for."""
+    """The product itself; with a kind in float32 whatever the model asks for."""
     params = dict(product.params)
-    if is_exact:
-        # TF32 and bfloat16 passes would round what has been quantised once more.
-        params["precision"] = lax.Precision.HIGHEST
+    if kind is not None:
+        # TF32 and bfloat16 passes would round what has been quantised once more; but
+        # where everything is exact in bfloat16, it is in those too.
+        is_exact = kind == "bfloat16"
+        precision = lax.Precision.DEFAULT if is_exact else lax.Precision.HIGHEST
+        params["precision"] = precision
         params["preferred_element_type"] = jnp.float32
     if product.is_convolution:
         return lax.conv_general_dilated_p.bind(left, right, **params)
     return lax.dot_general(left, right, (((2,), (1,)), ((0,), (0,))), **params)
 
 
-def _signs(plan: _Plan, words: rounding.Words) -> jax.Array | None:
+# Traced once for each shape and format, not once for each operand.
+_quantise = jax.jit(transforms.quantize_in_full, static_argnums=(1, 2))
+_rotate = jax.jit(transforms.rotate, static_argnums=(1, 2))
+_rotate_back = jax.jit(transforms.rotate_back, static_argnums=(1, 2, 4))
+
+
+def _signs(plan: Plan, words: rounding.Words) -> jax.Array | None:
     if plan.rotation is None or not plan.rotation.random:
         return None
     return transforms.random_signs(
-        rounding.fold(words, 100 + plan.number), plan.rotation.block
+        rounding.stream(words, 100 + plan.number), plan.rotation.block
     )
 
 
-def _grouped(x: jax.Array, operand: _Operand) -> tuple[jax.Array, int]:
+def _grouped(x: jax.Array, operand: Operand) -> tuple[jax.Array, int]:
     """Splits the axis into its groups, which no block may cross."""
     axis, groups = operand.axis, operand.groups
     if groups == 1:
@@ -153,7 +90,7 @@ def _grouped(x: jax.Array, operand: _Operand) -> tuple[jax.Array, int]:
     return x.reshape(shape), axis + 1
 
 
-def _ungrouped(x: jax.Array, operand: _Operand) -> jax.Array:
+def _ungrouped(x: jax.Array, operand: Operand) -> jax.Array:
     if operand.groups == 1:
         return x
     axis = operand.axis
@@ -161,99 +98,138 @@ def _ungrouped(x: jax.Array, operand: _Operand) -> jax.Array:
 
 
 def _rotated(
-    x: jax.Array, operand: _Operand, plan: _Plan, words: rounding.Words
+    x: jax.Array, operand: Operand, plan: Plan, words: rounding.Words
 ) -> jax.Array:
     if plan.rotation is None:
         return x
     x, axis = _grouped(x, operand)
-    rotated = transforms.rotate(x, plan.rotation.block, axis, _signs(plan, words))
+    rotated = _rotate(x, plan.rotation.block, axis, _signs(plan, words))
     return _ungrouped(rotated, operand)
 
 
 def _rotated_back(
-    x: jax.Array, operand: _Operand, plan: _Plan, words: rounding.Words, length: int
+    x: jax.Array, operand: Operand, plan: Plan, words: rounding.Words, length: int
 ) -> jax.Array:
     if plan.rotation is None:
         return x
     x, axis = _grouped(x, operand)
-    back = transforms.rotate_back(
+    back = _rotate_back(
         x, plan.rotation.block, axis, _signs(plan, words), length // operand.groups
     )
     return _ungrouped(back, operand)
 
 
+class _Quantised(NamedTuple):
+    """A quantised operand, where it was not clipped, and its largest magnitude."""
+
+    values: jax.Array
+    factors: Factors | None = None  # where the product may run in other units
+    mask: jax.Array | None = None
+    largest: jax.Array | None = None  # () where the recipe keeps a history
+
+
 def _quantised(
     x: jax.Array,
-    operand: _Operand,
-    words: rounding.Words,
+    operand: Operand,
+    given: Given,
     slot: int,
     outliers: float = 0.0,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the quantised operand, and where it was not clipped."""
+) -> _Quantised:
+    """Quantises an operand; slots count the six operands of the three products."""
     if operand.fmt is None:
-        return x, None
+        return _Quantised(x)
     kept: Any = None
     if outliers:
         x, kept = transforms.split_outliers(x, outliers)
     x, axis = _grouped(x, operand)
-    own = rounding.fold(words, slot) if operand.fmt.is_stochastic else None
-    values, mask = transforms.quantize_with_mask(x, operand.fmt, axis, own)
+    own = rounding.stream(given.words, slot) if operand.fmt.is_stochastic else None
+    now = before = None
+    if given.history is not None:
+        now = blocks.largest_magnitude(x, None).reshape(())
+        before = jnp.max(given.history[slot])
+        before = jnp.where(before > 0, before, now)  # no step before this one
+    values, mask, factors = _quantise(x, operand.fmt, axis, own, before)
     values, mask = _ungrouped(values, operand), _ungrouped(mask, operand)
-    return (values if kept is None else values + kept), mask
+    if kept is not None:
+        return _Quantised(values + kept, None, mask, now)
+    return _Quantised(values, factors, mask, now)
 
 
-def _is_untouched(plan: _Plan) -> bool:
+def _next_history(history: Any, largest: Sequence[Any]) -> Any:
+    """Puts what is known of this step's largest magnitudes first, drops the last."""
+    if history is None:
+        return None
+    now = jnp.stack([jnp.zeros(()) if a is None else a for a in largest])
+    now = jnp.where(jnp.isfinite(now), now, 0.0)  # a step that is skipped
+    return jnp.concatenate([now[:, None], history[:, :-1]], axis=1)
+
+
+def _is_untouched(plan: Plan) -> bool:
     return plan.rotation is None and plan.first.fmt is None and plan.second.fmt is None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def quantised_product(
-    product: Product, left: jax.Array, right: jax.Array, words: rounding.Words
+    product: Product, left: jax.Array, right: jax.Array, given: Given
 ) -> jax.Array:
     """Returns the product of quantised operands; its gradient's products are too.
 
     Args:
       product: what to do.
       left, right: the operands, of any float dtype.
-      words: uint32[2], the key; used only by what is random.
+      given: key and history.
     """
-    return _forward(product, left, right, words)[0]
+    return _forward(product, left, right, given)[0]
 
 
-def _forward(product, left, right, words):
-    """Returns the result, the rotated operands, the quantised ones, and their masks."""
-    plan = _plans(product)[0]
+def _forward(product, left, right, given):
+    """Returns the result, and the two operands quantised."""
+    plan, words = plans_of(product)[0], given.words
     if _is_untouched(plan):
-        out = _contract(product, False, left, right)
-        return out, (left, right), (left, right), (None, None)
+        out = _contract(product, None, left, right)
+        return out, (_Quantised(left), _Quantised(right))
     outliers = product.recipe.outliers
     rotated = (
         _rotated(left.astype(jnp.float32), plan.first, plan, words),
         _rotated(right.astype(jnp.float32), plan.second, plan, words),
     )
-    left_q, left_mask = _quantised(rotated[0], plan.first, words, 0, outliers)
-    right_q, right_mask = _quantised(rotated[1], plan.second, words, 1, outliers)
-    out = _contract(product, True, left_q, right_q)
+    operands = (
+        _quantised(rotated[0], plan.first, given, 0, outliers),
+        _quantised(rotated[1], plan.second, given, 1, outliers),
+    )
+    kind = units_of(product, plan)
+    if kind == units.EMULATED or product.is_convolution:
+        out = _contract(product, kind, *(operand.values for operand in operands))
+    else:
+        out = _multiply(kind, plan, operands, (2, 1))
     dtype = dict(product.params)["preferred_element_type"]
     dtype = dtype or jnp.result_type(left, right)
-    return out.astype(dtype), rotated, (left_q, right_q), (left_mask, right_mask)
+    return out.astype(dtype), operands
 
 
-def _forward_rule(product, left, right, words):
-    out, _, quantised, masks = _forward(product, left, right, words)
+def _forward_rule(product, left, right, given):
+    out, operands = _forward(product, left, right, given)
+    quantised = tuple(operand.values for operand in operands)
     recipe = product.recipe
-    masks = masks if recipe.estimator == "clipped" else (None, None)
+    kept = tuple(
+        operand._replace(
+            values=None,
+            factors=None,
+            mask=operand.mask if recipe.estimator == "clipped" else None,
+        )
+        for operand in operands
+    )
     if recipe.backward_from == "original":
-        return out, ((left, right), None, masks, words)
+        return out, ((left, right), None, kept, given)
     # Kept is only what the backward products need: not the operands as they were.
     needs_originals = recipe.estimator in ("exact", "dge")
     originals = (left, right) if needs_originals else (None, None)
-    return out, (originals, quantised, masks, words)
+    return out, (originals, quantised, kept, given)
 
 
 def _backward_rule(product, residuals, g):
-    forward, of_left, of_right = _plans(product)
-    originals, quantised, masks, words = residuals
+    forward, of_left, of_right = plans_of(product)
+    originals, quantised, kept, given = residuals
     recipe = product.recipe
     plans = (of_left, of_right)
     is_plain = recipe.estimator == "straight_through" and quantised is None
@@ -264,45 +240,61 @@ def _backward_rule(product, residuals, g):
         base = originals
     else:
         base = tuple(
-            _rotated(a.astype(jnp.float32), operand, forward, words)
+            _rotated(a.astype(jnp.float32), operand, forward, given.words)
             for a, operand in zip(originals, operands, strict=True)
         )
-    gradients = []
+    gradients, largest = [], [operand.largest for operand in kept]
     for side in (0, 1):
-        gradient = _gradient(product, plans[side], side, base, g, words)
+        gradient, more = _gradient(product, plans[side], side, base, g, given)
+        largest += more
         if not is_plain and not _is_untouched(forward):
             gradient = _pulled_back(
-                product, side, gradient, originals[side], masks[side], words
+                product, side, gradient, originals[side], kept[side].mask, given.words
             )
         gradients.append(gradient.astype(product.dtypes[side]))
-    return (*gradients, None)
+    return (*gradients, Given(None, _next_history(given.history, largest)))
 
 
-def _gradient(product, plan, side, base, g, words):
-    """The gradient of left (side 0) or right (1), a product of g with the other."""
+def _gradient(product, plan, side, base, g, given):
+    """The gradient of left (side 0) or right (1), a product of g with the other.
+
+    Returns it, and the largest magnitudes of g and of the other.
+    """
     other = base[1 - side]
     wanted = base[side]  # its type alone
     if _is_untouched(plan):
-        transposed = functools.partial(_transposed, product, False)
+        transposed = functools.partial(_transposed, product, None)
         # The quantised operands are float32, g may be of the model's own dtype.
         if other.dtype == jnp.float32 and g.dtype != jnp.float32:
-            transposed = functools.partial(_transposed, product, True)
+            transposed = functools.partial(_transposed, product, units.EMULATED)
             g = g.astype(jnp.float32)
-        return transposed(side, wanted, other, g)
-    g = _rotated(g.astype(jnp.float32), plan.first, plan, words)
-    other = _rotated(other.astype(jnp.float32), plan.second, plan, words)
+        return transposed(side, wanted, other, g), [None, None]
+    g = _rotated(g.astype(jnp.float32), plan.first, plan, given.words)
+    other = _rotated(other.astype(jnp.float32), plan.second, plan, given.words)
     slot = 2 * plan.number
-    g, _ = _quantised(g, plan.first, words, slot)
-    other, _ = _quantised(other, plan.second, words, slot + 1)
-    return _transposed(product, True, side, wanted.astype(jnp.float32), other, g)
+    pair = (
+        _quantised(g, plan.first, given, slot),
+        _quantised(other, plan.second, given, slot + 1),
+    )
+    kind = units_of(product, plan)
+    if kind == units.EMULATED or product.is_convolution:
+        wanted = wanted.astype(jnp.float32)
+        gradient = _transposed(
+            product, kind, side, wanted, pair[1].values, pair[0].values
+        )
+    elif side == 0:
+        gradient = _multiply(kind, plan, pair, (2, 2))  # g (B, M, N), right (B, K, N)
+    else:  # left (B, M, K), g (B, M, N)
+        gradient = _multiply(kind, plan, pair[::-1], (1, 1))
+    return gradient, [operand.largest for operand in pair]
 
 
-def _transposed(product, is_exact, side, wanted, other, g):
+def _transposed(product, kind, side, wanted, other, g):
     """The product is linear in each operand; this is the transpose of that map."""
 
     def linear(operand):
         pair = (operand, other) if side == 0 else (other, operand)
-        return _contract(product, is_exact, *pair)
+        return _contract(product, kind, *pair)
 
     (gradient,) = jax.linear_transpose(linear, wanted)(g)
     return gradient
@@ -310,7 +302,7 @@ def _transposed(product, is_exact, side, wanted, other, g):
 
 def _pulled_back(product, side, gradient, original, mask, words):
     """From the gradient of the quantised operand to that of the operand itself."""
-    forward = _plans(product)[0]
+    forward = plans_of(product)[0]
     operand = (forward.first, forward.second)[side]
     estimator = product.recipe.estimator
     is_weight = side == (0 if product.weight_is_left else 1)
@@ -333,13 +325,45 @@ def _pulled_back(product, side, gradient, original, mask, words):
 quantised_product.defvjp(_forward_rule, _backward_rule)
 
 
+def units_of_found(
+    recipe: Recipe, item: Found, device: units.Device
+) -> tuple[str, ...]:
+    """Returns where the three products of a product of a function run."""
+    dtypes = (jnp.float32, jnp.float32)  # does not matter
+    if item.primitive == CONVOLUTION:
+        kept, shapes = tuple(sorted(item.params.items())), item.shapes[:2]
+    else:
+        kept, shapes = (), _matrix_shapes(item.params, *item.shapes[:2])
+    product = Product(
+        recipe,
+        item.primitive == CONVOLUTION,
+        kept,
+        item.weight_is_left,
+        shapes,
+        dtypes,
+        device,
+    )
+    return tuple(units_of(product, plan) for plan in plans_of(product))
+
+
+def _matrix_shapes(params: Any, left: Any, right: Any) -> Any:
+    """Returns the shapes (B, M, K) and (B, K, N) of a product with these operands."""
+    (left_k, _), (left_b, _) = params["dimension_numbers"]
+    batch = math.prod(left[i] for i in left_b)
+    inner = math.prod(left[i] for i in left_k)
+    rows = math.prod(left) // max(1, batch * inner)
+    columns = math.prod(right) // max(1, batch * inner)
+    return (batch, rows, inner), (batch, inner, columns)
+
+
 def dot_general(
     recipe: Recipe,
     params: dict[str, Any],
     weight_is_left: bool,
     left: jax.Array,
     right: jax.Array,
-    words: rounding.Words,
+    given: Given,
+    device: units.Device = units.EMULATOR,
 ) -> jax.Array:
     """`lax.dot_general` with quantised operands; `params` are its primitive's."""
     (left_k, right_k), (left_b, right_b) = params["dimension_numbers"]
@@ -356,8 +380,8 @@ def dot_general(
     names = ("precision", "preferred_element_type")
     kept = tuple((name, params[name]) for name in names)
     shapes, dtypes = (left_BMK.shape, right_BKN.shape), (left.dtype, right.dtype)
-    product = Product(recipe, False, kept, weight_is_left, shapes, dtypes)
-    out_BMN = quantised_product(product, left_BMK, right_BKN, words)
+    product = Product(recipe, False, kept, weight_is_left, shapes, dtypes, device)
+    out_BMN = quantised_product(product, left_BMK, right_BKN, given)
     return out_BMN.reshape(*batch, *rows, *columns)
 
 
@@ -367,10 +391,11 @@ def convolution(
     weight_is_left: bool,
     left: jax.Array,
     right: jax.Array,
-    words: rounding.Words,
+    given: Given,
+    device: units.Device = units.EMULATOR,
 ) -> jax.Array:
     """`lax.conv_general_dilated` with quantised operands; see `dot_general`."""
     shapes, dtypes = (left.shape, right.shape), (left.dtype, right.dtype)
     kept = tuple(sorted(params.items()))
-    product = Product(recipe, True, kept, weight_is_left, shapes, dtypes)
-    return quantised_product(product, left, right, words)
+    product = Product(recipe, True, kept, weight_is_left, shapes, dtypes, device)
+    return quantised_product(product, left, right, given)

@@ -43,6 +43,34 @@ class Rotation:
 
 
 @dataclasses.dataclass(frozen=True)
+class DynamicLossScale:
+    """A loss scale that grows while gradients are finite (arXiv:1710.03740, section 3).
+
+    After `period` finite steps in a row the scale is doubled. Where a gradient is not
+    finite, the step is skipped and the scale halved.
+
+    Attributes:
+      initial: the first scale.
+      period: finite steps until it is doubled.
+      smallest, largest: its bounds.
+    """
+
+    initial: float = 2.0**15
+    period: int = 2000
+    smallest: float = 1.0
+    largest: float = 2.0**24
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.smallest <= self.initial <= self.largest:
+            raise UserError(
+                f"a loss scale of {self.initial} between {self.smallest} and "
+                f"{self.largest}: give 0 < smallest <= initial <= largest"
+            )
+        if self.period < 1:
+            raise UserError(f"a period of {self.period} steps: give at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """What replaces the numerics of matrix products and convolutions.
 
@@ -73,7 +101,11 @@ class Recipe:
       keep_first, keep_last: so are this many of the products with a parameter.
       weights_only: so are products without a parameter.
       loss_scale: what gradients are multiplied by on their way back; divided out of
-        the result. A power of two.
+        the result. A power of two, or a `DynamicLossScale`: then the recipe has state.
+      amax_history: steps whose largest magnitudes scale an operand, instead of its own
+        (delayed scaling: the scale is known before the operand is); what is larger is
+        clipped. For formats with one float32 scale for a tensor. With 0 there is none;
+        otherwise the recipe has state.
 
     Raises:
       UserError: a field that makes no sense.
@@ -97,7 +129,8 @@ class Recipe:
     keep_first: int = 0
     keep_last: int = 0
     weights_only: bool = False
-    loss_scale: float = 1.0
+    loss_scale: float | DynamicLossScale = 1.0
+    amax_history: int = 0
 
     def __post_init__(self) -> None:
         for slot in SLOTS:
@@ -118,8 +151,10 @@ class Recipe:
             raise UserError(
                 f"recipe {self.name}: outliers is {self.outliers}, a share from 0 to 1"
             )
-        if self.loss_scale <= 0.0:
+        scale = self.loss_scale
+        if not isinstance(scale, DynamicLossScale) and scale <= 0.0:
             raise UserError(f"recipe {self.name}: loss_scale must be positive")
+        self._check_history()
         for pattern in self.keep:
             try:
                 re.compile(pattern)
@@ -128,9 +163,35 @@ class Recipe:
                     f"recipe {self.name}: {pattern!r} is no regular expression: {error}"
                 ) from error
 
+    def _check_history(self) -> None:
+        if not self.amax_history:
+            return
+        wrong = [
+            slot
+            for slot, fmt in self.formats.items()
+            if (fmt.group, fmt.scale) != ("tensor", "float32")
+        ]
+        if wrong or self.amax_history < 0:
+            raise UserError(
+                f"recipe {self.name}: amax_history={self.amax_history} asks for a "
+                "positive number of steps and formats with one float32 scale for a "
+                f"tensor, such as fp8{'; not so: ' if wrong else ''}{', '.join(wrong)}"
+            )
+        rotations = [name for name in ROTATIONS if getattr(self, name) is not None]
+        if rotations or self.outliers:
+            raise UserError(
+                f"recipe {self.name}: amax_history goes with neither rotations nor "
+                "outliers"
+            )
+
     def replace(self, **changes: object) -> "Recipe":
         """Returns a copy with other fields."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether something is handed on from step to step; see `State`."""
+        return self.amax_history > 0 or isinstance(self.loss_scale, DynamicLossScale)
 
     @property
     def formats(self) -> dict[str, Format]:
@@ -193,6 +254,25 @@ def _presets() -> dict[str, Recipe]:
         # Micikevicius et al. 2022, arXiv:2209.05433: E4M3 forward, E5M2 for gradients,
         # scaled by the current largest value of the tensor.
         uniform("fp8", "fp8", **_with_gradients(e5m2)),
+        # The same with scales of earlier steps, as NVIDIA's Transformer Engine has it;
+        # products with a parameter, so that state follows from the model alone.
+        uniform(
+            "fp8_delayed",
+            "fp8",
+            **_with_gradients(e5m2),
+            weights_only=True,
+            amax_history=16,
+        ),
+        # Micikevicius et al. 2018, arXiv:1710.03740.
+        uniform("fp16", "fp16", loss_scale=DynamicLossScale()),
+        # arXiv:2107.13490: weights are fixed-point words. Those that training begins
+        # with; `submissions/adapt_sgd` changes them, and rounds gradients too.
+        Recipe(
+            "adapt",
+            forward_w=FORMATS["fixed_8_4"],
+            backward_from="quantised",
+            weights_only=True,
+        ),
         uniform("mxfp8", "mxfp8_ceil"),  # arXiv:2510.25602
         uniform("mxint8", "mxint8_ceil"),
         uniform("int8", "int8"),

@@ -5,7 +5,7 @@ so the product stays what it was while large values are spread over their block.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,10 @@ def hadamard_matrix(size: int) -> np.ndarray:
 
 def random_signs(words: rounding.Words, size: int) -> jax.Array:
     """Returns float32 (size,) of +1 and -1."""
-    bits = rounding.random_bits(words, (size,))
-    return jnp.where(bits >> 31 == 1, -1.0, 1.0).astype(jnp.float32)
+    bits = rounding.random_bits(words, (-(-size // 32), 1))
+    place = np.arange(32, dtype=np.uint32)
+    signs = ((bits >> place) & 1).astype(jnp.float32) * -2.0 + 1.0
+    return signs.ravel()[:size]
 
 
 def rotate(
@@ -109,16 +111,74 @@ def quest(x: jax.Array, axis: int = -1, block: int = 32) -> tuple[jax.Array, jax
     return values, mask
 
 
+class Factors(NamedTuple):
+    """A quantised array in factors, as units of low precision take it.
+
+    Attributes:
+      elements: float32, of the array's shape: elements with their block's scale.
+      outer: float32, what they are to be multiplied by: (), or of the array's shape
+        with length 1 along the axis.
+      codes: elements without scale, with the axis split into (blocks, block).
+      block_scale: float32, broadcasts against `codes`.
+    """
+
+    elements: jax.Array
+    outer: jax.Array
+    codes: jax.Array
+    block_scale: jax.Array
+
+
 def quantize_with_mask(
-    x: jax.Array, fmt: Format, axis: int, words: rounding.Words = None
+    x: jax.Array,
+    fmt: Format,
+    axis: int,
+    words: rounding.Words = None,
+    largest: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the quantised float32 array, and where it was rounded and not clipped."""
-    parts = blocks.take_apart(x, fmt, axis, words, subnormals=False)
+    return quantize_in_full(x, fmt, axis, words, largest)[:2]
+
+
+def quantize_in_full(
+    x: jax.Array,
+    fmt: Format,
+    axis: int,
+    words: rounding.Words = None,
+    largest: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, Factors]:
+    """As `quantize_with_mask`, and the array in factors."""
+    parts = blocks.take_apart(x, fmt, axis, words, subnormals=False, largest=largest)
     mask = parts.is_inside
     if parts.scale is not None and isinstance(fmt.group, int):
         axis = blocks.checked_axis(x.ndim, axis)
         mask = blocks.join_axis(mask, axis, x.shape[axis])
-    return blocks.put_together(parts, fmt, x.shape, axis, subnormals=False), mask
+    values = blocks.put_together(parts, fmt, x.shape, axis, subnormals=False)
+    return values, mask, _factors(parts, fmt, x.shape, axis)
+
+
+def _factors(
+    parts: blocks.Parts, fmt: Format, shape: tuple[int, ...], axis: int
+) -> Factors:
+    one = jnp.float32(1.0)
+    if parts.scale is None:
+        return Factors(parts.elements, one, parts.elements, one)
+    inverse = np.float32(1.0 / fmt.prescale)
+    if fmt.scale == "float32" and isinstance(fmt.group, str):
+        scale = parts.scale.reshape(()) if fmt.group == "tensor" else parts.scale
+        return Factors(parts.elements, scale * inverse, parts.elements, one)
+    if fmt.scale in blocks.POWER_OF_TWO_SCALES:
+        unit = parts.scale - blocks.implied_exponent(fmt)
+        block_scale = rounding.small_power_of_two(unit)
+        if fmt.scale == "fixed":  # for the whole tensor, and codes are integers
+            outer = block_scale.reshape(()) * inverse
+            return Factors(parts.elements, outer, parts.elements, one)
+    else:
+        block_scale = parts.scale
+    elements = parts.elements * block_scale
+    if isinstance(fmt.group, int):
+        elements = blocks.join_axis(elements, axis, shape[axis])
+    outer = parts.tensor_scale * inverse
+    return Factors(elements, outer, parts.elements, block_scale)
 
 
 def split_outliers(x: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:

@@ -1,45 +1,32 @@
 """AdamW with quantised matrix products, by a recipe of `algoperf.numerics`.
 
-The hyperparameter `recipe` is a name in `numerics.RECIPES` ('mxfp8', 'quartet', ...),
-`moment_bits` is 32, or 8 for optimizer state in MXFP8. Products are emulated: results
-are those of the format, times are not.
+The hyperparameter `recipe` is a name in `numerics.RECIPES` ('mxfp8', 'quartet', ...);
+`from_optax` quantises the loss by it, here as in any submission. `moment_bits` is 32,
+or 8 for optimizer state in MXFP8.
 """
 
-import jax
 import optax
 
-from algoperf import numerics
 from algoperf.numerics.moments import scale_by_packed_adam
 from algoperf.submission import from_optax, mask_without, warmup_cosine
 
 
 def build(workload, hyperparameters):
     """Returns AdamW; weight decay leaves biases and norms alone."""
-    numerics.find_recipe(hyperparameters.recipe)  # a wrong name is found before step 1
     schedule = warmup_cosine(
         workload.step_hint,
         hyperparameters.learning_rate,
         hyperparameters.warmup_factor,
     )
     b1, b2 = 1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2
-    adam = {32: optax.scale_by_adam, 8: scale_by_packed_adam}
+    adam = {32: optax.scale_by_adam(b1, b2), 8: scale_by_packed_adam(b1, b2)}
     return optax.chain(
         optax.clip_by_global_norm(hyperparameters.grad_clip),
-        adam[hyperparameters.moment_bits](b1, b2),
+        adam[hyperparameters.moment_bits],
         optax.add_decayed_weights(
             hyperparameters.weight_decay, mask=mask_without(workload)
         ),
         optax.scale_by_learning_rate(schedule),
-    )
-
-
-def quantised(workload, hyperparameters, loss, rng):
-    """Returns the loss with its products quantised; other random numbers each step."""
-    return numerics.apply(
-        hyperparameters.recipe,
-        loss,
-        key=jax.random.fold_in(rng, 1),  # dropout has the key itself
-        parameter_types=workload.model_params_types,
     )
 
 
@@ -49,4 +36,4 @@ def quantised(workload, hyperparameters, loss, rng):
     update_params,
     prepare_for_eval,
     data_selection,
-) = from_optax(build, rewrite_loss=quantised)
+) = from_optax(build)

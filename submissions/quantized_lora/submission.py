@@ -1,22 +1,20 @@
 """LoRA over matrices kept in few bits (Dettmers et al. 2023, arXiv:2305.14314).
 
 `base_format` is a name in `numerics.FORMATS` that the frozen matrices are stored in,
-`recipe` one in `numerics.RECIPES` that all products are computed by, forward and
-backward. QLoRA's own format, NF4, is not among them. Numbers are those of the formats,
-times are not.
+`recipe` one in `numerics.RECIPES` that `from_optax` computes all products by, forward
+and backward. QLoRA's own format, NF4, is not among them. Numbers are those of the
+formats, times are not.
 """
 
-import jax
 import optax
 
-from algoperf import numerics, reparam
+from algoperf import reparam
 from algoperf.reparam import low_rank
 from algoperf.submission import from_optax, standard_chain
 
 
 def build(workload, hyperparameters):
     """Returns AdamW for the factors and for what is not factorised."""
-    numerics.find_recipe(hyperparameters.recipe)  # a wrong name is found before step 1
     adam = optax.scale_by_adam(
         b1=1.0 - hyperparameters.one_minus_beta1, b2=hyperparameters.beta2
     )
@@ -33,20 +31,10 @@ def reparametrise(workload, hyperparameters):
     )
 
 
-def quantised(workload, hyperparameters, loss, rng):
-    """Returns the loss with its products quantised; other random numbers each step."""
-    return numerics.apply(
-        hyperparameters.recipe,
-        loss,
-        key=jax.random.fold_in(rng, 1),  # dropout has the key itself
-        parameter_types=workload.model_params_types,
-    )
-
-
 (
     get_batch_size,
     init_optimizer_state,
     update_params,
     prepare_for_eval,
     data_selection,
-) = from_optax(build, rewrite_loss=quantised, reparametrise=reparametrise)
+) = from_optax(build, reparametrise=reparametrise)

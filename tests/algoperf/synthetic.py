@@ -206,7 +206,7 @@ def rows_of(config: TrialConfig, file: str = records.EVAL_FILE) -> list[records.
 def assert_same_results(one: TrialConfig, other: TrialConfig) -> None:
     """Compares two records bit for bit, apart from times and preemptions."""
     for file in (records.EVAL_FILE, records.MEASUREMENTS_FILE):
-        assert _untimed(rows_of(one, file)) == _untimed(rows_of(other, file))
+        assert without_times(rows_of(one, file)) == without_times(rows_of(other, file))
     (state, facts), (other_state, other_facts) = saved(one), saved(other)
     leaves, other_leaves = jax.tree.leaves(state), jax.tree.leaves(other_state)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
@@ -218,7 +218,8 @@ def assert_same_results(one: TrialConfig, other: TrialConfig) -> None:
         assert facts[name] == other_facts[name]
 
 
-def _untimed(rows: list[records.Row]) -> list[records.Row]:
+def without_times(rows: list[records.Row]) -> list[records.Row]:
+    """Returns rows without what differs between equal runs."""
     timed = (
         records.SUBMISSION_TIME,
         records.EVAL_TIME,

@@ -134,13 +134,13 @@ def test_a_full_disk_while_recording(make_config, monkeypatch, function):
 
     def watch(progress):
         if progress.step == 6:
-            kept.append(_look(config.out))
+            kept.append(_look(folder_of(config)))
             monkeypatch.setattr(f"algoperf.records.os.{function}", full)
 
     with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         run_trial(config, watch=watch)
     monkeypatch.undo()
-    assert _look(config.out) == kept[0]
+    assert _look(folder_of(config)) == kept[0]
     record = run_trial(config, resume=True)
     assert record["status"] is Status.COMPLETED
     assert [row["global_step"] for row in rows_of(config)] == [0, 4, 8, 12]

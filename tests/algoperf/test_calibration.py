@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algoperf import calibration, records, registry
-from algoperf.calibration import Phase, Run, Store
+from algoperf import calibration, records, registry, run_store
+from algoperf.calibration import Phase, Store
 from algoperf.errors import UserError
 from algoperf.records import Direction, Status
+from algoperf.run_store import Run
 
 MINIMIZE, MAXIMIZE = Direction.MINIMIZE, Direction.MAXIMIZE
 
@@ -156,7 +157,7 @@ def test_a_record_is_read(tmp_path):
         "validation": 0.5,
         "test": 0.25,
     }
-    assert calibration.read_run(tmp_path, Phase.FRESH, "adamw", 3) == Run(
+    assert run_store.read_run(tmp_path, Phase.FRESH, "adamw", 3) == Run(
         "fresh", "adamw", 3, {"learning_rate": 0.5}, "completed", [wanted], 0.25, 3.0
     )
 
@@ -165,7 +166,7 @@ def test_a_record_is_read(tmp_path):
 def test_a_record_without_a_result_is_refused(tmp_path, status):
     write_record(tmp_path, status=status, message="because")
     with pytest.raises(UserError, match=f"is {status} because"):
-        calibration.read_run(tmp_path, Phase.SEARCH, "adamw", 1)
+        run_store.read_run(tmp_path, Phase.SEARCH, "adamw", 1)
 
 
 FACTS = {"name": "w", "direction": "minimize", "step_hint": 4}
@@ -212,5 +213,5 @@ def test_what_is_no_store_is_named(tmp_path, content):
     path = tmp_path / "w.json.xz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="is no calibration"):
+    with pytest.raises(UserError, match="is no store of runs"):
         Store.read(path)

@@ -46,3 +46,11 @@ def test_describing_the_host_does_not_need_jax():
         "hardware.describe_versions(); assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_revision_of_an_image_is_the_one_it_was_built_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "__file__", str(tmp_path / "a" / "hardware.py"))
+    monkeypatch.delenv("ALGOPERF_REVISION", raising=False)
+    assert hardware.git_revision() is None
+    monkeypatch.setenv("ALGOPERF_REVISION", "8034bf5")
+    assert hardware.git_revision() == "8034bf5"

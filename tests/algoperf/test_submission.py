@@ -317,7 +317,7 @@ def test_train_state_is_wanted_if_named(write_submission):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("import no_such_module", "ModuleNotFoundError: .*no_such_module"),
+        ("import no_such_module", "imports no_such_module, .*pip install"),
         ("def (", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
         ("raise SystemExit(3)", "SystemExit: 3"),

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from algoperf import records
+from scoring.rules import load_rules
 
 HERE = Path(__file__).resolve().parent
 
@@ -59,3 +63,63 @@ def test_submissions_train(tmp_path, submission, workload):
     subprocess.run([*command, *names], check=True)
     (result,) = json.loads(file.read_text())
     assert result["last_loss"] < result["first_loss"]
+
+
+def test_early_stopping(tmp_path):
+    """One curve that reaches its target, one that levels off: only that is stopped."""
+    goal = load_rules("v0.5").goals["ogbg"]
+    for trial, level in ((1, 1.3), (2, 0.5)):
+        folder = tmp_path / "adam" / "study_0" / "ogbg_jax" / f"trial_{trial}"
+        folder.mkdir(parents=True)
+        times = np.linspace(0, goal.budget_sec, 41)
+        values = level * goal.target * (1 - np.exp(-4 * times / goal.budget_sec))
+        rows = [
+            {
+                records.GLOBAL_STEP: step,
+                records.SUBMISSION_TIME: time,
+                goal.column: value,
+            }
+            for step, (time, value) in enumerate(zip(times, values, strict=True))
+        ]
+        records.write_measurements(folder / records.EVAL_FILE, rows)
+    command = [sys.executable, HERE / "early_stopping.py", tmp_path]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    cells = done.stdout.splitlines()[-1].strip("| ").split(" | ")
+    assert cells[:5] == ["all", "1", "0", "1", "1"]
+    assert 0 < int(cells[5].rstrip("%")) <= 50
+
+
+@pytest.mark.slow
+def test_numerics_native(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "numerics_native.py", "int8", "--emulated"]
+    command += ["--scale=mini", "--workload=finewebedu_lm", "--batch_size=4"]
+    subprocess.run([*command, "--rounds=1", f"--json={file}"], check=True)
+    rows = json.loads(file.read_text())
+    assert [row["name"] for row in rows] == ["float32", "int8", "int8 emulated"]
+    assert rows[2]["units"] == ["float32"]
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_inference_decoder(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "inference_decoder.py", "--shapes=tiny-4m"]
+    options = ["--prompt=16", "--tokens=9", "--rounds=1", f"--json={file}"]
+    subprocess.run([*command, *options], check=True)
+    assert json.loads(file.read_text())["tiny-4m"]["ours"] > 0
+
+
+@pytest.mark.slow
+def test_submissions_cost(tmp_path):
+    file = tmp_path / "costs.json"
+    command = [sys.executable, HERE / "submissions_cost.py", "--submissions=sgd"]
+    few = ["--rounds=2", "--steps=2", f"--json={file}"]
+    subprocess.run([*command, *few], check=True)
+    result = json.loads(file.read_text())
+    costs = result["costs"]
+    assert costs["adamw"]["ratio"] == 1
+    # Two moments of each parameter and one counter, or two; SGD keeps a counter.
+    moments = costs["adamw"]["state_bytes"] - 2 * result["parameter_bytes"]
+    assert 0 < moments <= 16
+    assert costs["sgd"]["state_bytes"] <= 16

@@ -94,11 +94,14 @@ def _record(root: Path, submission: str, workload: str, trial: int, **facts) -> 
 
 
 def _accuracy(x: float) -> float:
-    return 0.9 * (1 - np.exp(-x / 2.7))
+    """Levels off a little above the target, wherever that is."""
+    goal = load_rules("mini_fast").goals["imagenet_resnet_mini"]
+    return 1.044 * goal.target * (1 - np.exp(-x / 2.7))
 
 
 def _perplexity(x: float) -> float:
-    return 20 + 900 * np.exp(-x / 1.3)
+    goal = load_rules("mini_fast").goals["finewebedu_lm_mini"]
+    return 0.78 * goal.target + 900 * np.exp(-x / 1.3)
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """`run`, `sweep` and `score` together, on a real workload."""
 
+import importlib
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from absl import flags
 
-from algoperf import cli, records
+from algoperf import cli, records, registry, speed
 from algoperf.records import Status
 
 RESNET = "imagenet_resnet"
@@ -178,3 +181,18 @@ def test_a_killed_trial_of_a_sweep_is_failed_and_the_next_one_runs(tmp_path):
     assert "SIGKILL" in record["message"]
     assert "memory" in record["message"]
     assert records.read_record(_folder(out, "momentum"))["status"] is Status.COMPLETED
+
+
+def test_no_time_ends_a_trial_that_ignores_its_budget(tmp_path, monkeypatch):
+    """Nor is the machine timed for its budget."""
+    run = importlib.import_module("algoperf.cli.run")  # cli.run is the entry point
+    values = flags.FlagValues()
+    run.define_flags(values)
+    arguments = ["--submission=adamw", f"--workload={RESNET}", f"--out={tmp_path}"]
+    values(["run", *arguments, "--ignore_budget"])
+    monkeypatch.setattr(speed, "budget_ratio", lambda: pytest.fail("was timed"))
+    (config,) = run.trial_configs(values)
+    assert config.budget_sec == math.inf
+    target = registry.find_workload(RESNET, "mini").validation_target_value
+    assert config.workload.validation_target_value == target
+    assert config.max_steps is None

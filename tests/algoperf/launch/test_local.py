@@ -1,13 +1,22 @@
 """Processes of a sweep: what becomes of a trial whose process was killed."""
 
+import dataclasses
+import json
 import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from algoperf import records
+from algoperf import locks, records
+from algoperf.errors import UserError
 from algoperf.launch import local
 from algoperf.records import Status
+
+PYTHON = sys.executable  # tests put a command of their own in its place
 
 
 @pytest.fixture
@@ -88,3 +97,187 @@ def test_stopping_ends_all_that_run_side_by_side(job, tmp_path):
     done = list(local.run_jobs([wanted] * 3, both_run, side_by_side=2))
     assert done == [(wanted, 0)] * 2
     assert (tmp_path / "saved").read_text().count("\n") == 2
+
+
+def _until_asked(tmp_path, name):
+    """A shell command that says that it runs, and when it was asked to end."""
+    return (
+        f"trap 'echo >> {tmp_path}/{name}; exit 0' TERM\n"
+        f"touch {tmp_path}/ready\nwhile :; do sleep 0.05; done"
+    )
+
+
+def test_one_run_is_asked_to_end_and_the_next_begins(job, tmp_path):
+    wanted = job(_until_asked(tmp_path, "saved"))
+    ready = tmp_path / "ready"
+
+    def should_end(running):
+        assert running == wanted
+        return ready.exists()
+
+    done = []
+    runs = local.run_jobs([wanted] * 2, lambda: False, should_end=should_end)
+    for job_, code in runs:
+        done.append((job_, code))
+        ready.unlink()
+    assert done == [(wanted, 0)] * 2
+    assert (tmp_path / "saved").read_text().count("\n") == 2  # each was asked once
+
+
+def test_an_error_of_the_caller_ends_what_runs_beside(job, tmp_path):
+    first = tmp_path / "first"
+    wanted = job(
+        f"if mkdir {first}; then while ! [ -e {tmp_path}/ready ]; do sleep 0.05; done; "
+        f"exit 0; fi\n{_until_asked(tmp_path, 'saved')}"
+    )
+    runs = local.run_jobs([wanted] * 3, lambda: False, side_by_side=2)
+    assert next(runs) == (wanted, 0)
+    runs.close()
+    assert (tmp_path / "saved").read_text().count("\n") == 1  # the third never began
+
+
+def test_a_trial_that_was_asked_to_stop_before_it_began_has_not_failed(job, tmp_path):
+    """The signal comes while Python still imports: it ends the process at once."""
+    wanted = job(f"touch {tmp_path}/ready; exec sleep 60", Status.PREEMPTED)
+    ((_, code),) = local.run_jobs([wanted], (tmp_path / "ready").exists)
+    assert code == -signal.SIGTERM
+    assert records.read_record(tmp_path)["status"] is Status.PREEMPTED
+
+
+def test_each_device_has_a_process_of_its_own(job, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    wanted = job(
+        f"touch {both}/$$\n"
+        f"while [ $(ls {both} | wc -l) -lt 2 ]; do sleep 0.05; done\n"
+        f"echo $CUDA_VISIBLE_DEVICES $TPU_VISIBLE_CHIPS >> {tmp_path}/seen"
+    )
+    devices = ["gpu:1", "tpu:3"]
+    done = list(local.run_jobs([wanted] * 2, lambda: False, devices=devices))
+    assert done == [(wanted, 0)] * 2
+    assert sorted((tmp_path / "seen").read_text().split()) == ["1", "3"]
+
+
+def test_a_trial_of_another_process_is_waited_for(job, tmp_path):
+    wanted = job(f"echo >> {tmp_path}/runs", Status.REACHED)
+    lines = []
+    with locks.hold(tmp_path):
+        seen = threading.Event()
+
+        def notice(line):
+            lines.append(line)
+            seen.set()
+
+        found = []
+        thread = threading.Thread(
+            target=lambda: found.extend(
+                local.run_jobs([wanted], lambda: False, notice=notice)
+            )
+        )
+        thread.start()
+        assert seen.wait(20)
+        assert not (tmp_path / "runs").exists()
+    thread.join(20)
+    assert found == [(wanted, 0)]
+    assert f"waiting for process {os.getpid()} on " in lines[0]
+
+
+def test_a_trial_that_another_was_first_at_is_run_again(job, tmp_path):
+    """Its lock was taken between the look and the start."""
+    held, tries = tmp_path / "held", tmp_path / "tries"
+    code = (
+        "import pathlib, sys, time; from algoperf import locks\n"
+        f"with locks.hold(pathlib.Path({str(tmp_path)!r})):\n"
+        f"    pathlib.Path({str(held)!r}).touch(); time.sleep(2)\n"
+    )
+    other = f"{sys.executable} -c '{code.replace(chr(39), chr(34))}'"
+    wanted = job(
+        f"echo >> {tries}\n[ -e {held} ] && exit 0\n"
+        f"setsid {other} < /dev/null > /dev/null 2>&1 &\n"
+        f"while [ ! -e {held} ]; do sleep 0.05; done; exit 1"
+    )
+    done = list(local.run_jobs([wanted], lambda: False))
+    assert done == [(wanted, 0)]
+    assert tries.read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "visible", "found"),
+    [
+        ([], None, []),
+        (["nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"], None, "gpu"),
+        (["nvidia0", "nvidia1"], "1,GPU-5a", ["gpu:1", "gpu:GPU-5a"]),
+        (["nvidia0"], "", []),
+        (["accel0", "accel1"], None, ["tpu:0", "tpu:1"]),
+    ],
+)
+def test_accelerators(tmp_path, monkeypatch, names, visible, found):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name in names:
+        (tmp_path / name).touch()
+    if found == "gpu":
+        found = ["gpu:0", "gpu:2", "gpu:10"]
+    assert local.accelerators(tmp_path) == found
+
+
+def test_choosing_devices():
+    known = ["gpu:0", "gpu:1", "gpu:2"]
+    assert local.choose_devices("each", known) == known
+    assert local.choose_devices("all", known) == []
+    assert local.choose_devices("each", []) == []
+    assert local.choose_devices("2,0", known) == ["gpu:2", "gpu:0"]
+    for wrong in ("3", "0,0", "", "gpu:0"):
+        with pytest.raises(UserError, match="0, 1, 2"):
+            local.choose_devices(wrong, known)
+    with pytest.raises(UserError, match="none"):
+        local.choose_devices("0", [])
+
+
+def test_a_trial_knows_when_its_sweep_is_gone(job, tmp_path):
+    seen = tmp_path / "parent"
+    list(local.run_jobs([job(f"echo ${local.PARENT} > {seen}")], lambda: False))
+    assert int(seen.read_text()) == os.getpid()
+    code = (
+        "import os, sys, time; from algoperf.launch import local\n"
+        "parent = str(os.getppid())\n"
+        "print(os.getpid(), local.is_left_behind(parent), flush=True)\n"
+        "while not local.is_left_behind(parent): time.sleep(0.05)\n"
+        f"open({str(tmp_path / 'noticed')!r}, 'w').close()\n"
+    )
+    middle = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {code!r}]); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [PYTHON, "-c", middle], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().split()[1] == "False"
+    process.kill()
+    process.communicate()
+    for _ in range(400):
+        if (tmp_path / "noticed").exists():
+            break
+        time.sleep(0.05)
+    assert (tmp_path / "noticed").exists()
+
+
+def test_trials_that_another_host_runs_come_last(job, tmp_path):
+    """Two hosts share the work of one sweep."""
+    first = job("exit 0", Status.REACHED)
+    second = local.Job(arguments=("--seed=2",), folder=tmp_path / "second")
+    with locks.hold(first.folder) as lock:
+        theirs = dataclasses.replace(lock.owner, host="elsewhere", token="theirs")
+    lock.path.write_text(json.dumps(dataclasses.asdict(theirs)))
+    lines, done = [], []
+    for found, code in local.run_jobs(
+        [first, second], lambda: len(lines) > 1, notice=lines.append
+    ):
+        done.append((found, code))
+        assert not lines  # there was something to do
+        threading.Timer(1.0, lines.append, ["stop"]).start()
+    assert done == [(second, 0)]
+    assert f"waiting for process {os.getpid()} on elsewhere" in lines[0]
+    lock.path.unlink()
+    assert list(local.run_jobs([first], lambda: False)) == [(first, 0)]

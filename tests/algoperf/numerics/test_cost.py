@@ -90,3 +90,17 @@ def test_recipes_cost_what_they_should(cheap, dear):
         return _cost(recipe, lambda x, w: x @ w, _shape(4096, 1024), _shape(1024, 4096))
 
     assert of(cheap).relative_bit_operations < of(dear).relative_bit_operations < 0.5
+
+
+def test_what_is_kept_counts_at_the_width_that_is_asked_for():
+    def two(params, x):
+        return x @ params["a"] @ params["b"]
+
+    params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))}
+    recipe = numerics.RECIPES["mxint8"].replace(keep_last=1)
+    found = numerics.products(recipe, two, params, jnp.ones((8, 8)))
+    wide, narrow = (cost.modelled_cost(recipe, found, kept_bits=b) for b in (32, 16))
+    one = 3 * 8**3  # multiply-adds of a product and its two gradients
+    assert wide.bit_operations == one * (8 * 8 + 32 * 32)
+    assert narrow.bit_operations == one * (8 * 8 + 16 * 16)
+    assert wide.bytes - narrow.bytes == 6 * 8 * 8 * 2  # six operands, 2 bytes less

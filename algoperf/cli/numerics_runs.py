@@ -1,0 +1,73 @@
+"""What the actions of `algoperf numerics` share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from algoperf import records
+
+if TYPE_CHECKING:
+    from algoperf.numerics.find import Found
+    from algoperf.workload import Workload
+
+
+def recipe_names(values: flags.FlagValues, default: Sequence[str]) -> list[str]:
+    """Returns the recipes to run, the baseline first.
+
+    Raises:
+      UserError: there is none of a name.
+    """
+    from algoperf import numerics
+
+    names = list(values.recipes or default)
+    for name in (values.baseline, *names):
+        numerics.find_recipe(name)
+    return list(dict.fromkeys([values.baseline, *names]))
+
+
+def traced_products(workload: "Workload", recipe: str) -> "tuple[Found, ...]":
+    """Returns the products of the model's forward pass under a recipe.
+
+    Of a batch of the embedded data at scale mini, of one example where data are not
+    there. Runs nothing.
+    """
+    import jax
+
+    from algoperf import numerics, spec
+
+    params, state = jax.eval_shape(workload.init_model_fn, jax.random.PRNGKey(0))
+    batch = workload.example_batch()
+    if workload.scale == "mini":
+        batch = dict(workload.dataset("train", workload.default_batch_size, seed=0)[0])
+
+    def forward(params: Any, batch: Any, state: Any, rng: Any) -> Any:
+        mode = spec.ForwardPassMode.TRAIN
+        return workload.model_fn(params, batch, state, mode, rng, True)[0]
+
+    return numerics.products(
+        recipe,
+        forward,
+        params,
+        batch,
+        state,
+        jax.random.PRNGKey(0),
+        parameter_types=workload.model_params_types,
+    )
+
+
+def points_file(values: flags.FlagValues, recipe: str) -> Path:
+    """Writes the one point of a recipe's runs, and returns where.
+
+    The first point of the submission's search space, with this recipe.
+    """
+    from algoperf import registry, trials, tuning
+
+    path = registry.find_submission(values.submission)
+    space = tuning.load_search_space(path.with_name("tuning_search_space.json"))
+    point = tuning.trial_point(space, trials.study_seed(0, 0), 1)
+    file = Path(values.out) / "points" / f"{recipe}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    records.write_json(file, [{**point, "recipe": recipe}])
+    return file

@@ -1,0 +1,206 @@
+"""Train workloads by recipes, and compare steps to target with modelled cost.
+
+The action `sweep` of `algoperf numerics`.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from algoperf import records
+from algoperf.cli import common, numerics_runs
+
+if TYPE_CHECKING:
+    from algoperf.launch.local import Job
+    from algoperf.run_store import Store
+    from algoperf.workload import Workload
+
+RECIPES = (
+    *("bf16", "fp8", "fp8_delayed", "mxfp8", "mxint8", "int8", "mxfp6"),
+    *("mxfp4", "mxfp4_design_space", "ue5m3_fp4", "quartet", "nvfp4"),
+    *("nvint4_hadamard", "luq"),
+)
+PHASE = "sweep"
+KEPT_BITS = 16  # the papers run in bfloat16 what they do not quantise
+
+
+def run(values: flags.FlagValues) -> int:
+    """Makes the runs that are missing, then writes tables and figures."""
+    from algoperf import calibration, registry, run_store
+
+    recipes = numerics_runs.recipe_names(values, RECIPES)
+    workloads = registry.select_workloads(values.workloads, values.scale)
+    out = Path(values.out)
+    files = {recipe: numerics_runs.points_file(values, recipe) for recipe in recipes}
+    facts = {name: values[name].value for name in ("submission", "share", "max_steps")}
+    stores = {
+        workload.name: run_store.Store.open(
+            out / f"{workload.name}.json.xz", calibration.facts_of(workload) | facts
+        )
+        for workload in workloads
+    }
+    wanted = {
+        job: (workload, recipe, seed)
+        for workload in workloads
+        for seed in range(1, values.seeds + 1)
+        for recipe, file in files.items()
+        for job in [_job(values, workload, recipe, file, seed)]
+    }
+    if not make_missing(values, wanted, stores):
+        print("stopped; the same command goes on with what is missing")
+        return 1
+    write_results(values, workloads, recipes, stores)
+    return 0
+
+
+def _job(
+    values: flags.FlagValues,
+    workload: "Workload",
+    recipe: str,
+    file: Path,
+    seed: int,
+) -> "Job":
+    from algoperf import registry
+    from algoperf.launch.local import Job
+
+    path = registry.find_submission(values.submission)
+    out = Path(values.out) / "records" / recipe
+    given = [
+        f"--{name}={values[name].value}"
+        for name in ("data_dir", "max_steps")
+        if values[name].value is not None
+    ]
+    return Job(
+        arguments=(
+            f"--submission={path}",
+            f"--workload={workload.name}",
+            f"--scale={values.scale}",
+            f"--tuning_search_space={file}",
+            f"--study={seed - 1}",
+            f"--out={out}",
+            f"--target_setting={values.share}",
+            "--checkpoint_period_sec=300",
+            *given,
+        ),
+        folder=records.trial_folder(out, path.parent.name, seed - 1, workload.name, 1),
+    )
+
+
+def make_missing(
+    values: flags.FlagValues,
+    wanted: "dict[Job, tuple[Any, str, int]]",
+    stores: "dict[str, Store]",
+) -> bool:
+    """Makes the runs that the stores lack; returns whether they have all."""
+    from algoperf import run_store
+    from algoperf.launch import local
+
+    missing = [
+        job
+        for job, (workload, recipe, seed) in wanted.items()
+        if (PHASE, recipe, seed) not in stores[workload.name].runs
+    ]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done", flush=True)
+    with common.StopRequest() as stop:
+        jobs = local.run_jobs(missing, lambda: stop.is_asked, values.side_by_side)
+        for done, (job, _) in enumerate(jobs, start=1):
+            if stop.is_asked:
+                continue
+            workload, recipe, seed = wanted[job]
+            found = run_store.read_run(job.folder, PHASE, recipe, seed)
+            stores[workload.name].add(found, run_store.environment(job.folder))
+            print(f"[{done}/{len(missing)}: {recipe} on {workload.name}]", flush=True)
+        return not stop.is_asked
+
+
+def write_results(
+    values: flags.FlagValues,
+    workloads: "Sequence[Workload]",
+    recipes: Sequence[str],
+    stores: "dict[str, Store]",
+) -> None:
+    """Prints the tables; writes them as CSV, and the picture as SVG."""
+    from algoperf.numerics import cost
+    from scoring import recipes as compared
+
+    runs = [
+        _as_recipe_run(workload, stores[workload.name].runs[PHASE, recipe, seed])
+        for workload in workloads
+        for recipe in recipes
+        for seed in range(1, values.seeds + 1)
+    ]
+    rows = compared.summarise(runs, values.baseline)
+    shares = {
+        recipe: [
+            cost.modelled_cost(
+                recipe,
+                numerics_runs.traced_products(workload, recipe),
+                kept_bits=KEPT_BITS,
+            ).relative_bit_operations
+            for workload in workloads
+        ]
+        for recipe in recipes
+    }
+    costs = {
+        recipe: math.exp(sum(map(math.log, own)) / len(own))
+        for recipe, own in shares.items()
+    }
+    out = Path(values.out)
+    heading = [
+        *("workload", "recipe", "runs", "reached", "steps to target"),
+        *(f"times {values.baseline}", "low", "high", "final metric"),
+    ]
+    names = ("workload", "recipe", "runs", "reached", "steps", "ratio", "low", "high")
+    table = [[getattr(row, name) for name in (*names, "final")] for row in rows]
+    found = compared.points(rows, costs)
+    front = [[p.recipe, p.cost, p.ratio, "yes" if p.on_front else ""] for p in found]
+    columns = ["recipe", "bit operations", f"times {values.baseline}", "on the front"]
+    common.print_table(heading, [[_shown(cell) for cell in row] for row in table])
+    common.print_table(columns, [[_shown(cell) for cell in row] for row in front])
+    write_csv(out / "recipes.csv", heading, table)
+    write_csv(out / "front.csv", columns, front)
+    records.write_text(out / "front.svg", compared.svg(found, values.baseline))
+    print(
+        "bit operations are modelled, as a share of float32's; what a recipe keeps "
+        f"counts as bfloat16. All is under {out}"
+    )
+
+
+def _as_recipe_run(workload: "Workload", run: Any) -> Any:
+    """Returns what the comparison needs of a run."""
+    from scoring.recipes import RecipeRun
+
+    row = run.reached(workload.validation_target_value, workload.target_direction)
+    return RecipeRun(
+        workload=workload.name,
+        recipe=run.space,
+        seed=run.trial,
+        steps=math.inf if row is None else row["step"],
+        final=run.evaluations[-1]["validation"],
+    )
+
+
+def _shown(cell: Any) -> Any:
+    if not isinstance(cell, float):
+        return cell
+    return "-" if math.isnan(cell) else f"{cell:.4g}"
+
+
+def write_csv(
+    path: Path, heading: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Writes a table whole; what is not known is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heading)
+    for row in rows:
+        writer.writerow(
+            ["" if isinstance(x, float) and math.isnan(x) else x for x in row]
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write_text(path, text.getvalue())

@@ -1,0 +1,190 @@
+"""The trials of a sweep: their plan on disk, and how each of them stands.
+
+The plan is `<out>/.sweep/trials.json`. It grows when other trials are asked for in the
+same folder, and tells a trial that is waiting from one that nobody wants.
+"""
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from algoperf import locks, records
+from algoperf.errors import UserError
+from algoperf.records import Status
+
+FOLDER = ".sweep"  # hidden: scoring passes over it
+WAITING = "waiting"
+INTERRUPTED = "interrupted"  # begun, and its process was killed
+# The exit status of a process that was stopped before its trial had a result
+# (EX_TEMPFAIL of sysexits.h): run it again.
+UNFINISHED = 75
+# Arguments that a trial's result depends on: others may differ from call to call.
+_BINDING = (
+    "scale",
+    "ruleset",
+    "seed",
+    "max_steps",
+    "eval_period_steps",
+    "official_metrics",
+    "target_setting",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One trial of a sweep: the arguments of `algoperf run`, and its record's place."""
+
+    arguments: tuple[str, ...]
+    folder: Path
+
+    def command(self) -> list[str]:
+        """Returns the command that begins the trial, or goes on with it."""
+        return [sys.executable, "-m", "algoperf", "run", *self.arguments, "--resume"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How a trial stands; `status` is one of `Status`, WAITING or INTERRUPTED."""
+
+    status: str
+    owner: locks.Owner | None = None  # who writes its record now
+    step: int | None = None  # of the newest evaluation, or the last
+    metric: str = ""  # the one with the target, on validation data
+    value: float | None = None
+    seconds: float | None = None  # of submission time
+    message: str = ""
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the trial of a folder has its result."""
+    if not (folder / records.RECORD_FILE).exists():
+        return False
+    return records.read_record(folder)["status"].is_final
+
+
+def standing(folder: Path) -> Standing:
+    """Reads how the trial of a folder stands, also while it runs."""
+    owner = locks.owner_of(folder) if folder.parent.is_dir() else None
+    if not (folder / records.RECORD_FILE).exists():
+        return Standing(Status.RUNNING if owner else WAITING, owner)
+    record = records.read_record(folder)
+    status = str(record["status"])
+    if record["status"].is_final:
+        owner = None
+    elif owner is not None:
+        status = str(Status.RUNNING)
+    elif record["status"] is Status.RUNNING:
+        status = INTERRUPTED
+    metric = f"validation/{record.get('target', {}).get('metric', '')}"
+    row: records.Row = {}
+    if (folder / records.EVAL_FILE).exists():
+        row = records.read_measurements(folder / records.EVAL_FILE)[-1]
+    ended = record.get("clock", {}).get("submission")
+    return Standing(
+        status=status,
+        owner=owner,
+        step=int(record.get("global_step") or row.get(records.GLOBAL_STEP, 0)),
+        metric=metric,
+        value=row.get(metric),
+        seconds=row.get(records.SUBMISSION_TIME) if ended is None else ended,
+        message=record["message"],
+    )
+
+
+def plan(out: Path, jobs: Sequence[Job]) -> None:
+    """Adds trials to the plan of a folder; writes nothing if they are all there.
+
+    Raises:
+      UserError: one of them is there with other arguments that its result depends on.
+    """
+    path = out / FOLDER / "trials.json"
+    known = _read(path)
+    before = dict(known)
+    for job in jobs:
+        name = str(job.folder.relative_to(out))
+        if name in known:
+            _check_same(name, known[name], job.arguments)
+        else:
+            known[name] = list(job.arguments)
+    if known == before:
+        return
+    make_folder(path.parent)
+    entries = [{"folder": f, "arguments": a} for f, a in known.items()]
+    records.write_json(path, entries)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of the sweep's own.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder}: {error.strerror}; choose another --out"
+        ) from error
+
+
+def _check_same(name: str, planned: Sequence[str], asked: Sequence[str]) -> None:
+    for flag in _BINDING:
+        prefix = f"--{flag}="
+        was, now = (
+            next((a for a in arguments if a.startswith(prefix)), f"no --{flag}")
+            for arguments in (planned, asked)
+        )
+        if was != now:
+            raise UserError(
+                f"{name} was planned with {was}, asked for is {now}; choose another "
+                "--out"
+            )
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    """Returns the arguments of each trial of a plan, by its folder within `out`."""
+    try:
+        entries = json.loads(path.read_text())
+        return {str(e["folder"]): [str(a) for a in e["arguments"]] for e in entries}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read; remove it, and call algoperf sweep again"
+        ) from error
+
+
+def trial_folders(out: Path) -> list[Path]:
+    """Returns the folders of all trials, planned ones first, others by name."""
+    planned = [out / name for name in _read(out / FOLDER / "trials.json")]
+    found = out.glob(f"*/study_*/*_jax/trial_*/{records.RECORD_FILE}")
+    others = sorted({path.parent for path in found} - set(planned))
+    return [*planned, *others]
+
+
+def mark_killed(job: Job, number: int) -> None:
+    """Gives the trial of a process that a signal ended its result: it failed.
+
+    A signal that asks to stop is no result: the next call goes on with the trial.
+    """
+    name = signal.Signals(number).name
+    if name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        return
+    if not (job.folder / records.RECORD_FILE).exists():
+        return  # it never began
+    try:
+        with locks.hold(job.folder):
+            record = records.read_record(job.folder)
+            if record["status"].is_final:
+                return
+            hint = ", perhaps because memory ran out" if name == "SIGKILL" else ""
+            message = f"killed by {name}{hint}"
+            record |= {"status": Status.FAILED, "message": message}
+            records.write_json(job.folder / records.RECORD_FILE, record)
+    except UserError as error:  # somebody else goes on with it already
+        logging.info("%s", error)

@@ -1,0 +1,285 @@
+"""One writer per record: a lock file beside the folder of a trial.
+
+The lock names its owner: host, process id, when that process started, and which
+running system it is of (boot id and process namespace), so that a process id that
+means something else by now is not taken for the owner. The owner touches the file
+every `BEAT_SEC` seconds from a thread of its own.
+
+A lock is stale, and is taken over, if its owner is dead, which only its own system can
+tell; for any other system if it was not touched for `STALE_SEC` seconds. A lock is made
+with `link`, which fails if the name is there, on shared file systems too. Two processes
+that find the same stale lock are told apart by a claim, made the same way and named
+after the lock's token: one of them gets it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from algoperf.errors import UserError
+
+BEAT_SEC = 15.0
+STALE_SEC = 120.0  # eight beats: a file server may be slow, clocks do not matter
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """A process that holds a lock."""
+
+    host: str
+    system: str  # of one boot and one process namespace
+    pid: int
+    started: float  # of no meaning elsewhere: clock ticks since boot, on Linux
+    token: str  # of this holding alone
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process can see the owner's."""
+        return (self.host, self.system) == (socket.gethostname(), _system())
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process is gone for certain."""
+        if self.host != socket.gethostname():
+            return False
+        boot, here = self.system.partition(" ")[0], _system().partition(" ")[0]
+        if boot != here:
+            return True  # this host has been started again since
+        return self.is_here and _start_time(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Lock:
+    """A lock while it is held."""
+
+    def __init__(self, path: Path, owner: Owner):
+        self.path = path
+        self.owner = owner
+
+    def check(self) -> None:
+        """Raises UserError if another process has taken the lock over.
+
+        That happens to a process that stood still for so long that it passed for dead.
+        """
+        found = _read(self.path)
+        if found is None or found.token != self.owner.token:
+            by = "was removed" if found is None else f"was taken over by {found}"
+            raise UserError(
+                f"{_record(self.path)} has another writer: its lock {by}, this process "
+                "gives up"
+            )
+
+
+def path_of(folder: Path) -> Path:
+    """Returns where the lock of a trial's folder lies."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Returns who writes the record in a folder; None if nobody does any more."""
+    path = path_of(folder)
+    owner = _read(path)
+    return None if owner is None or _is_stale(path, owner) else owner
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[Lock]:
+    """Holds the lock of a trial's folder, which need not exist.
+
+    Raises:
+      UserError: another process holds it, or the lock cannot be written.
+    """
+    path = path_of(folder)
+    made = _make_folders(path.parent)
+    owner = Owner(
+        host=socket.gethostname(),
+        system=_system(),
+        pid=os.getpid(),
+        started=_start_time(os.getpid()) or 0.0,
+        token=uuid.uuid4().hex,
+    )
+    _acquire(path, owner)
+    lock = Lock(path, owner)
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
+    beat.start()
+    try:
+        yield lock
+    finally:
+        stop.set()
+        beat.join()
+        found = _read(path)
+        if found is not None and found.token == owner.token:
+            path.unlink(missing_ok=True)
+        for empty in made:
+            with contextlib.suppress(OSError):  # a trial has written there
+                empty.rmdir()
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; returns the new ones, the deepest first."""
+    made = []
+    for above in (folder, *folder.parents):
+        if above.exists():
+            break
+        made.append(above)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder}: {error.strerror}; choose another --out"
+        ) from error
+    return made
+
+
+def _acquire(path: Path, owner: Owner) -> None:
+    """Makes the lock, or takes over a stale one."""
+    while not _link(path, owner):
+        found = _read(path)
+        if found is None:
+            continue  # released between the two looks
+        if not _is_stale(path, found):
+            raise UserError(
+                f"{_record(path)} is being written by {found}; wait for it, or end it "
+                f"(if it cannot be alive, remove {path})"
+            )
+        claim = path.with_name(f"{path.name}.{found.token}")
+        if not _link(claim, owner):
+            if _age_sec(claim) > STALE_SEC:  # its maker died within this very moment
+                claim.unlink(missing_ok=True)
+            time.sleep(0.05)
+            continue
+        try:
+            now = _read(path)
+            if now is not None and now.token == found.token:
+                _replace(path, owner)
+                return
+        finally:
+            claim.unlink(missing_ok=True)
+
+
+def _link(path: Path, owner: Owner) -> bool:
+    """Makes a file that names the owner, whole; returns False if one is there."""
+    temporary = _write_temporary(path, owner)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {_record(path)} ({error.strerror}): the file system of --out "
+            "must know hard links"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _replace(path: Path, owner: Owner) -> None:
+    os.replace(_write_temporary(path, owner), path)
+
+
+def _write_temporary(path: Path, owner: Owner) -> Path:
+    temporary = path.with_name(f"{path.name}.{owner.token}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # left empty by another trial
+        temporary.write_text(json.dumps(dataclasses.asdict(owner)))
+    except OSError as error:
+        raise UserError(
+            f"cannot write {temporary}: {error.strerror}; choose another --out"
+        ) from error
+    return temporary
+
+
+def _read(path: Path) -> Owner | None:
+    """Returns who is named in a lock; None if it is not there."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return Owner(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is no lock of ours; remove it") from error
+
+
+def _is_stale(path: Path, owner: Owner) -> bool:
+    if owner.is_dead:
+        return True
+    return not owner.is_here and _age_sec(path) > STALE_SEC
+
+
+def _age_sec(path: Path) -> float:
+    """Returns how long ago a file was touched, by the clock of its file system."""
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}.now")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # gone meanwhile, so nobody's
+    except OSError:  # we may read here and not write
+        return time.time() - path.stat().st_mtime
+
+
+def _beat(lock: Lock, stop: threading.Event) -> None:
+    """Touches the lock until asked to stop."""
+    while not stop.wait(BEAT_SEC):
+        try:
+            os.utime(lock.path)
+        except OSError:
+            continue  # the next write of the record says what is wrong
+
+
+def _record(path: Path) -> Path:
+    """Returns the folder that a lock is for."""
+    return path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+
+
+def _start_time(pid: int) -> float | None:
+    """Returns when a process started; None if there is none, or only its corpse."""
+    if not Path("/proc/self/stat").exists():
+        return _start_time_elsewhere(pid)
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return None if fields[0] in "ZX" else float(fields[19])  # proc(5): field 22
+
+
+def _start_time_elsewhere(pid: int) -> float | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        dead = process.status() == psutil.STATUS_ZOMBIE
+        return None if dead else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _system() -> str:
+    """Returns what tells this boot and process namespace from others."""
+    names = []
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        try:
+            names.append(read())
+        except OSError:  # not Linux
+            names.append("-")
+    return " ".join(names)

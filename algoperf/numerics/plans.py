@@ -1,0 +1,132 @@
+"""The three products of a layer, and how each operand is quantised.
+
+A product is bilinear, out = contract(left, right). Its gradients are products too: of g
+with right, for left, and of g with left, for right; each contracts another axis, along
+which its operands are quantised. So six arrays are quantised in all.
+
+Matrix products are brought to left (B, M, K), right (B, K, N), out (B, M, N).
+Convolutions stay as they are. They contract channels and kernel positions (forward),
+output channels and kernel positions (gradient of x), batch and positions (gradient of
+w). In which order a product adds up is ours to choose: channels, output channels and
+batch are innermost, so a block never crosses a position, and each is a block of
+neighbours on the contracted axis of a matrix product that a kernel could run.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from algoperf.numerics.formats import Format
+from algoperf.numerics.recipes import Recipe, Rotation
+from algoperf.numerics.units import EMULATOR, Device
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One product of a function, and how it is quantised; static under jit.
+
+    Attributes:
+      recipe: the formats.
+      is_convolution: else a batched matrix product.
+      params: of the convolution's primitive, as sorted pairs; of a matrix product,
+        'precision' and 'preferred_element_type'.
+      weight_is_left: whether the left operand has the role of w.
+      shapes, dtypes: of left and right.
+      device: whose units it may run in.
+    """
+
+    recipe: Recipe
+    is_convolution: bool
+    params: tuple[tuple[str, Any], ...]
+    weight_is_left: bool
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    dtypes: tuple[Any, Any]
+    device: Device = EMULATOR
+
+
+class Operand(NamedTuple):
+    """Where one operand of a product is quantised: format, axis, groups on the axis."""
+
+    fmt: Format | None
+    axis: int
+    groups: int
+
+
+class Plan(NamedTuple):
+    """One of the three products: operands, rotation, number, contracted length."""
+
+    first: Operand
+    second: Operand
+    rotation: Rotation | None
+    number: int
+    length: int = 0  # of the contracted axis, rotated; of a matrix product
+
+
+def plans_of(product: Product) -> tuple[Plan, Plan, Plan]:
+    """Returns the plans of forward (left, right), gradients of left, and of right."""
+    recipe = product.recipe
+    # By role: (own format in the forward product, the format of g and of this operand
+    # where the gradient of the OTHER operand is made, that product's rotation).
+    as_x = (recipe.forward_x, recipe.weight_gradient_g, recipe.weight_gradient_x)
+    as_w = (recipe.forward_w, recipe.input_gradient_g, recipe.input_gradient_w)
+    rotations = [recipe.weight_gradient_rotation, recipe.input_gradient_rotation]
+    left, right = (as_w, as_x) if product.weight_is_left else (as_x, as_w)
+    if product.weight_is_left:
+        rotations.reverse()
+    axes = _axes(product)
+    lengths: tuple[int, ...] = (0, 0, 0)
+    if not product.is_convolution:
+        (_, rows, inner), (_, _, columns) = product.shapes
+        turns = (recipe.forward_rotation, rotations[1], rotations[0])
+        lengths = tuple(map(_padded, (inner, columns, rows), turns))
+    forward = Plan(
+        Operand(left[0], *axes["left"]),
+        Operand(right[0], *axes["right"]),
+        recipe.forward_rotation,
+        0,
+        lengths[0],
+    )
+    of_left = Plan(
+        Operand(right[1], *axes["g_for_left"]),
+        Operand(right[2], *axes["right_for_left"]),
+        rotations[1],
+        1,
+        lengths[1],
+    )
+    of_right = Plan(
+        Operand(left[1], *axes["g_for_right"]),
+        Operand(left[2], *axes["left_for_right"]),
+        rotations[0],
+        2,
+        lengths[2],
+    )
+    return forward, of_left, of_right
+
+
+def _padded(length: int, rotation: Rotation | None) -> int:
+    block = 1 if rotation is None else rotation.block
+    return -(-length // block) * block
+
+
+def _axes(product: Product) -> dict[str, tuple[int, int]]:
+    """Returns the contracted axis, and its groups, of the operands of all products."""
+    if not product.is_convolution:
+        return {
+            "left": (2, 1),
+            "right": (1, 1),
+            "g_for_left": (2, 1),
+            "right_for_left": (2, 1),
+            "g_for_right": (1, 1),
+            "left_for_right": (1, 1),
+        }
+    params = dict(product.params)
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    batch, channel = numbers.lhs_spec[:2]
+    out_channel, in_channel = numbers.rhs_spec[:2]
+    return {
+        "left": (channel, groups),
+        "right": (in_channel, 1),
+        "g_for_left": (numbers.out_spec[1], groups),
+        "right_for_left": (out_channel, groups),
+        "g_for_right": (numbers.out_spec[0], 1),
+        "left_for_right": (batch, 1),
+    }

@@ -1,0 +1,226 @@
+"""One training step of a gradient transformation: loss, gradient, update.
+
+The loss may be quantised by a recipe of `algoperf.numerics`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from algoperf import numerics, reparam, spec
+from algoperf.errors import UserError
+
+Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
+RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The training loss of one step, for rules that need more than its gradient.
+
+    The update of a transformation gets it as the extra argument `objective` (see
+    `optax.GradientTransformationExtraArgs`), beside `value`, the loss. What its
+    methods compute is charged like all else.
+    """
+
+    workload: spec.Workload
+    batch: spec.Batch
+    model_state: spec.ModelAuxiliaryState  # before the step
+    rng: spec.RandomState  # of dropout: the same masks at every call
+    dropout_rate: Any = None
+    label_smoothing: Any = 0.0
+    rewrite: Callable[[Loss, spec.RandomState], Loss] | None = None  # of the mean loss
+    materialise: Callable[[Any], Any] = lambda params: params  # what is trained -> full
+
+    def loss_and_state(self, params: Any) -> tuple[jax.Array, Any]:
+        """Returns the mean loss of the batch and the new model state."""
+        loss: Loss = self.mean_loss
+        if self.rewrite is not None:
+            loss = self.rewrite(loss, self.rng)
+        full = self.materialise(params)
+        return loss(full, self.model_state, self.batch, self.rng)
+
+    def loss(self, params: Any) -> jax.Array:
+        """Returns the mean loss of the batch."""
+        return self.loss_and_state(params)[0]
+
+    def gradient(self, params: Any) -> Any:
+        """Returns the gradient of `loss`."""
+        return jax.grad(self.loss)(params)
+
+    def logits(self, params: Any) -> Any:
+        """Returns what the model says of the batch, with dropout as in the loss."""
+        full = self.materialise(params)
+        return self._forward(full, self.model_state, self.batch, self.rng)[0]
+
+    def on(self, batch: spec.Batch) -> "Objective":
+        """Returns the objective of another batch, or of a part of this one."""
+        return dataclasses.replace(self, batch=batch)
+
+    def reseeded(self, number: int) -> "Objective":
+        """Returns the objective with other dropout masks, one set for each number."""
+        return dataclasses.replace(self, rng=jax.random.fold_in(self.rng, number))
+
+    def mean_loss(
+        self, params: Any, model_state: Any, batch: spec.Batch, rng: Any
+    ) -> tuple[jax.Array, Any]:
+        """Returns the mean loss, not rewritten, and the new model state."""
+        logits, new_model_state = self._forward(params, model_state, batch, rng)
+        loss = self.workload.loss_fn(
+            batch["targets"], logits, batch.get("weights"), self.label_smoothing
+        )
+        return loss["summed"] / loss["n_valid_examples"], new_model_state
+
+    def _forward(self, params, model_state, batch, rng) -> tuple[Any, Any]:
+        return self.workload.model_fn(
+            params,
+            batch,
+            model_state,
+            spec.ForwardPassMode.TRAIN,
+            rng,
+            update_batch_norm=True,
+            dropout_rate=self.dropout_rate,
+        )
+
+
+class WithRecipeState(NamedTuple):
+    """State of a transformation and of a recipe that has one."""
+
+    transformation: Any
+    recipe: numerics.State
+
+
+def recipe_of(hyperparameters: Any) -> numerics.Recipe | None:
+    """Returns the recipe that the hyperparameters name, if they do.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    name = getattr(hyperparameters, "recipe", None)
+    return None if name is None else numerics.find_recipe(name)
+
+
+def first_recipe_state(
+    workload: Any, recipe: numerics.Recipe, params: Any, model_state: Any
+) -> numerics.State:
+    """Returns a recipe's state before the first step; runs nothing of the model."""
+
+    def forward(params: Any, batch: spec.Batch) -> Any:
+        mode, rng = spec.ForwardPassMode.TRAIN, jax.random.PRNGKey(0)
+        return workload.model_fn(params, batch, model_state, mode, rng, True)[0]
+
+    return numerics.init_state(
+        recipe,
+        forward,
+        params,
+        workload.example_batch(),
+        parameter_types=workload.model_params_types,
+    )
+
+
+def train_step(
+    workload: spec.Workload,
+    transformation: optax.GradientTransformation,
+    hyperparameters: Any,
+    rewrite_loss: RewriteLoss | None,
+    small: reparam.Reparametrisation | None = None,
+) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
+    """Returns the compiled step.
+
+    It maps (state, params, model state, batch, rng) to (state, params, model state,
+    scalars to log). Where the recipe of the hyperparameters has state, the state is a
+    `WithRecipeState`; where something smaller is trained, a `reparam.Training`.
+
+    Raises:
+      UserError: a recipe with state, and something smaller to train.
+    """
+    dropout_rate = getattr(hyperparameters, "dropout_rate", None)
+    label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
+    update = optax.with_extra_args_support(transformation).update
+    recipe = None if rewrite_loss is not None else recipe_of(hyperparameters)
+
+    if small is not None and recipe is not None and recipe.has_state:
+        raise UserError(
+            f"recipe {hyperparameters.recipe!r} has a state of its own, which a "
+            "reparametrisation does not keep; choose a recipe without"
+        )
+
+    def quantised(loss, rng, state=None):
+        assert recipe is not None
+        return numerics.apply(recipe, loss, state=state, **_options(workload, rng))
+
+    rewrite: Any = None
+    if rewrite_loss is not None:
+        rewrite = functools.partial(rewrite_loss, workload, hyperparameters)
+    elif recipe is not None:
+        rewrite = quantised
+
+    def step(state, params, model_state, batch, rng):
+        objective = Objective(
+            workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
+        )
+        if small is not None:
+            training = reparam.begin_step(small, state, objective)
+            state, params = training.transformation, small.trainable(training.small)
+            objective = dataclasses.replace(
+                objective, materialise=small.materialise_from(training.small)
+            )
+        (loss, model_state), gradient = jax.value_and_grad(
+            objective.loss_and_state, has_aux=True
+        )(params)
+        gradient = workload.placement.constrain(gradient)
+        updates, state = update(
+            gradient, state, params, value=loss, objective=objective
+        )
+        params = optax.apply_updates(params, updates)
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+        if small is not None:
+            state, params = reparam.finish_step(small, training, params, state)
+        state, params, model_state = workload.placement.constrain(
+            (state, params, model_state)
+        )
+        return state, params, model_state, scalars
+
+    def step_with_recipe_state(state, params, model_state, batch, rng):
+        read = functools.partial(quantised, state=state.recipe)
+        objective = Objective(
+            workload, batch, model_state, rng, dropout_rate, label_smoothing, read
+        )
+        assert recipe is not None
+        (loss, new_model_state), gradient, next_state = numerics.value_and_grad(
+            recipe, objective.mean_loss, has_aux=True, **_options(workload, rng)
+        )(state.recipe, params, model_state, batch, rng)
+        gradient = workload.placement.constrain(gradient)
+        updates, new = update(
+            gradient, state.transformation, params, value=loss, objective=objective
+        )
+        after = new, optax.apply_updates(params, updates), new_model_state
+        if isinstance(recipe.loss_scale, numerics.DynamicLossScale):
+            before = state.transformation, params, model_state
+            keep = functools.partial(jnp.where, next_state.is_finite)
+            after = jax.tree.map(keep, after, before)
+        scalars = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradient),
+            "loss_scale": next_state.loss_scale,
+        }
+        state = WithRecipeState(after[0], next_state)
+        return *workload.placement.constrain((state, *after[1:])), scalars
+
+    has_state = recipe is not None and recipe.has_state
+    chosen = step_with_recipe_state if has_state else step
+    # Params that are not used are kept, for the new ones take their place in memory.
+    return jax.jit(chosen, donate_argnums=(0, 1, 2), keep_unused=True)
+
+
+def _options(workload: spec.Workload, rng: spec.RandomState) -> dict[str, Any]:
+    """What a recipe needs beside the loss; dropout has the key itself."""
+    return {
+        "key": jax.random.fold_in(rng, 1),
+        "parameter_types": workload.model_params_types,
+    }

@@ -1,0 +1,223 @@
+"""Recipes compared: steps to target relative to a baseline, against modelled cost.
+
+Pure functions over runs of `algoperf numerics sweep`. Dimension key: K seeds.
+"""
+
+import dataclasses
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from scoring.intervals import half_width, log_median
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeRun:
+    """One run.
+
+    Attributes:
+      workload, recipe, seed: which run.
+      steps: to the target; inf where it missed.
+      final: the target's metric at the last evaluation.
+    """
+
+    workload: str
+    recipe: str
+    seed: int
+    steps: float
+    final: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the runs of a recipe on a workload say.
+
+    Attributes:
+      workload, recipe: which.
+      runs, reached: how many, and how many of them reached the target.
+      steps: median steps to the target; inf where half of them or more missed.
+      ratio: `steps` over the baseline's; inf where it missed, NaN where that did.
+      low, high: the interval of the ratio; NaN where it is unknown.
+      final: median of the last metric.
+    """
+
+    workload: str
+    recipe: str
+    runs: int
+    reached: int
+    steps: float
+    ratio: float
+    low: float
+    high: float
+    final: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A recipe over all workloads: what it costs and what it achieves.
+
+    Attributes:
+      recipe: its name.
+      cost: modelled bit operations of a step, as a share of float32's.
+      ratio: geometric mean over workloads of the ratios of steps; inf where one missed.
+      on_front: whether no other recipe is as good in both and better in one.
+    """
+
+    recipe: str
+    cost: float
+    ratio: float
+    on_front: bool = False
+
+
+def summarise(
+    runs: Iterable[RecipeRun], baseline: str, confidence: float = 0.95
+) -> list[Row]:
+    """Returns a row for each workload and recipe, in the order of the runs.
+
+    Intervals of the ratio are those of `intervals`: Student's t on logarithms.
+    """
+    groups: dict[tuple[str, str], list[RecipeRun]] = {}
+    for run in runs:
+        groups.setdefault((run.workload, run.recipe), []).append(run)
+    rows = []
+    for (workload, recipe), own in groups.items():
+        steps_K = np.array([run.steps for run in own])
+        base = groups.get((workload, baseline), [])
+        ratio, low, high = _ratio(
+            steps_K, np.array([run.steps for run in base]), confidence
+        )
+        if recipe == baseline:
+            low = high = math.nan
+        rows.append(
+            Row(
+                workload=workload,
+                recipe=recipe,
+                runs=len(own),
+                reached=int(np.isfinite(steps_K).sum()),
+                steps=float(np.median(steps_K)),
+                ratio=ratio,
+                low=low,
+                high=high,
+                final=float(np.median([run.final for run in own])),
+            )
+        )
+    return rows
+
+
+def _ratio(steps_K, base_K, confidence: float) -> tuple[float, float, float]:
+    """Returns the ratio of medians and its interval."""
+    unknown = math.nan
+    if not len(base_K) or not np.isfinite(np.median(base_K)):
+        return unknown, unknown, unknown
+    if not np.isfinite(np.median(steps_K)):
+        return math.inf, unknown, unknown
+    parts = [log_median(a) for a in (steps_K, base_K)]
+    log_ratio = float(parts[0].value - parts[1].value)
+    half = float(
+        half_width(
+            np.array([part.variance for part in parts]),
+            np.array([part.freedom for part in parts]),
+            confidence,
+        )
+    )
+    return math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half)
+
+
+def points(rows: Sequence[Row], costs: Mapping[str, float]) -> list[Point]:
+    """Returns the recipes over all workloads, the cheapest first.
+
+    Args:
+      rows: of `summarise`; recipes that lack a workload that another has are left out.
+      costs: of each recipe.
+    """
+    workloads = {row.workload for row in rows}
+    found = []
+    for recipe, cost in costs.items():
+        ratios = [row.ratio for row in rows if row.recipe == recipe]
+        if len(ratios) < len(workloads) or any(map(math.isnan, ratios)):
+            continue
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        found.append(Point(recipe, cost, mean))
+    front = pareto_front({p.recipe: (p.cost, p.ratio) for p in found})
+    marked = [dataclasses.replace(p, on_front=p.recipe in front) for p in found]
+    return sorted(marked, key=lambda p: (p.cost, p.ratio))
+
+
+def pareto_front(places: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Returns the names that nothing dominates; both coordinates are better small.
+
+    A place with an infinite coordinate is never on the front.
+    """
+    return {
+        name
+        for name, (x, y) in places.items()
+        if math.isfinite(x)
+        and math.isfinite(y)
+        and not any(a <= x and b <= y and (a, b) != (x, y) for a, b in places.values())
+    }
+
+
+WIDTH, HEIGHT, MARGIN = 640, 420, 60
+
+
+def svg(found: Sequence[Point], baseline: str) -> str:
+    """Returns a picture of the points, and of the front as a line."""
+    shown = [p for p in found if math.isfinite(p.ratio)]
+    if not shown:
+        return _document(["<text x='20' y='40'>no recipe reached the targets</text>"])
+    x_of = _axis([p.cost for p in shown], MARGIN, WIDTH - MARGIN)
+    y_of = _axis([p.ratio for p in shown], HEIGHT - MARGIN, MARGIN)
+    parts = [
+        f"<path d='M{MARGIN} {MARGIN}V{HEIGHT - MARGIN}H{WIDTH - MARGIN}' "
+        "fill='none' stroke='#888'/>",
+        f"<text x='{WIDTH / 2:.0f}' y='{HEIGHT - 12}' text-anchor='middle'>"
+        "modelled bit operations of a step, share of float32</text>",
+        f"<text x='16' y='{HEIGHT / 2:.0f}' text-anchor='middle' transform='rotate(-90 "
+        f"16 {HEIGHT / 2:.0f})'>steps to target, times {html.escape(baseline)}</text>",
+    ]
+    for value, place in ((p.cost, x_of(p.cost)) for p in _ends(shown, "cost")):
+        parts.append(
+            f"<text x='{place:.1f}' y='{HEIGHT - MARGIN + 18}' text-anchor='middle'>"
+            f"{value:.3g}</text>"
+        )
+    for value, place in ((p.ratio, y_of(p.ratio)) for p in _ends(shown, "ratio")):
+        parts.append(
+            f"<text x='{MARGIN - 8}' y='{place:.1f}' text-anchor='end'>"
+            f"{value:.3g}</text>"
+        )
+    line = " ".join(
+        f"{x_of(p.cost):.1f},{y_of(p.ratio):.1f}" for p in shown if p.on_front
+    )
+    parts.append(f"<polyline points='{line}' fill='none' stroke='#00785a'/>")
+    for p in shown:
+        x, y = x_of(p.cost), y_of(p.ratio)
+        color = "#00785a" if p.on_front else "#b41eb4"
+        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{color}'/>")
+        parts.append(
+            f"<text x='{x + 8:.1f}' y='{y - 6:.1f}'>{html.escape(p.recipe)}</text>"
+        )
+    return _document(parts)
+
+
+def _ends(shown: Sequence[Point], name: str) -> list[Point]:
+    """Returns the points with the least and the greatest coordinate."""
+    key = lambda p: getattr(p, name)  # noqa: E731
+    return list(dict.fromkeys((min(shown, key=key), max(shown, key=key))))
+
+
+def _axis(values: Sequence[float], start: float, stop: float):
+    """Returns a map from values to places, even in their logarithms."""
+    logs = [math.log(value) for value in values]
+    low, span = min(logs), (max(logs) - min(logs)) or 1.0
+    return lambda value: start + (math.log(value) - low) / span * (stop - start)
+
+
+def _document(parts: Sequence[str]) -> str:
+    head = (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' "
+        f"width='{WIDTH}' height='{HEIGHT}' font-family='sans-serif' font-size='12'>"
+        "<rect width='100%' height='100%' fill='white'/>"
+    )
+    return "\n".join([head, *parts, "</svg>"]) + "\n"

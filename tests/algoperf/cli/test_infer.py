@@ -1,0 +1,118 @@
+"""`algoperf infer` from outside."""
+
+import json
+
+import pytest
+
+from algoperf import cli
+
+# Two prompt lengths and two output lengths: what fits in seconds, not what is right.
+SMALL = (
+    "--prompts=4,8",
+    "--outputs=1,8",
+    "--rounds=3",
+    "--seconds=0",
+    "--accept_noise",
+    "--cores=0",
+)
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory):
+    """The folder after a profile of the mini language model."""
+    out = tmp_path_factory.mktemp("inference")
+    assert cli.main(["infer", "profile", f"--out={out}", *SMALL]) == 0
+    return out
+
+
+def test_profile_writes_json_and_a_page(profiled):
+    value = json.loads((profiled / "finewebedu_lm_mini.json").read_text())
+    assert value["shape"]["vocab_size"] == 1024
+    assert value["hardware"]["platform"] == "cpu"
+    assert value["versions"]["jax"]
+    assert {len(cell["seconds"]) for cell in value["cells"]} == {3}
+    page = (profiled / "finewebedu_lm_mini.html").read_text()
+    assert "<svg" in page
+    assert "283,106 parameters" in page
+
+
+def test_predict(profiled, capsys):
+    file = str(profiled / "finewebedu_lm_mini.json")
+    request = ["--prompt=6", "--output=20", "--dollars_per_hour=3.6", "--watts=10"]
+    assert cli.main(["infer", "predict", file, *request, "--json=-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0
+    both = found["prompt_seconds"] + found["decode_seconds"]
+    assert found["seconds"] == pytest.approx(both)
+    assert found["dollars"] == pytest.approx(found["seconds"] * 3.6 / 3600)
+    assert found["joules"] == pytest.approx(found["seconds"] * 10 * 1.1)
+    assert not found["is_extrapolated"]
+    assert cli.main(["infer", "predict", file, *request]) == 0
+    assert "tokens_per_second" in capsys.readouterr().out
+
+
+def test_a_profile_of_other_hardware_needs_to_be_asked_for(profiled, capsys, tmp_path):
+    value = json.loads((profiled / "finewebedu_lm_mini.json").read_text())
+    value["hardware"]["cpu"] = "Another"
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(value))
+    command = ["infer", "predict", str(file), "--prompt=6", "--output=2"]
+    assert cli.main(command) == 1
+    assert "other hardware" in capsys.readouterr().err
+    assert cli.main([*command, "--any_hardware"]) == 0
+
+
+def test_shapes(capsys):
+    assert cli.main(["infer", "shapes", "--json=-"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    (found,) = [row for row in rows if row["name"] == "qwen3-32b"]
+    assert found["parameters"] == 32_762_123_264
+
+
+def test_a_noisy_machine_is_refused(tmp_path, capsys, monkeypatch):
+    from algoperf.inference import profiler
+
+    monkeypatch.setattr(profiler, "refusal", lambda result: "it is loud")
+    command = ["infer", "profile", f"--out={tmp_path}"]
+    assert cli.main([*command, *SMALL[:-2], "--cores=0"]) == 1
+    assert "it is loud" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["infr"], "did you mean infer"),
+        (["infer", "profil"], "did you mean profile"),
+        (["infer", "profile", "gpt22"], "did you mean gpt2"),
+        (["infer", "profile", "gpt2", "x"], "give one NAME"),
+        (["infer", "profile", "gpt2", "--prompts=a"], "--prompts a"),
+        (["infer", "profile", "finewebedu_lm", "--prompts=64"], "shorter prompts"),
+        (["infer", "profile", "finewebedu_lm", "--outputs=2,4"], "begin with 1"),
+        (["infer", "profile", "finewebedu_lm", "--parallel=99"], "devices"),
+        (["infer", "predict"], "give one PROFILE"),
+        (["infer", "predict", "none.json"], "give --prompt"),
+        (["infer", "predict", "none.json", "--prompt=1", "--output=1"], "cannot read"),
+        (["infer", "shapes", "x"], "unexpected argument"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (("--prompt=0", "--output=1"), "at least 1"),
+        (("--prompt=4", "--output=-1"), "negative"),
+        (("--prompt=60", "--output=9"), "shorten"),
+    ],
+)
+def test_a_request_that_makes_no_sense(request_, says, profiled, capsys):
+    file = str(profiled / "finewebedu_lm_mini.json")
+    assert cli.main(["infer", "predict", file, *request_]) == 1
+    assert says in capsys.readouterr().err

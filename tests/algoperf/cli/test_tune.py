@@ -1,0 +1,428 @@
+"""`tune` on trials whose curves follow from their hyperparameters, and on real ones."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from synthetic import BATCH_NORM, SYNTHETIC
+
+from algoperf import cli, records, registry, tuning
+from algoperf.cli import tune, tune_report
+from algoperf.cli.tune_report import draw
+from algoperf.launch import local
+from algoperf.records import Status
+from algoperf.run_store import Store
+from scoring import stopping
+
+RANGES = {
+    "learning_rate": {"min": 1e-4, "max": 1.0, "scaling": "log"},
+    "momentum": {"feasible_points": [0.0, 0.9]},
+}
+WORKLOADS = [
+    dataclasses.replace(workload, validation_target_value=0.8)
+    for workload in (SYNTHETIC, BATCH_NORM)
+]
+BEST = {"synthetic_mini": 0.03, "synthetic_bn_mini": 0.01}  # learning rates
+
+
+class Machine:
+    """Stands for the processes: accuracy rises the faster, the better the rate.
+
+    Attributes:
+      finished: the runs, in the order in which they ended.
+      stop_after: ask this process to stop after so many runs.
+      lag: evaluations that a run still makes after it was told to end.
+    """
+
+    def __init__(self):
+        self.finished = []
+        self.stop_after = math.inf
+        self.lag = 1
+        self.status = None
+        self.forget = False
+
+    def run_jobs(self, jobs, should_stop, side_by_side=1, should_end=lambda _: False):
+        jobs = list(jobs)
+        random.Random(side_by_side).shuffle(jobs)
+        for job in jobs:
+            if should_stop():
+                return
+            self._run(job, should_end)
+            self.finished.append((job.folder.parent.name, job.folder.name))
+            yield job, 0
+            if len(self.finished) == self.stop_after:
+                signal.raise_signal(signal.SIGTERM)
+
+    def _run(self, job, should_end):
+        if self.forget:
+            return
+        flags = dict(
+            argument[2:].split("=") for argument in job.arguments if "=" in argument
+        )
+        assert "--ignore_budget" in job.arguments
+        space = tuning.load_search_space(Path(flags["tuning_search_space"]))
+        point = tuning.trial_point(space, 0, int(flags["trial_index"]))
+        workload = job.folder.parent.name.removesuffix("_jax")
+        off = abs(math.log10(point["learning_rate"] / BEST[workload]))
+        pace = 0.12 * 0.3**off * (1.0 + 0.5 * (point["momentum"] == 0.9))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        rows, left, status = [], self.lag, Status.COMPLETED
+        for step in range(0, int(flags["max_steps"]) + 1, 4):
+            accuracy = 0.9 - 0.8 * math.exp(-pace * step)
+            rows.append(
+                {
+                    records.GLOBAL_STEP: step,
+                    records.SUBMISSION_TIME: 0.1 * step,
+                    "validation/accuracy": accuracy,
+                }
+            )
+            if accuracy >= 0.8:
+                status = Status.REACHED
+                break
+            if step >= 24:  # before, nothing is hopeless
+                records.write_measurements(job.folder / records.EVAL_FILE, rows)
+                if should_end(job):
+                    if left == 0:
+                        status = Status.PREEMPTED
+                        break
+                    left -= 1
+        records.write_measurements(job.folder / records.EVAL_FILE, rows)
+        (job.folder / "checkpoint_4").mkdir(exist_ok=True)
+        record = {
+            "schema_version": records.SCHEMA_VERSION,
+            "status": self.status or status,
+            "message": "because",
+            "hyperparameters": point,
+            "target": {"metric": "accuracy"},
+            "submission": {"sha256": "abc"},
+            **{name: {} for name in ("host", "devices", "versions")},
+        }
+        records.write_json(job.folder / records.RECORD_FILE, record)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(local, "run_jobs", machine.run_jobs)
+    monkeypatch.setattr(registry, "select_workloads", lambda *_: WORKLOADS)
+    monkeypatch.setattr(tune_report, "draw", lambda *_: False)  # takes a second
+    return machine
+
+
+@pytest.fixture
+def figures(machine, monkeypatch):
+    monkeypatch.setattr(tune_report, "draw", draw)
+
+
+@pytest.fixture
+def adam(tmp_path, write_submission):
+    """The path of a submission with ranges beside it."""
+    folder = tmp_path / "adam"
+    folder.mkdir()
+    source = write_submission().path.read_text()
+    (folder / "submission.py").write_text(source)
+    (folder / tune.RANGES_FILE).write_text(json.dumps(RANGES))
+    return folder
+
+
+@pytest.fixture
+def call(tmp_path, adam):
+    """Calls the command; returns exit status and output folder."""
+
+    def run(*more, out="out", budget=14):
+        arguments = ["tune", str(adam), "--workloads=a,b", f"--budget={budget}"]
+        return cli.main([*arguments, f"--out={tmp_path / out}", *more])
+
+    return run
+
+
+def outcome(folder):
+    """What must not depend on how a tuning was run: all that it writes."""
+    paths = [path for path in folder.iterdir() if path.is_file()]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_a_tuning_from_end_to_end(call, machine, figures, tmp_path, capsys):
+    assert call("--search=4") == 0
+    out = tmp_path / "out"
+    printed = capsys.readouterr().out
+    assert "14 trials, 4 of them search, on synthetic_mini, synth" in printed
+    assert "at most 100 steps each, 1,400 in all; 0 trials are done" in printed
+    points = tuning.load_search_space(out / tune.SPACE_FILE)
+    assert len(points) == 5
+    assert f"{json.dumps(points[0])}\nwrote" in printed
+    # The optimum lies between those of the workloads, with momentum.
+    assert points[0]["momentum"] == 0.9
+    assert 0.005 < points[0]["learning_rate"] < 0.06
+    assert len({json.dumps(point) for point in points}) == 5
+
+    report = (out / tune.REPORT_FILE).read_text()
+    trials = len(tuning.load_search_space(out / "points.json"))
+    assert f"{trials} of 14 trials" in report
+    assert "bases of the Halton sequence: learning_rate 2, momentum 3" in report
+    assert "learning_rate | 0.0001 to 1, log | times 4.64" in report
+    assert "| moved there |" in report
+    assert "submission_sha256" in report
+    assert (out / tune.FIGURE_FILE).read_text().startswith("<?xml")
+    assert len(machine.finished) == 2 * trials
+    store = Store.read(out / tune.STORE_FILE)
+    assert len(store.runs) == 2 * trials
+    assert not list(out.rglob("checkpoint_*"))
+
+
+def test_a_second_call_runs_nothing_and_writes_the_same(
+    call, machine, figures, tmp_path
+):
+    assert call() == 0
+    before, runs = outcome(tmp_path / "out"), len(machine.finished)
+    assert call() == 0
+    assert len(machine.finished) == runs
+    assert outcome(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_interruption_and_order_change_nothing(
+    call, machine, tmp_path, early_stop, side_by_side, capsys
+):
+    more = ["--early_stop"] * early_stop
+    assert call(*more, out="whole") == 0
+    whole, machine.finished = machine.finished, []
+    for stop_after in (1, 4, 9):
+        machine.stop_after = stop_after
+        assert call(*more, f"--side_by_side={side_by_side}") == 1
+        assert "the same command goes on" in capsys.readouterr().out
+    machine.stop_after = math.inf
+    assert call(*more, f"--side_by_side={side_by_side}") == 0
+    # A run that was done when we were stopped is asked for again, and is there.
+    assert set(machine.finished) == set(whole)
+    assert len(machine.finished) <= len(whole) + 3
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_a_greater_budget_goes_on(call, machine, tmp_path):
+    assert call("--search=3", budget=5) == 0
+    runs = len(machine.finished)
+    assert call("--search=3", budget=9) == 0
+    assert len(machine.finished) > runs
+    assert call("--search=3", budget=9, out="whole") == 0
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_hopeless_runs_are_stopped_and_never_count(call, machine, tmp_path):
+    assert call("--early_stop", "--search=8") == 0
+    store = Store.read(tmp_path / "out" / tune.STORE_FILE)
+    stopped = [run for run in store.runs.values() if run.status == "stopped"]
+    assert 0 < len(stopped) < len(store.runs)
+    for run in stopped:
+        last = run.evaluations[-1]
+        assert stopping.SEEN * 50 <= last["step"] < 50
+        folder = records.trial_folder(
+            tmp_path / "out" / "runs", "adam", 0, run.space, run.trial
+        )
+        rows = records.read_measurements(folder / records.EVAL_FILE)
+        assert rows[-1][records.GLOBAL_STEP] == min(last["step"] + 4, 48)  # the lag
+        record = records.read_record(folder)
+        assert record["status"] is Status.COMPLETED
+        was_told = rows[-1][records.GLOBAL_STEP] < 48
+        assert ("stopped by algoperf tune" in record["message"]) == was_told
+    report = (tmp_path / "out" / tune.REPORT_FILE).read_text()
+    assert f"runs stopped early, as hopeless: {len(stopped)}" in report
+    run = min(stopped, key=lambda run: run.trial)
+    step = f"{run.evaluations[-1]['step']:.0f}"
+    assert f"trial {run.trial} on {run.space}, at step {step} of 50" in report
+
+
+def test_how_soon_a_stopped_run_ends_changes_nothing(call, machine, tmp_path):
+    """The verdict is of the curve up to there, though the target came after it."""
+    assert call("--early_stop", out="soon") == 0
+    machine.lag = 100  # it never hears of it
+    assert call("--early_stop", out="late") == 0
+    soon, late = outcome(tmp_path / "soon"), outcome(tmp_path / "late")
+    assert soon == late
+    assert call(out="without") == 0
+    assert outcome(tmp_path / "without") != soon
+
+
+def test_results_go_beside_the_submission(call, machine, adam):
+    assert call("--write", budget=6) == 0
+    store = Store.read(adam / tune.STORE_FILE)
+    assert store.facts["submission"] == "adam"
+    assert len(tuning.load_search_space(adam / tune.SPACE_FILE)) == 5
+    assert call("--write", out="again", budget=6) == 0  # from the same ranges
+    assert Store.read(adam / tune.STORE_FILE).runs == store.runs
+
+
+def test_without_matplotlib_there_is_no_figure(
+    call, machine, figures, tmp_path, monkeypatch
+):
+    import builtins
+
+    find = builtins.__import__
+
+    def without(name, *rest):
+        if name == "matplotlib":
+            raise ImportError(name)
+        return find(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert call(budget=1) == 0
+    assert not (tmp_path / "out" / tune.FIGURE_FILE).exists()
+    assert "![" not in (tmp_path / "out" / tune.REPORT_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--budget=0"], "budget"),
+        (["--budget=4", "--search=5"], "--search from 1 to --budget"),
+        (["--step_factor=0"], "leaves no step"),
+        (["--ranges=none.json"], "no search space at none.json"),
+        (["--early"], "early"),
+        (["other"], "give one submission"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(call, machine, capsys, more, says):
+    assert call(*more) != 0
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert machine.finished == []
+
+
+@pytest.mark.parametrize(
+    ("ranges", "space", "says"),
+    [
+        ({"x": {"min": 2, "max": 1}}, None, "needs min <= max"),
+        ({"x": {"min": 1, "max": 1}}, None, "nothing to tune"),
+        ({"x": {"feasible_points": []}}, None, "non-empty list"),
+        ([{"x": 1}], None, "lists points; a tuning needs ranges"),
+        (None, [{"x": 1}], "lists points, no ranges: write tuning_ranges.json"),
+        (None, None, "a submission without hyperparameters is not tuned"),
+    ],
+)
+def test_ranges_that_do_not_do(call, machine, adam, capsys, ranges, space, says):
+    (adam / tune.RANGES_FILE).unlink()
+    for name, value in ((tune.RANGES_FILE, ranges), (tune.SPACE_FILE, space)):
+        if value is not None:
+            (adam / name).write_text(json.dumps(value))
+    assert call() == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_search_space_with_ranges_will_do(call, machine, adam):
+    (adam / tune.RANGES_FILE).rename(adam / tune.SPACE_FILE)
+    assert call(budget=2) == 0
+    assert len(machine.finished) == 4
+
+
+def test_an_unknown_workload_is_named(adam, capsys):
+    assert cli.main(["tune", str(adam), "--workloads=ogbb", "--budget=2"]) == 1
+    assert "did you mean ogbg" in capsys.readouterr().err
+    arguments = ["--workloads=ogbg,ogbg", "--budget=2"]
+    assert cli.main(["tune", str(adam), *arguments]) == 1
+    assert "named twice" in capsys.readouterr().err
+
+
+def test_other_facts_are_not_mixed(call, machine, capsys):
+    assert call(budget=3) == 0
+    assert call("--seed=1", budget=3) == 1
+    assert "begun with seed 0, which is 1 now" in capsys.readouterr().err
+
+
+def test_another_run_in_the_folder_is_refused(call, machine, tmp_path, capsys):
+    assert call(budget=3) == 0
+    (tmp_path / "out" / tune.STORE_FILE).unlink()
+    for path in (tmp_path / "out").rglob(records.RECORD_FILE):
+        record = records.read_record(path.parent)
+        record["hyperparameters"]["learning_rate"] = 7.0
+        records.write_json(path, record)
+    machine.forget = True  # the child refuses too, and leaves the folder as it is
+    assert call(budget=3) == 1
+    assert "holds another run; give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.PREEMPTED])
+def test_a_failed_run_ends_the_tuning_with_its_message(call, machine, capsys, status):
+    machine.status = status
+    assert call() == 1
+    error = capsys.readouterr().err
+    assert f"is {status} because" in error
+    assert len(machine.finished) == 1
+
+
+def test_a_run_without_a_record_ends_the_tuning(call, machine, capsys):
+    machine.forget = True
+    assert call() == 1
+    assert "left no record" in capsys.readouterr().err
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs real trials on the synthetic workloads in this process."""
+    easy = {
+        workload.name: dataclasses.replace(workload, validation_target_value=0.75)
+        for workload in WORKLOADS
+    }
+
+    def run_jobs(jobs, should_stop, side_by_side=1, should_end=lambda _: False):
+        for job in jobs:
+            if should_stop():
+                return
+            yield job, cli.main(["run", *job.arguments, "--resume"])
+
+    monkeypatch.setattr(local, "run_jobs", run_jobs)
+    monkeypatch.setattr(registry, "select_workloads", lambda *_: [easy[SYNTHETIC.name]])
+    monkeypatch.setattr(registry, "find_workload", lambda name, _: easy[name])
+
+
+@pytest.mark.slow
+def test_real_trials(tmp_path, adam, in_process, capsys):
+    arguments = ["tune", str(adam), "--workloads=a", "--budget=4", "--search=3"]
+    ranges = tmp_path / "ranges.json"
+    span = {"min": 1e-4, "max": 0.3, "scaling": "log"}
+    ranges.write_text(json.dumps({"learning_rate": span}))
+    arguments.append(f"--ranges={ranges}")
+    assert cli.main([*arguments, f"--out={tmp_path / 'one'}"]) == 0
+    assert "reached at step" in capsys.readouterr().out
+    store = Store.read(tmp_path / "one" / tune.STORE_FILE)
+    statuses = {run.status for run in store.runs.values()}
+    assert statuses == {"reached", "completed"}
+    for run in store.runs.values():
+        assert run.evaluations[-1]["step"] <= 52
+        reached = any(row["validation"] >= 0.75 for row in run.evaluations)
+        assert reached == (run.status == "reached")
+    # The same again, but for the times.
+    assert cli.main([*arguments, f"--out={tmp_path / 'two'}"]) == 0
+    one, two = (
+        (tmp_path / name / tune.SPACE_FILE).read_bytes() for name in ("one", "two")
+    )
+    assert one == two
+
+
+@pytest.mark.slow
+def test_processes_and_early_stopping(tmp_path, monkeypatch):
+    """A real process is asked to end, and its run is taken as it stands."""
+    monkeypatch.setattr(
+        stopping,
+        "first_hopeless",
+        lambda steps, *_: 1 if len(steps) > 1 else None,
+    )
+    arguments = ["tune", "sgd", "--workloads=imagenet_resnet", "--budget=1"]
+    arguments += ["--max_steps=400", "--early_stop", f"--out={tmp_path}"]
+    with contextlib.suppress(SystemExit):
+        assert cli.main(arguments) == 0
+    (run,) = Store.read(tmp_path / tune.STORE_FILE).runs.values()
+    assert run.status == "stopped"
+    assert [row["step"] for row in run.evaluations] == [0, 80]
+    (path,) = tmp_path.rglob(records.RECORD_FILE)
+    record = records.read_record(path.parent)
+    assert record["status"] is Status.COMPLETED
+    assert record["global_step"] < 400

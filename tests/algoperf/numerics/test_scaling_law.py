@@ -1,0 +1,65 @@
+"""The scaling law: published numbers, and planted laws that the fit finds again."""
+
+import numpy as np
+import pytest
+
+from algoperf.errors import UserError
+from algoperf.numerics.scaling_law import Law, Observation, fit
+
+# Panferov et al. 2025, arXiv:2505.14669.
+QUARTET = Law(a=1.52e5, alpha=0.589, b=5.25e5, beta=0.544, gamma=0.274, e=1.35)
+PLANTED = {"bf16": (1.0, 1.0), "good": (0.64, 0.94), "poor": (0.2, 0.1)}
+
+
+def _runs(noise=0.0, outlier=0.0):
+    random = np.random.default_rng(0)
+    found = []
+    for recipe, efficiencies in PLANTED.items():
+        for n in (3e7, 5e7, 1e8, 2e8):
+            for ratio in (25, 50, 100, 200, 400):
+                loss = QUARTET.loss(n, ratio * n, *efficiencies)
+                loss *= np.exp(noise * random.normal())
+                found.append(Observation(n, ratio * n, float(loss), recipe))
+    if outlier:
+        one = found[7]
+        found[7] = Observation(one.parameters, one.tokens, one.loss + outlier, "bf16")
+    return found
+
+
+def test_published_losses():
+    """30M parameters at 25 to 200 tokens each; the paper's table to its fit's error."""
+    ratios = np.array([25, 50, 100, 200])
+    found = QUARTET.loss(3e7, 3e7 * ratios, 0.64, 0.94)
+    np.testing.assert_allclose(found, [3.49, 3.38, 3.29, 3.24], atol=0.02)
+
+
+def test_a_planted_law_is_found():
+    found = fit(_runs(), "bf16")
+    assert found.law.loss(1e9, 1e11) == pytest.approx(QUARTET.loss(1e9, 1e11), rel=5e-3)
+    for recipe, (parameters, data) in PLANTED.items():
+        efficiency = found.efficiencies[recipe]
+        assert efficiency.parameters == pytest.approx(parameters, rel=0.03)
+        assert efficiency.data == pytest.approx(data, rel=0.03)
+        assert efficiency.error < 1e-4
+
+
+@pytest.mark.parametrize(("noise", "outlier"), [(1e-3, 0.0), (2e-4, 1.0)])
+def test_noise_and_a_run_that_went_wrong(noise, outlier):
+    found = fit(_runs(noise, outlier), "bf16")
+    good, poor = found.efficiencies["good"], found.efficiencies["poor"]
+    assert good.parameters == pytest.approx(0.64, rel=0.15)
+    assert good.data == pytest.approx(0.94, rel=0.15)
+    assert poor.parameters == pytest.approx(0.2, rel=0.25)
+    assert poor.data == pytest.approx(0.1, rel=0.25)
+    if not outlier:
+        assert good.error == pytest.approx(noise, rel=0.6)
+
+
+def test_too_few_runs_are_told():
+    runs = _runs()
+    with pytest.raises(UserError, match="at least 7"):
+        fit(runs[:5], "bf16")
+    with pytest.raises(UserError, match="good has 2 finite runs"):
+        fit(runs[:22], "bf16")
+    broken = [Observation(3e7, 1e9, float("nan"), "good")] * 3
+    assert "good" not in fit(runs[:20] + broken, "bf16").efficiencies

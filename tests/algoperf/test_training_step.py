@@ -1,0 +1,117 @@
+"""A recipe among the hyperparameters quantises the loss of any submission."""
+
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from synthetic import BATCH_NORM, SYNTHETIC, examples
+
+from algoperf import contract, numerics, registry, sharding, tuning
+from algoperf.errors import UserError
+from algoperf.numerics import RECIPES, DynamicLossScale
+from algoperf.submission import from_optax, load_submission
+from algoperf.tuning import as_namedtuple
+
+KEY = jax.random.PRNGKey(0)
+POINT = {"learning_rate": 0.1}
+
+
+def _build(workload, hyperparameters):
+    return optax.adam(hyperparameters.learning_rate)
+
+
+def _train(functions, steps=3, workload=SYNTHETIC, **point):
+    """Returns the params after each of some steps on the first batch."""
+    point = as_namedtuple({**POINT, **point})
+    params, model_state = workload.init_model_fn(KEY)
+    state = functions.init_optimizer_state(workload, params, model_state, point, KEY)
+    batch = {name: array[:32] for name, array in examples("train").items()}
+    batch = sharding.shard_along_batch_dim(batch)
+    seen = [jax.device_get(params)]
+    for step in range(steps):
+        state, params, model_state = functions.update_params(
+            workload=workload,
+            current_param_container=params,
+            current_params_types=workload.model_params_types,
+            model_state=model_state,
+            hyperparameters=point,
+            batch=batch,
+            loss_type=workload.loss_type,
+            optimizer_state=state,
+            eval_results=[],
+            global_step=step,
+            rng=jax.random.fold_in(KEY, step),
+        )
+        seen.append(jax.device_get(params))
+    return seen
+
+
+def _kernels(seen):
+    return [params["hidden"]["kernel"] for params in seen]
+
+
+def test_a_recipe_is_the_rewritten_loss():
+    def rewritten(workload, hyperparameters, loss, rng):
+        return numerics.apply("mxint8", loss, key=jax.random.fold_in(rng, 1))
+
+    by_name = _kernels(_train(from_optax(_build), recipe="mxint8"))
+    by_hand = _kernels(_train(from_optax(_build, rewrite_loss=rewritten)))
+    np.testing.assert_array_equal(by_name, by_hand)
+    plain = _kernels(_train(from_optax(_build)))
+    assert not np.array_equal(by_name, plain)
+
+
+def test_an_unknown_recipe_is_told_before_the_first_step():
+    with pytest.raises(UserError, match="mxfp8"):
+        _train(from_optax(_build), steps=0, recipe="mxpf8")
+
+
+def test_delayed_scaling_trains():
+    """Its first step scales by what it sees, as the recipe without history does."""
+    functions = from_optax(_build)
+    delayed = _kernels(_train(functions, recipe="fp8_delayed"))
+    current = RECIPES["fp8"].replace(weights_only=True)
+    at_once = _kernels(_train(functions, recipe=current))
+    np.testing.assert_allclose(delayed[1], at_once[1], atol=1e-5)
+    assert not np.array_equal(delayed[3], at_once[3])
+    np.testing.assert_allclose(delayed[3], at_once[3], atol=0.2)
+
+
+def test_a_step_that_overflows_is_skipped():
+    """Half precision overflows at a loss scale of 2^24, which is halved until it fits.
+
+    Skipped steps leave parameters and moments, so what follows is training as it is.
+    """
+    scale = DynamicLossScale(initial=2.0**24, largest=2.0**24)
+    recipe = RECIPES["fp16"].replace(loss_scale=scale)
+    seen = _kernels(_train(from_optax(_build), steps=16, recipe=recipe))
+    is_skipped = [np.array_equal(*pair) for pair in itertools.pairwise(seen)]
+    first = is_skipped.index(False)
+    assert 0 < first < 14
+    assert sum(is_skipped[first:]) <= 2  # gradients may grow once more
+    fixed = RECIPES["fp16"].replace(loss_scale=2.0**24 / 2**first)
+    plain = _kernels(_train(from_optax(_build), steps=1, recipe=fixed))
+    np.testing.assert_allclose(seen[first + 1], plain[1], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["fp8_delayed", "quartet"])
+def test_muon_keeps_the_contract_with_a_recipe(recipe):
+    """Any submission takes one; stopped and resumed too."""
+    muon = load_submission(registry.find_submission("muon"))
+    space = tuning.load_search_space(muon.default_search_space)
+    point = {**tuning.trial_point(space, 0, 1), "recipe": recipe}
+    assert contract.violations(muon, BATCH_NORM, point, steps=3) == []
+
+
+def test_averages_go_with_a_recipe_that_has_state():
+    functions = from_optax(_build, eval_params=lambda state, params: params)
+    point = as_namedtuple({**POINT, "recipe": "fp8_delayed"})
+    params, model_state = SYNTHETIC.init_model_fn(KEY)
+    state = functions.init_optimizer_state(SYNTHETIC, params, model_state, point, KEY)
+    _, evaluated, _ = functions.prepare_for_eval(
+        SYNTHETIC, params, None, model_state, point, None, state, [], 0, KEY
+    )
+    np.testing.assert_array_equal(evaluated["head"]["kernel"], params["head"]["kernel"])

@@ -1,0 +1,86 @@
+"""Recipes compared: ratios, intervals, the Pareto front, the picture."""
+
+import itertools
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring.recipes import Point, RecipeRun, pareto_front, points, summarise, svg
+
+
+def _runs(workload, recipe, steps):
+    return [RecipeRun(workload, recipe, i, s, 0.5) for i, s in enumerate(steps)]
+
+
+def test_ratios_of_medians_by_hand():
+    runs = _runs("a", "bf16", [100, 110, 120]) + _runs("a", "mxfp4", [150, 165, 240])
+    base, other = summarise(runs, "bf16")
+    assert (base.ratio, base.steps, base.reached) == (1.0, 110, 3)
+    assert other.ratio == pytest.approx(1.5)
+    assert other.low < 1.5 < other.high
+    assert math.log(other.high / 1.5) == pytest.approx(math.log(1.5 / other.low))
+
+
+def test_the_interval_is_welchs():
+    """Against SciPy's Welch statistic for means, scaled to medians of normals."""
+    logs = np.log([[100, 110, 120], [150, 165, 240]])
+    runs = _runs("a", "bf16", [100, 110, 120]) + _runs("a", "mxfp4", [150, 165, 240])
+    row = summarise(runs, "bf16")[1]
+    of_median = 0.4487  # variance of the median of three standard normals
+    wide = math.sqrt((logs.var(axis=1, ddof=1) * of_median).sum())
+    half = math.log(row.high / row.ratio)
+    # Student's 97.5 % point between 4 and 2 degrees of freedom.
+    assert 2.776 * wide < half < 4.303 * wide * 1.001
+
+
+def test_misses():
+    runs = _runs("a", "bf16", [100, 110]) + _runs("a", "bad", [math.inf, math.inf])
+    runs += _runs("b", "bf16", [math.inf]) + _runs("b", "bad", [10])
+    rows = summarise(runs, "bf16")
+    assert rows[1].ratio == math.inf
+    assert rows[1].reached == 0
+    assert math.isnan(rows[1].low)
+    assert math.isnan(rows[3].ratio)  # the baseline missed
+
+
+def test_points_are_geometric_means():
+    runs = []
+    for workload, factor in (("a", 2.0), ("b", 8.0)):
+        runs += _runs(workload, "bf16", [100.0]) + _runs(workload, "x", [100 * factor])
+    runs += _runs("a", "half", [10.0])
+    found = points(summarise(runs, "bf16"), {"bf16": 0.25, "x": 0.1, "half": 0.01})
+    assert [(p.recipe, p.on_front) for p in found] == [("x", True), ("bf16", True)]
+    assert found[0].ratio == pytest.approx(4.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
+def test_nothing_on_the_front_is_dominated(places):
+    named = {str(i): place for i, place in enumerate(places)}
+    front = pareto_front(named)
+    for name, (x, y) in named.items():
+        dominated = any(
+            a <= x and b <= y and (a < x or b < y) for a, b in named.values()
+        )
+        assert (name in front) != dominated
+
+
+def test_the_picture_is_xml_and_names_all():
+    found = [
+        Point("a<b", 0.1, 1.5, True),
+        Point("bf16", 0.25, 1.0, True),
+        Point("missed", 0.2, math.inf),
+    ]
+    tree = ElementTree.fromstring(svg(found, "bf16"))
+    texts = [element.text for element in tree.iter() if element.tag.endswith("text")]
+    assert "a<b" in texts
+    assert "missed" not in texts
+    circles = [e for e in tree.iter() if e.tag.endswith("circle")]
+    for one, other in itertools.pairwise(circles):
+        assert float(one.get("cx")) < float(other.get("cx"))  # dearer is further right
+        assert float(one.get("cy")) < float(other.get("cy"))  # and better is lower
+    assert "no recipe" in svg([found[2]], "bf16")
