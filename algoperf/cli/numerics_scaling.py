@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf.cli import common, numerics_runs
-from algoperf.cli.numerics_sweep import write_csv
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -194,7 +193,7 @@ def _write(
     heading = ["parameters", "tokens", "loss", "recipe"]
     out = Path(values.out)
     table = [list(dataclasses.astuple(one)) for one in observations]
-    write_csv(out / "scaling.csv", heading, table)
+    numerics_runs.write_csv(out / "scaling.csv", heading, table)
     print(f"{len(table)} runs are in {out / 'scaling.csv'}")
     if values.max_steps:
         print("no law is fitted to runs that --max_steps cut short")
@@ -207,5 +206,5 @@ def _write(
         [name, one.parameters, one.data, one.error]
         for name, one in found.efficiencies.items()
     ]
-    write_csv(out / "efficiencies.csv", columns, rows)
+    numerics_runs.write_csv(out / "efficiencies.csv", columns, rows)
     common.print_table(columns, [[r[0], *(f"{x:.4g}" for x in r[1:])] for r in rows])

@@ -3,8 +3,6 @@
 The action `sweep` of `algoperf numerics`.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,8 +160,8 @@ def write_results(
     columns = ["recipe", "bit operations", f"times {values.baseline}", "on the front"]
     common.print_table(heading, [[_shown(cell) for cell in row] for row in table])
     common.print_table(columns, [[_shown(cell) for cell in row] for row in front])
-    write_csv(out / "recipes.csv", heading, table)
-    write_csv(out / "front.csv", columns, front)
+    numerics_runs.write_csv(out / "recipes.csv", heading, table)
+    numerics_runs.write_csv(out / "front.csv", columns, front)
     records.write_text(out / "front.svg", compared.svg(found, values.baseline))
     print(
         "bit operations are modelled, as a share of float32's; what a recipe keeps "
@@ -189,18 +187,3 @@ def _shown(cell: Any) -> Any:
     if not isinstance(cell, float):
         return cell
     return "-" if math.isnan(cell) else f"{cell:.4g}"
-
-
-def write_csv(
-    path: Path, heading: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Writes a table whole; what is not known is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heading)
-    for row in rows:
-        writer.writerow(
-            ["" if isinstance(x, float) and math.isnan(x) else x for x in row]
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_text(path, text.getvalue())
