@@ -48,6 +48,7 @@ class Hosts:
         self._store = store
         self._number = 0  # of the newest decision
         self._has_asked = False
+        self._known: set[str] = set()  # failures of trials that have ended
 
     @property
     def is_leader(self) -> bool:
@@ -143,14 +144,15 @@ class Hosts:
             self.tell(error, text)
         deadline = time.monotonic() + FAILURE_WAIT_SEC
         told = self._told()
-        while not told and time.monotonic() < deadline:
+        while len(told) < self.count and time.monotonic() < deadline:
             time.sleep(0.1)
             told = self._told()
         self.is_broken = len(told) < self.count
         if not told:
             return Status.PREEMPTED, f"{LOST} ({text[:200]})"
+        self._known |= {key for key, _ in told.values()}
         host = min(told)
-        about = told[host]
+        about = told[host][1]
         if about["is_user_error"] and host != self.index:
             raise UserError(f"on host {host}: {about['text']}")
         where = "" if len(told) == self.count else f"on host {host}: "
@@ -165,14 +167,19 @@ class Hosts:
             f"algoperf/failed/{self._number}/{self.index}", json.dumps(about)
         )
 
-    def _told(self) -> dict[int, dict[str, Any]]:
+    def _told(self) -> dict[int, tuple[str, dict[str, Any]]]:
+        """Returns by host the key and the text of its failure in this trial."""
         if self._store is None:
             return {}
         try:
             found = self._store.key_value_dir_get("algoperf/failed/")
         except Exception:  # the store was host 0's, and is gone with it
             return {}
-        return {int(key.split("/")[-1]): json.loads(value) for key, value in found}
+        return {
+            int(key.split("/")[-1]): (key, json.loads(value))
+            for key, value in found
+            if key not in self._known
+        }
 
 
 LOST = "another host is lost; go on with --resume, on as many hosts as there are"

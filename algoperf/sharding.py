@@ -37,11 +37,14 @@ class Placement:
       kind: one of KINDS.
       model_devices: m, for 'fsdp'; all devices where it is None.
       min_size: arrays of fewer numbers stay whole.
+      microbatches: each device computes its part of a batch in so many pieces, one
+        after another, and sums their gradients (gradient accumulation).
     """
 
     kind: str = "replicated"
     model_devices: int | None = None
     min_size: int = MIN_SHARDED_SIZE
+    microbatches: int = 1
 
     @property
     def is_sharded(self) -> bool:
@@ -216,11 +219,14 @@ def display_shard_info(array: jax.Array) -> None:
         print(f"{shard.device}: index {shard.index}, replica {shard.replica_id}")
 
 
-def check_batch_size(batch_size: int, what: str) -> None:
+def check_batch_size(batch_size: int, what: str, microbatches: int = 1) -> None:
     """Raises UserError unless `batch_size` can be split evenly over the devices."""
     devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
+    parts = devices * microbatches
+    if batch_size < 1 or batch_size % parts:
+        times = f" times {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(
-            f"{what} is {batch_size}, which is not divisible by the {devices} devices; "
-            f"the nearest that is: {max(1, round(batch_size / devices)) * devices}"
+            f"{what} is {batch_size}, which is not divisible by the {devices} devices"
+            f"{times}; the nearest that is: "
+            f"{max(1, round(batch_size / parts)) * parts}"
         )

@@ -278,6 +278,11 @@ class Submission:
         """Where the search space is unless a flag says otherwise."""
         return self.path.with_name("tuning_search_space.json")
 
+    @property
+    def is_from_optax(self) -> bool:
+        """Whether its step is that of `from_optax`, which can take microbatches."""
+        return self.functions.update_params.__module__ == from_optax.__module__
+
 
 def load_submission(path: Path) -> Submission:
     """Imports a submission from its file, or from the folder that holds it.

@@ -192,6 +192,14 @@ def define_sharding_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "microbatches",
+        1,
+        "Gradient accumulation: batches are computed in so many parts, one after "
+        "another, which takes less memory; for submissions made with from_optax.",
+        lower_bound=1,
+        flag_values=values,
+    )
 
 
 def define_host_flags(values: flags.FlagValues) -> None:

@@ -21,7 +21,7 @@ USAGE = (
     "algoperf run --submission NAME_OR_PATH --workload NAME [--scale mini|full]\n"
     "         [--out DIR] [--ruleset external|self] [--trials N] [--trial_index I]\n"
     "         [--study K] [--seed S] [--max_steps N] [--resume]\n"
-    "         [--sharding replicated|fsdp]\n"
+    "         [--sharding replicated|fsdp] [--microbatches N]\n"
     "         [--coordinator HOST:PORT --num_hosts N --host_index I | --hosts slurm]"
 )
 
@@ -152,7 +152,9 @@ def trial_configs(
     workload = common.configured(
         registry.find_workload(values.workload, values.scale), values
     )
-    placement = sharding.Placement(values.sharding, values.model_devices)
+    placement = sharding.Placement(
+        values.sharding, values.model_devices, microbatches=values.microbatches
+    )
     placement.check()
     data = workload.data
     if hosts is not None:

@@ -42,6 +42,7 @@ _PASSED_ON = (
     "target_setting",
     "sharding",
     "model_devices",
+    "microbatches",
 )
 
 

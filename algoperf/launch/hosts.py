@@ -90,10 +90,10 @@ def _slurm(environment: Mapping[str, str]) -> HostConfig:
     port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
     count = int(environment["SLURM_NTASKS"])
-    tasks_here = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
-    local = (
-        int(environment["SLURM_LOCALID"]) if not tasks_here.startswith("1") else None
-    )
+    # Such as '2(x3),1': two tasks on three nodes, one on the fourth.
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    shares_nodes = any(int(n) > 1 for n in re.findall(r"(?:^|,)(\d+)", tasks))
+    local = int(environment["SLURM_LOCALID"]) if shares_nodes else None
     return HostConfig(
         f"{first_node(nodes)}:{port}", count, int(environment["SLURM_PROCID"]), local
     )

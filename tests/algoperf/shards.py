@@ -47,6 +47,21 @@ def largest_difference(losses: list[list[float]]) -> float:
     )
 
 
+def as_float64(tree: Any) -> Any:
+    """Returns floating-point arrays in float64 if JAX has it enabled; others as is."""
+    import jax
+    import jax.numpy as jnp
+
+    if not jax.config.jax_enable_x64:
+        return tree
+
+    def widen(array: Any) -> Any:
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(jnp.float64) if is_float else array
+
+    return jax.tree.map(widen, tree)
+
+
 def losses(workload: Any, submission: Any, point: Any, steps: int) -> list[float]:
     """Returns the training loss before each step, with the submission's own step."""
     import jax
@@ -56,7 +71,7 @@ def losses(workload: Any, submission: Any, point: Any, steps: int) -> list[float
     from algoperf.tuning import as_namedtuple
 
     seeds = Seeds.derive(0, 0, 1)
-    params, model_state = workload.init_model_fn(seeds.key(0))
+    params, model_state = as_float64(workload.init_model_fn(seeds.key(0)))
     state, step = submission.functions.init_optimizer_state(
         workload, params, model_state, as_namedtuple(point), seeds.key(1)
     )
@@ -66,8 +81,9 @@ def losses(workload: Any, submission: Any, point: Any, steps: int) -> list[float
     found = []
     for number in range(steps):
         key = jax.random.fold_in(seeds.key(3), number)
+        batch = as_float64(next(queue))
         state, params, model_state, scalars = step(
-            state, params, model_state, next(queue), key
+            state, params, model_state, batch, key
         )
         found.append(float(scalars["loss"]))
     queue.close()
@@ -177,7 +193,22 @@ def memory() -> dict[str, Any]:
     return seen
 
 
+def compute_in_float64() -> None:
+    """Has all that models, losses and optimizers call float32 mean float64.
+
+    Rounding is then too small to grow to 1e-5 in some tens of steps, while a mistake in
+    a sum over devices is as large as ever. Call before they are imported.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    jnp.float32 = jnp.float64  # type: ignore[misc]
+
+
 def main() -> None:
+    if "--float64" in sys.argv:
+        compute_in_float64()
     import jax
     from synthetic import WORKLOADS
 
@@ -191,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--submission", type=Path, default=SUBMISSION)
     parser.add_argument("--learning_rate", type=float, help="instead of the space's")
+    parser.add_argument("--float64", action="store_true", help="in place of float32")
     parser.add_argument("--out", type=Path, help="run trials, with records there")
     flags = parser.parse_args()
     if flags.workload == "memory":

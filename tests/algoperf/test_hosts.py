@@ -164,15 +164,26 @@ def test_a_failure_of_one_host_is_that_of_all():
 
 
 def test_a_failure_of_all_hosts_breaks_nothing():
-    barrier = threading.Barrier(3)
+    """The study goes on; what failed before is not told again."""
 
     def program(hosts):
-        hosts.tell(ValueError(), "bug")
-        barrier.wait()
-        told = hosts._told()
-        return sorted(told)
+        time.sleep(0.05 * hosts.index)
+        return _ends(hosts, ValueError(), "bug"), hosts._told()
 
-    assert on_each(3, program) == [[0, 1, 2]] * 3
+    assert on_each(3, program) == [((Status.FAILED, "bug", False), {})] * 3
+
+
+def test_a_host_that_is_lost_later_did_not_fail_as_the_trial_before():
+    def program(hosts):
+        hosts.failure(ValueError(), "bug")
+        hosts.share(2)  # the next trial
+        if hosts.index == 1:
+            return None  # gone
+        return _ends(hosts, BROKEN, "Gloo: closed")
+
+    (status, message, is_broken), _, _ = on_each(3, program)
+    assert (status, is_broken) == (Status.PREEMPTED, True)
+    assert "another host is lost" in message
 
 
 def test_a_lost_host_is_no_failure():

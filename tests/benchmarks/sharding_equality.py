@@ -1,14 +1,16 @@
 """Whether losses depend on how many devices a run has, and on how it is sharded.
 
     sharding_equality.py [--steps=50] [--devices=1,2,8] [--submissions=adamw,momentum]
-                         [--workloads=...] [--learning_rate=X] [--json=FILE]
+                         [--workloads=...] [--float32] [--learning_rate=X]
+                         [--json=FILE]
 
 Trains each mini workload with the same global batch on virtual CPU devices, replicated
 and sharded, and prints the largest difference of a training loss from one device,
 relative to max(1, loss). Sums over a batch are taken in another order on more devices,
-so that losses differ by rounding, and training makes differences grow: at the learning
-rates of the search spaces, two runs on one device part after some twenty steps too. A
-small learning rate shows what sharding alone does.
+so that losses differ by rounding, and training makes differences grow: in float32, at
+the learning rates of the search spaces, two runs on one device part after some twenty
+steps too. So all is computed in float64, where only mistakes can show; `--float32`, with
+a small learning rate, is what a run does.
 """
 
 import argparse
@@ -33,12 +35,14 @@ def main() -> None:
     parser.add_argument("--devices", default="1,2,8")
     parser.add_argument("--submissions", default="adamw,momentum")
     parser.add_argument("--workloads", default=WORKLOADS)
+    parser.add_argument("--float32", action="store_true")
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
     rate = flags.learning_rate
     options = [f"--steps={flags.steps}"]
     options += [] if rate is None else [f"--learning_rate={rate}"]
+    options += [] if flags.float32 else ["--float64"]
     counts = [int(count) for count in flags.devices.split(",")]
     results = []
     for name in flags.workloads.split(","):

@@ -63,6 +63,11 @@ MPI = {
             HostConfig(f"gpu03:{61440 + 12345 % 4096}", 2, 1, 3),
         ),
         (
+            "slurm",
+            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "16(x2)", "SLURM_LOCALID": "9"},
+            HostConfig(f"gpu03:{61440 + 12345 % 4096}", 2, 1, 9),
+        ),
+        (
             "open_mpi",
             MPI,
             HostConfig(f"10.96.0.1:{61440 + 1531576320 % 4096}", 4, 3, 1),
