@@ -89,6 +89,6 @@ def test_microbatches_must_divide_and_are_for_from_optax(write_submission):
     official = load_submission(HERE / "submissions" / "official")
     with pytest.raises(UserError, match="run it without --microbatches"):
         global_batch_size(official, workload)
-    with pytest.raises(UserError, match="times 3 microbatches; the nearest .* is: 33"):
+    with pytest.raises(UserError, match=r"times 3 microbatches; the nearest .* is: 33"):
         global_batch_size(ours, workload)
     assert global_batch_size(ours, SYNTHETIC) == 32

@@ -9,8 +9,8 @@ and sharded, and prints the largest difference of a training loss from one devic
 relative to max(1, loss). Sums over a batch are taken in another order on more devices,
 so that losses differ by rounding, and training makes differences grow: in float32, at
 the learning rates of the search spaces, two runs on one device part after some twenty
-steps too. So all is computed in float64, where only mistakes can show; `--float32`, with
-a small learning rate, is what a run does.
+steps too. So all is computed in float64, where only mistakes can show. `--float32` is
+what a run does, and needs a small learning rate.
 """
 
 import argparse
