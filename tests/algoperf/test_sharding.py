@@ -16,16 +16,19 @@ from algoperf.errors import UserError
 from algoperf.sharding import Placement
 
 HERE = Path(__file__).parent
-MINI = (
+LONG = (
     "criteo1tb",
     "fastmri",
-    "finewebedu_lm",
-    "imagenet_resnet",
     "imagenet_vit",
     "librispeech_conformer",
     "librispeech_deepspeech",
     "ogbg",
     "wmt",
+)
+MINI = (
+    "finewebedu_lm",
+    "imagenet_resnet",
+    *(pytest.param(name, marks=pytest.mark.long) for name in LONG),
 )
 
 

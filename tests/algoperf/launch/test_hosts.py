@@ -219,7 +219,9 @@ def test_two_hosts_are_one_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "devices"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("count", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)]
+)
 def test_more_hosts_and_devices_with_fsdp(tmp_path, count, devices):
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert Run(alone, count=1).wait() == [0]
@@ -230,7 +232,9 @@ def test_more_hosts_and_devices_with_fsdp(tmp_path, count, devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("killed", "count_after"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("killed", "count_after"), [(0, 1), pytest.param(1, 2, marks=pytest.mark.long)]
+)
 def test_a_killed_host_ends_the_trial_and_a_restart_goes_on(
     tmp_path, killed, count_after
 ):
