@@ -1,6 +1,7 @@
 # make demo    install, train two submissions on two workloads, score them
 # make test    install, run the tests that take minutes
 # make test-slow  run the others
+# make test-long  run those that .ci/run leaves out, for its hour
 # make test-slurm start a Slurm on this machine (Debian's slurmctld, slurmd, munge)
 # make lint    ruff and mypy
 # make clean   remove what the above have made
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # what they have compiled.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow test-slurm lint clean
+.PHONY: demo test test-slow test-long test-slurm lint clean
 
 demo: .venv/core
 	$(BIN)/algoperf sweep --submissions adamw,momentum --suite mini_fast --out runs/demo
@@ -29,8 +30,11 @@ test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow and alone"
 
 test-slow: .venv/dev
-	$(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)
+	$(BIN)/python -m pytest -m "slow and not alone and not long" $(PARALLEL)
 	$(BIN)/python -m pytest -m "slow and alone"
+
+test-long: .venv/dev
+	$(BIN)/python -m pytest -m long $(PARALLEL)
 
 test-slurm: .venv/dev
 	$(BIN)/python -m pytest -m slurm

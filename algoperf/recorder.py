@@ -11,6 +11,7 @@ from typing import Any
 
 from algoperf import hardware, locks, records
 from algoperf.errors import UserError
+from algoperf.hosts import Hosts
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig
 
@@ -62,13 +63,23 @@ class ScalarLog:
 
 
 class Recorder:
-    """The record of one trial; every write leaves a readable folder."""
+    """The record of one trial; every write leaves a readable folder.
 
-    def __init__(self, folder: Path, record: dict[str, Any], is_resumed: bool):
-        self.folder = folder
+    Of several hosts, all keep it and the leader writes it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        record: dict[str, Any],
+        is_resumed: bool,
+        is_writer: bool = True,
+    ):
+        self.folder = Path(folder)
         self.record = record
         self.is_resumed = is_resumed  # there is an earlier part of this very run
         self.rows: list[Row] = []  # of evaluations
+        self.is_writer = is_writer
         self.is_started = False
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
@@ -77,27 +88,44 @@ class Recorder:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, *, config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
+        cls,
+        *,
+        config: TrialConfig,
+        seeds: Seeds,
+        batch_size: int,
+        resume: bool,
+        hosts: Hosts,
     ) -> Iterator["Recorder"]:
         """Looks at the trial's folder and locks it; a finished trial is only looked at.
+
+        Of several hosts, the leading one does so for all.
 
         Raises:
           UserError: the folder holds another run, or this one and not `resume`, or
             another process writes there.
         """
-        recorder = cls._look(config, seeds, batch_size, resume)
-        if recorder.status.is_final:
-            yield recorder
-            return
-        with locks.hold(recorder.folder) as lock:
-            recorder = cls._look(config, seeds, batch_size, resume)  # now it stands
+        with contextlib.ExitStack() as stack:
+            lock: locks.Lock | None = None
+
+            def look() -> tuple[str, dict[str, Any], bool]:
+                nonlocal lock
+                found = cls._look(config, seeds, batch_size, resume)
+                if not Status(found[1]["status"]).is_final:
+                    lock = stack.enter_context(locks.hold(Path(found[0])))
+                    found = cls._look(
+                        config, seeds, batch_size, resume
+                    )  # now it stands
+                return found
+
+            folder, record, is_resumed = hosts.call(look)
+            recorder = cls(folder, record, is_resumed, hosts.is_leader)
             recorder._lock = lock
             yield recorder
 
-    @classmethod
+    @staticmethod
     def _look(
-        cls, config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
-    ) -> "Recorder":
+        config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
+    ) -> tuple[str, dict[str, Any], bool]:
         folder = records.trial_folder(
             config.out,
             config.submission.name,
@@ -107,7 +135,7 @@ class Recorder:
         )
         record = _new_record(config, seeds, batch_size)
         if not folder.exists() or not any(folder.iterdir()):
-            return cls(folder, record, is_resumed=False)
+            return str(folder), record, False
         if not (folder / records.RECORD_FILE).exists():
             raise UserError(
                 f"{folder} is not empty and holds no record of a run; "
@@ -127,7 +155,7 @@ class Recorder:
                     f"asked for is {wanted[name]}; choose another --out"
                 )
         earlier["preemption_count"] += not earlier["status"].is_final
-        return cls(folder, earlier, is_resumed=True)
+        return str(folder), earlier, True
 
     @property
     def budget_sec(self) -> float:
@@ -147,19 +175,25 @@ class Recorder:
           UserError: the folder cannot be written.
         """
         self.is_started = True
+        part = self.record["preemption_count"]
+        environment = _environment()
+        if self.is_writer:
+            self._make_folder()
+        self.update({**environment, "status": Status.RUNNING, "message": ""})
+        if not self.is_writer:
+            return
+        hyperparameters = self.record["hyperparameters"] or {}
+        records.write_json(self.folder / records.HPARAMS_FILE, hyperparameters)
+        records.write_json(self.folder / f"flags_{part}.json", flags)
+        records.write_json(self.folder / f"meta_data_{part}.json", environment)
+
+    def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"cannot make {self.folder}: {error.strerror}; choose another --out"
             ) from error
-        part = self.record["preemption_count"]
-        environment = _environment()
-        self.update({**environment, "status": Status.RUNNING, "message": ""})
-        hyperparameters = self.record["hyperparameters"] or {}
-        records.write_json(self.folder / records.HPARAMS_FILE, hyperparameters)
-        records.write_json(self.folder / f"flags_{part}.json", flags)
-        records.write_json(self.folder / f"meta_data_{part}.json", environment)
 
     def restore(self, history: Mapping[str, Any]) -> None:
         """Goes back to the rows that a checkpoint had."""
@@ -190,6 +224,8 @@ class Recorder:
             **metrics,
         }
         self._add_row(row)
+        if not self.is_writer:
+            return
         self._check_lock()
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
         both = [*self.rows, *self.metrics_logger.rows()]
@@ -203,8 +239,9 @@ class Recorder:
     def update(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to `record.json`."""
         self.record.update(facts)
-        self._check_lock()
-        records.write_json(self.folder / records.RECORD_FILE, self.record)
+        if self.is_writer:
+            self._check_lock()
+            records.write_json(self.folder / records.RECORD_FILE, self.record)
 
     def _check_lock(self) -> None:
         if self._lock is not None:
@@ -254,6 +291,7 @@ def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str,
         "budget_sec": config.budget_sec,
         "budget_ratio": config.budget_ratio,
         "step_hint": workload.step_hint,
+        "placement": dataclasses.asdict(workload.placement),
         "num_parameters": workload.num_parameters,
         "preemption_count": 0,
         "start_time": _utc_now(),

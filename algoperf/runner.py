@@ -12,14 +12,13 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
 from absl import logging
 
-from algoperf import reparam, sharding, spec, tuning
+from algoperf import failures, reparam, spec, tuning
 from algoperf.checkpoint import Checkpoints
 from algoperf.clock import (
     Clock,
@@ -33,6 +32,7 @@ from algoperf.clock import (
 )
 from algoperf.data.pipeline import InputQueue
 from algoperf.errors import UserError
+from algoperf.hosts import Hosts
 from algoperf.recorder import Recorder
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig, global_batch_size
@@ -72,14 +72,17 @@ def run_study(
     watch: Callable[[TrialConfig, Progress], None] = lambda *_: None,
     finished: Callable[[TrialConfig, dict[str, Any]], None] = lambda *_: None,
     flags: Mapping[str, Any] | None = None,
+    hosts: Hosts | None = None,
 ) -> list[dict[str, Any]]:
     """Runs trials one after another; a bad trial is a result, the others go on.
 
-    Returns the records, as they stand in `record.json`.
+    Unless another host of the run is lost. Returns the records, as they stand in
+    `record.json`.
     """
     records = []
+    hosts = hosts or Hosts()
     for config in configs:
-        if should_stop():
+        if hosts.is_broken or hosts.any_says(should_stop()):
             break
         jax.clear_caches()  # no trial gets its compilation from the one before
         record = run_trial(
@@ -88,6 +91,7 @@ def run_study(
             should_stop=should_stop,
             watch=functools.partial(watch, config),
             flags=flags,
+            hosts=hosts,
         )
         finished(config, record)
         records.append(record)
@@ -102,6 +106,7 @@ def run_trial(
     watch: Callable[[Progress], None] = lambda _: None,
     now: Callable[[], float] = time.perf_counter,
     flags: Mapping[str, Any] | None = None,
+    hosts: Hosts | None = None,
 ) -> dict[str, Any]:
     """Runs one trial and returns its record; whatever happens is in its status.
 
@@ -112,6 +117,7 @@ def run_trial(
       watch: called after every evaluation and every step.
       now: the clock, in seconds.
       flags: kept in `flags_<n>.json`.
+      hosts: that run this trial together; this one alone by default.
 
     Raises:
       UserError: something that no trial can have a result with: a folder that holds
@@ -119,18 +125,22 @@ def run_trial(
     """
     seeds = Seeds.derive(config.seed, config.study, config.trial)
     batch_size = global_batch_size(config.submission, config.workload)
+    hosts = hosts or Hosts()
     with Recorder.open(
-        config=config, seeds=seeds, batch_size=batch_size, resume=resume
+        config=config, seeds=seeds, batch_size=batch_size, resume=resume, hosts=hosts
     ) as recorder:
         if recorder.status.is_final:
             logging.info("%s is finished: %s", recorder.folder, recorder.status)
             return recorder.record
         trial: _Trial | None = None
         try:
-            trial = _Trial(config, seeds, batch_size, recorder, should_stop, watch, now)
+            trial = _Trial(
+                config, seeds, batch_size, recorder, should_stop, watch, now, hosts
+            )
             recorder.start(flags or {})
             status, message = trial.run()
         except UserError as error:
+            hosts.tell(error, str(error))
             if recorder.is_started:
                 recorder.finish(Status.PREEMPTED, str(error), {})
             raise
@@ -139,7 +149,8 @@ def run_trial(
                 recorder.start(flags or {})
             facts = trial.facts() if trial is not None else {}
             facts["traceback"] = traceback.format_exc()
-            return recorder.finish(Status.FAILED, _describe(config, error), facts)
+            status, message = hosts.failure(error, failures.describe(config, error))
+            return recorder.finish(status, message, facts)
         finally:
             if trial is not None:
                 trial.close()
@@ -158,8 +169,10 @@ class _Trial:
         should_stop: Callable[[], bool],
         watch: Callable[[Progress], None],
         now: Callable[[], float],
+        hosts: Hosts,
     ):
         self.config = config
+        self.hosts = hosts
         self.recorder = recorder
         self.should_stop = should_stop
         self.watch = watch
@@ -183,7 +196,7 @@ class _Trial:
         recorder.restore(facts)
         self.queue = InputQueue(
             data,
-            sharding.get_batch_dim_sharding(),
+            self.workload.placement.batch_sharding(),
             position=facts.get("data_position", 0),
             workers=self.workload.data.workers,
             threads=self.workload.data.threads,
@@ -204,7 +217,7 @@ class _Trial:
                 self.workload, params, model_state, self.hyperparameters, seeds.key(1)
             )
         except AttributeError as error:
-            message = _missing_hyperparameter(self.config, error)
+            message = failures.missing_hyperparameter(self.config, error)
             if message is None:
                 raise
             raise UserError(message) from error
@@ -220,7 +233,7 @@ class _Trial:
                 outcome = self._evaluate()  # of the initial model, free
             self.clock.switch(Phase.SUBMISSION)
             while outcome is None:
-                if self.should_stop():
+                if self.hosts.any_says(self.should_stop()):
                     outcome = self._preempt()
                     break
                 complete = self._train_step()
@@ -268,15 +281,14 @@ class _Trial:
             return True
         self.state = self._next_state("update_params", outputs, step=state.step + 1)
         if self.in_flight.add(self.state.params):
+            finished = (
+                self.state.step - self.in_flight.period
+            )  # known to have, at least
             self.step_times.step_finished(
-                self.clock.now(), self._finished_step(), self.compiled.events
+                self.clock.now(), finished, self.compiled.events
             )
         self.watch(self._progress(is_new_evaluation=False))
         return False
-
-    def _finished_step(self) -> int:
-        """The newest step that is known to have finished on the device."""
-        return self.state.step - self.in_flight.period
 
     def _common_arguments(self) -> dict[str, Any]:
         return {
@@ -319,7 +331,7 @@ class _Trial:
 
     def _budget_spent(self) -> tuple[Status, str] | None:
         budget = self.recorder.budget_sec
-        if self.clock.seconds(Phase.SUBMISSION) <= budget:
+        if not self.hosts.share(self.clock.seconds(Phase.SUBMISSION) > budget):
             return None
         return Status.BUDGET, f"{budget:.4g} s are spent"
 
@@ -329,7 +341,8 @@ class _Trial:
         if period is not None:
             return self.state.step % period == 0
         elapsed = self.clock.seconds(Phase.SUBMISSION)
-        return elapsed - self.last_eval_sec >= workload.eval_period_time_sec
+        is_due = elapsed - self.last_eval_sec >= workload.eval_period_time_sec
+        return self.hosts.share(is_due)
 
     def _evaluate(self) -> tuple[Status, str] | None:
         """Evaluates and records; returns an outcome if the trial is decided."""
@@ -359,7 +372,8 @@ class _Trial:
 
     def _checkpoint_if_due(self, outcome: tuple[Status, str] | None) -> None:
         waited = self.clock.now() - self.last_checkpoint
-        if outcome is not None or waited >= self.config.checkpoint_period_sec:
+        is_due = self.hosts.share(waited >= self.config.checkpoint_period_sec)
+        if outcome is not None or is_due:
             self._checkpoint(outcome)
 
     def _checkpoint(self, outcome: tuple[Status, str] | None = None) -> None:
@@ -424,27 +438,3 @@ class _Trial:
 def _step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     data, update, evaluation = jax.random.split(jax.random.fold_in(key, step), 3)
     return data, update, evaluation
-
-
-def _missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | None:
-    """Says what is wrong if a submission read a hyperparameter that it lacks."""
-    owner = getattr(error, "obj", None)
-    if not isinstance(error, AttributeError) or not tuning.is_point(owner):
-        return None
-    return (
-        f"submission {config.submission.name} reads the hyperparameter "
-        f"{error.name!r}, which its search space lacks; it has: "
-        f"{', '.join(config.hyperparameters or {})}"
-    )
-
-
-def _describe(config: TrialConfig, error: BaseException) -> str:
-    """One line for a failed trial: what, and where in the submission."""
-    if (missing := _missing_hyperparameter(config, error)) is not None:
-        return missing
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return f"out of memory, try a smaller batch ({text})"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if Path(f.filename) == config.submission.path]
-    return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text

@@ -123,6 +123,7 @@ class Workload(Protocol):
     train_mean: Any  # statistics of the training inputs, where they are normalised
     train_stddev: Any
     metrics_logger: MetricsLogger | None
+    placement: Any  # of arrays on devices: `algoperf.sharding.Placement`
 
     @property
     def param_shapes(self) -> ParameterShapeTree:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from algoperf import compatibility, pmap_layout, reparam, sharding, spec
+from algoperf import compatibility, pmap_layout, reparam, spec
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
 from algoperf.training_step import Objective as Objective
@@ -136,9 +136,9 @@ def from_optax(
                 state = WithRecipeState(state, of_recipe)
             return jax.tree.map(jnp.copy, state)
 
-        state = jax.jit(initialise, out_shardings=sharding.get_replicate_sharding())(
-            model_params, model_state, rng
-        )
+        start = (model_params, model_state, rng)
+        places = workload.placement.shardings(jax.eval_shape(initialise, *start))
+        state = jax.jit(initialise, out_shardings=places)(*start)
         return (WithTrainingParams(state, model_params) if average else state), step
 
     def update_params(
@@ -277,6 +277,11 @@ class Submission:
     def default_search_space(self) -> Path:
         """Where the search space is unless a flag says otherwise."""
         return self.path.with_name("tuning_search_space.json")
+
+    @property
+    def is_from_optax(self) -> bool:
+        """Whether its step is that of `from_optax`, which can take microbatches."""
+        return self.functions.update_params.__module__ == from_optax.__module__
 
 
 def load_submission(path: Path) -> Submission:

@@ -19,6 +19,13 @@ Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_s
 RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
 
 
+class Counted(NamedTuple):
+    """A model state, and of how many valid examples its loss is the mean."""
+
+    model_state: Any
+    valid: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The training loss of one step, for rules that need more than its gradient.
@@ -36,6 +43,8 @@ class Objective:
     label_smoothing: Any = 0.0
     rewrite: Callable[[Loss, spec.RandomState], Loss] | None = None  # of the mean loss
     materialise: Callable[[Any], Any] = lambda params: params  # what is trained -> full
+    microbatches: int = 1  # the gradient of the batch is summed over so many parts
+    counts: bool = False  # whether the new model state comes as `Counted`
 
     def loss_and_state(self, params: Any) -> tuple[jax.Array, Any]:
         """Returns the mean loss of the batch and the new model state."""
@@ -51,7 +60,46 @@ class Objective:
 
     def gradient(self, params: Any) -> Any:
         """Returns the gradient of `loss`."""
-        return jax.grad(self.loss)(params)
+        return self.value_and_gradient(params)[1]
+
+    def value_and_gradient(self, params: Any) -> tuple[tuple[jax.Array, Any], Any]:
+        """Returns what `loss_and_state` does, and the gradient of the loss.
+
+        With `microbatches`, one part of the batch is computed after another, so that
+        activations of one part at a time are held: mean losses L_j of n_j valid
+        examples give sum_j n_j L_j / sum_j n_j, and gradients likewise. Statistics of
+        batch normalisation are those of each part, in turn; so are dropout masks.
+        """
+        if self.microbatches == 1:
+            return jax.value_and_grad(self.loss_and_state, has_aux=True)(params)
+
+        def add(carry: Any, numbered: Any) -> tuple[Any, None]:
+            total, model_state = carry
+            number, batch = numbered
+            part = dataclasses.replace(
+                self.on(batch).reseeded(number), model_state=model_state, counts=True
+            )
+            (loss, counted), gradient = jax.value_and_grad(
+                part.loss_and_state, has_aux=True
+            )(params)
+            weighted = jax.tree.map(
+                lambda x: counted.valid.astype(x.dtype) * x, (loss, gradient)
+            )
+            total = jax.tree.map(jnp.add, total, (counted.valid, weighted))
+            return (total, counted.model_state), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+        start = (jnp.float32(0), zeros), self.model_state
+        numbers = jnp.arange(self.microbatches)
+        parts = jax.tree.map(self._split, self.batch)
+        ((valid, sums), model_state), _ = jax.lax.scan(add, start, (numbers, parts))
+        loss, gradient = jax.tree.map(lambda x: x / valid.astype(x.dtype), sums)
+        return (loss, model_state), gradient
+
+    def _split(self, array: jax.Array) -> jax.Array:
+        """Returns (parts, batch / parts, ...); each device keeps its own examples."""
+        rows = array.reshape(-1, self.microbatches, *array.shape[1:])
+        return jnp.moveaxis(rows, 1, 0)
 
     def logits(self, params: Any) -> Any:
         """Returns what the model says of the batch, with dropout as in the loss."""
@@ -74,7 +122,12 @@ class Objective:
         loss = self.workload.loss_fn(
             batch["targets"], logits, batch.get("weights"), self.label_smoothing
         )
-        return loss["summed"] / loss["n_valid_examples"], new_model_state
+        valid = loss["n_valid_examples"]
+        if not self.counts:
+            return loss["summed"] / valid, new_model_state
+        count = jnp.float32(valid)  # of a part, may be 0
+        mean = loss["summed"] / jnp.where(count == 0, 1, count)
+        return mean, Counted(new_model_state, count)
 
     def _forward(self, params, model_state, batch, rng) -> tuple[Any, Any]:
         return self.workload.model_fn(
@@ -137,13 +190,19 @@ def train_step(
     `WithRecipeState`; where something smaller is trained, a `reparam.Training`.
 
     Raises:
-      UserError: a recipe with state, and something smaller to train.
+      UserError: a recipe with state, and something smaller to train or microbatches.
     """
     dropout_rate = getattr(hyperparameters, "dropout_rate", None)
     label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
     update = optax.with_extra_args_support(transformation).update
     recipe = None if rewrite_loss is not None else recipe_of(hyperparameters)
 
+    microbatches = workload.placement.microbatches
+    if microbatches > 1 and recipe is not None and recipe.has_state:
+        raise UserError(
+            f"recipe {hyperparameters.recipe!r} has a state of its own, which looks at "
+            "whole batches; run it with --microbatches 1"
+        )
     if small is not None and recipe is not None and recipe.has_state:
         raise UserError(
             f"recipe {hyperparameters.recipe!r} has a state of its own, which a "
@@ -164,15 +223,15 @@ def train_step(
         objective = Objective(
             workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
         )
+        objective = dataclasses.replace(objective, microbatches=microbatches)
         if small is not None:
             training = reparam.begin_step(small, state, objective)
             state, params = training.transformation, small.trainable(training.small)
             objective = dataclasses.replace(
                 objective, materialise=small.materialise_from(training.small)
             )
-        (loss, model_state), gradient = jax.value_and_grad(
-            objective.loss_and_state, has_aux=True
-        )(params)
+        (loss, model_state), gradient = objective.value_and_gradient(params)
+        gradient = workload.placement.constrain(gradient)
         updates, state = update(
             gradient, state, params, value=loss, objective=objective
         )
@@ -180,6 +239,9 @@ def train_step(
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
         if small is not None:
             state, params = reparam.finish_step(small, training, params, state)
+        state, params, model_state = workload.placement.constrain(
+            (state, params, model_state)
+        )
         return state, params, model_state, scalars
 
     def step_with_recipe_state(state, params, model_state, batch, rng):
@@ -191,6 +253,7 @@ def train_step(
         (loss, new_model_state), gradient, next_state = numerics.value_and_grad(
             recipe, objective.mean_loss, has_aux=True, **_options(workload, rng)
         )(state.recipe, params, model_state, batch, rng)
+        gradient = workload.placement.constrain(gradient)
         updates, new = update(
             gradient, state.transformation, params, value=loss, objective=objective
         )
@@ -204,7 +267,8 @@ def train_step(
             "grad_norm": optax.tree.norm(gradient),
             "loss_scale": next_state.loss_scale,
         }
-        return WithRecipeState(after[0], next_state), *after[1:], scalars
+        state = WithRecipeState(after[0], next_state)
+        return *workload.placement.constrain((state, *after[1:])), scalars
 
     has_state = recipe is not None and recipe.has_state
     chosen = step_with_recipe_state if has_state else step

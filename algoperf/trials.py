@@ -126,5 +126,15 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
             workload.name,
         )
         wish = workload.max_batch_size
-    sharding.check_batch_size(int(wish), f"batch size of {submission.name}")
+    workload.placement.check()
+    microbatches = workload.placement.microbatches
+    if microbatches > 1 and not submission.is_from_optax:
+        raise UserError(
+            f"{submission.name} computes its gradients itself, and decides itself "
+            "whether in parts; run it without --microbatches"
+        )
+    what = f"batch size of {submission.name}"
+    sharding.check_batch_size(int(wish), what, microbatches)
+    evaluation = f"evaluation batch size of {workload.name}"
+    sharding.check_batch_size(workload.eval_batch_size, evaluation)
     return int(wish)

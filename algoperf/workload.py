@@ -54,6 +54,9 @@ class Workload(abc.ABC):
     model: nn.Module
     pipeline: Callable[[str, int, int, DataOptions], grain.MapDataset]
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    placement: sharding.Placement = dataclasses.field(
+        default_factory=sharding.Placement
+    )
     data_source: DataSource | None = None  # None: the data ship with the package
     input_shape: tuple[int, ...]  # of one example
     input_dtype: Any
@@ -220,10 +223,9 @@ class Workload(abc.ABC):
         return param_key in self.output_params
 
     def init_model_fn(self, rng: spec.RandomState) -> spec.ModelInitState:
-        """Returns fresh (params, model_state), replicated on the devices."""
-        initialise = jax.jit(
-            self._init, out_shardings=sharding.get_replicate_sharding()
-        )
+        """Returns fresh (params, model_state), placed as the run says."""
+        places = self.placement.shardings(self._variable_shapes)
+        initialise = jax.jit(self._init, out_shardings=places)
         variables = dict(initialise(rng))
         return variables.pop("params"), variables
 
@@ -251,7 +253,7 @@ class Workload(abc.ABC):
         # dropped below.
         mutable = list(model_state) if model_state else False
         out = self.model.apply(
-            {"params": params, **(model_state or {})},
+            {"params": self.placement.gather(params), **(model_state or {})},
             *self.model_inputs(augmented_and_preprocessed_input_batch),
             rngs={"dropout": rng} if train else None,
             mutable=mutable,
@@ -321,7 +323,9 @@ class Evaluator:
     def __init__(self, workload: Workload):
         self.skipped = 0  # corrupt examples, in all splits together
         self._workload = workload
-        self._step = jax.jit(workload.evaluation_step)
+        # Whole on every device, so that each host can read all of it.
+        whole = sharding.get_replicate_sharding(workload.placement.mesh())
+        self._step = jax.jit(workload.evaluation_step, out_shardings=whole)
         self._cache: dict[str, list[spec.Batch]] = {}
         self._cached_bytes = 0
         self._skipped_in: dict[str, int] = {}
@@ -335,7 +339,7 @@ class Evaluator:
         dataset = workload.dataset(split, workload.eval_batch_size, seed=0)
         queue = InputQueue(
             dataset,
-            sharding.get_batch_dim_sharding(),
+            workload.placement.batch_sharding(),
             workers=workload.data.workers,
             threads=workload.data.threads,
         )

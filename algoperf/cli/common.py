@@ -18,6 +18,7 @@ from algoperf.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from algoperf.launch.hosts import HostConfig
     from algoperf.submission import Submission
     from algoperf.tuning import SearchSpace
     from algoperf.workload import Workload
@@ -125,6 +126,7 @@ def define_run_flags(values: flags.FlagValues) -> None:
     """Defines what `run` and `sweep` share."""
     define_choice_flags(values)
     define_data_flags(values)
+    define_sharding_flags(values)
     flags.DEFINE_string(
         "out",
         "runs",
@@ -171,6 +173,80 @@ def define_run_flags(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
+
+
+def define_sharding_flags(values: flags.FlagValues) -> None:
+    """Defines how a run lays out its arrays over several devices."""
+    flags.DEFINE_enum(
+        "sharding",
+        "replicated",
+        ("replicated", "fsdp"),
+        "Of parameters and optimizer state over the devices: replicated: all of them "
+        "on every device; fsdp: large arrays are split, and gathered where needed.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "model_devices",
+        None,
+        "With fsdp: over how many devices arrays are split; all by default.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "microbatches",
+        1,
+        "Gradient accumulation: batches are computed in so many parts, one after "
+        "another, which takes less memory; for submissions made with from_optax.",
+        lower_bound=1,
+        flag_values=values,
+    )
+
+
+def define_host_flags(values: flags.FlagValues) -> None:
+    """Defines which of the hosts of a run this one is."""
+    flags.DEFINE_enum(
+        "hosts",
+        None,
+        ("slurm", "open_mpi", "kubernetes", "tpu"),
+        "Run on several hosts, which this launcher has started: it says which.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "Run on several hosts: address and free port of host 0, as in node1:8476.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_hosts", None, "How many hosts.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "host_index",
+        None,
+        "Which host this is, from 0; host 0 writes the record.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def host_config(values: flags.FlagValues) -> "HostConfig | None":
+    """Returns which host this is; None where the run has one host.
+
+    Raises:
+      UserError: flags or environment do not say it all.
+    """
+    from algoperf.launch import hosts
+
+    given = (values.coordinator, values.num_hosts, values.host_index)
+    if values.hosts:
+        if given != (None, None, None):
+            raise UserError("give --hosts, or --coordinator and its two, not both")
+        return hosts.from_environment(values.hosts, os.environ)
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise UserError("--coordinator, --num_hosts and --host_index go together")
+    return hosts.from_flags(*given)
 
 
 def out_folder(values: flags.FlagValues) -> Path:

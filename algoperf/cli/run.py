@@ -3,8 +3,9 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -12,12 +13,16 @@ from algoperf.cli import common
 from algoperf.cli.common import StopRequest
 
 if TYPE_CHECKING:
+    from algoperf.hosts import Hosts
+    from algoperf.trials import TrialConfig
     from algoperf.workload import Workload
 
 USAGE = (
     "algoperf run --submission NAME_OR_PATH --workload NAME [--scale mini|full]\n"
     "         [--out DIR] [--ruleset external|self] [--trials N] [--trial_index I]\n"
-    "         [--study K] [--seed S] [--max_steps N] [--resume]"
+    "         [--study K] [--seed S] [--max_steps N] [--resume]\n"
+    "         [--sharding replicated|fsdp] [--microbatches N]\n"
+    "         [--coordinator HOST:PORT --num_hosts N --host_index I | --hosts slurm]"
 )
 
 
@@ -38,6 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     common.define_run_flags(values)
+    common.define_host_flags(values)
     flags.DEFINE_integer(
         "trial_index",
         None,
@@ -67,25 +73,60 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs the trials; returns 1 if one failed or diverged."""
+    """Runs the trials; returns 1 if one failed or diverged, or a host is lost."""
     common.no_arguments(positional)
+    from algoperf.launch import hosts as launch
+
+    config = common.host_config(values)
+    if config is None:
+        from algoperf.hosts import Hosts
+
+        return _run(values, Hosts(), lambda _: None)
+
+    def run(announce: Callable[[Path], None]) -> int:
+        hosts = launch.connect(config)
+        try:
+            return _run(values, hosts, announce)
+        finally:
+            launch.leave(hosts)
+
+    return launch.supervised(run)
+
+
+def _run(
+    values: flags.FlagValues, hosts: "Hosts", announce: Callable[[Path], None]
+) -> int:
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
+    from algoperf.launch.hosts import facts_in_common
     from algoperf.launch.local import PARENT, is_left_behind
-    from algoperf.records import Status
+    from algoperf.records import Status, trial_folder
 
-    parent = os.environ.get(PARENT)
+    configs = trial_configs(values, hosts)
+    sha256 = configs[0].submission.sha256
+    hosts.must_be_alike(facts_in_common(values.flag_values_dict(), sha256))
+
+    def announced() -> Iterator["TrialConfig"]:
+        for config in configs:
+            names = config.submission.name, config.study, config.workload.name
+            announce(trial_folder(config.out, *names, config.trial))
+            yield config
+
+    # A supervised host is the child of its own parent, which ends with it.
+    parent = os.environ.get(PARENT) if hosts.count == 1 else None
     with StopRequest() as stop, ProgressReport() as report:
         records = runner.run_study(
-            trial_configs(values),
+            announced(),
             resume=values.resume,
             should_stop=lambda: stop.is_asked or is_left_behind(parent),
-            watch=report.watch,
+            watch=report.watch if hosts.is_leader else lambda *_: None,
             finished=report.finished,
             flags=values.flag_values_dict(),
+            hosts=hosts,
         )
     bad = {Status.FAILED, Status.DIVERGED}
-    return 1 if any(record["status"] in bad for record in records) else 0
+    is_bad = hosts.is_broken or any(record["status"] in bad for record in records)
+    return 1 if is_bad else 0
 
 
 def _budget_ratio(workload: "Workload") -> float:
@@ -97,18 +138,28 @@ def _budget_ratio(workload: "Workload") -> float:
     return speed.budget_ratio()
 
 
-def trial_configs(values: flags.FlagValues) -> list[Any]:
+def trial_configs(
+    values: flags.FlagValues, hosts: "Hosts | None" = None
+) -> list["TrialConfig"]:
     """Returns what to run, from the flags.
 
     Raises:
       UserError: an unknown name, or a search space that is missing or malformed.
     """
-    from algoperf import calibration, registry, submission, trials
+    from algoperf import calibration, registry, sharding, submission, trials
 
     loaded = submission.load_submission(registry.find_submission(values.submission))
     workload = common.configured(
         registry.find_workload(values.workload, values.scale), values
     )
+    placement = sharding.Placement(
+        values.sharding, values.model_devices, microbatches=values.microbatches
+    )
+    placement.check()
+    data = workload.data
+    if hosts is not None:
+        data = dataclasses.replace(data, host=hosts.index, num_hosts=hosts.count)
+    workload = dataclasses.replace(workload, placement=placement, data=data)
     max_steps = values.max_steps
     if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)

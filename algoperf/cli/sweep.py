@@ -40,6 +40,9 @@ _PASSED_ON = (
     "skip_corrupt",
     "official_metrics",
     "target_setting",
+    "sharding",
+    "model_devices",
+    "microbatches",
 )
 
 

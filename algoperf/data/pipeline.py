@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from algoperf.errors import UserError
+from algoperf.sharding import put_batches
 
 Batch = dict[str, Any]  # trees of arrays that share their first axis
 Augment = Callable[[Batch, np.random.Generator], Batch]
@@ -291,7 +292,7 @@ class InputQueue(Iterator[dict[str, Any]]):
                 made.close()
 
     def _send(self, group: list[tuple[dict[str, Any], int]]) -> None:
-        sent = jax.device_put([batch for batch, _ in group], self._sharding)
+        sent = put_batches([batch for batch, _ in group], self._sharding)
         with self._changed:
             skipped = [number for _, number in group]
             self._ready.extend(zip(sent, skipped, strict=True))

@@ -1,5 +1,6 @@
-"""A recipe among the hyperparameters quantises the loss of any submission."""
+"""One step: recipes among the hyperparameters, and batches in parts."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ from synthetic import BATCH_NORM, SYNTHETIC, examples
 from algoperf import contract, numerics, registry, sharding, tuning
 from algoperf.errors import UserError
 from algoperf.numerics import RECIPES, DynamicLossScale
-from algoperf.submission import from_optax, load_submission
+from algoperf.submission import Objective, from_optax, load_submission
 from algoperf.tuning import as_namedtuple
 
 KEY = jax.random.PRNGKey(0)
@@ -115,3 +116,79 @@ def test_averages_go_with_a_recipe_that_has_state():
         SYNTHETIC, params, None, model_state, point, None, state, [], 0, KEY
     )
     np.testing.assert_array_equal(evaluated["head"]["kernel"], params["head"]["kernel"])
+
+
+WEIGHTS = np.float32(np.arange(32) % 3)  # many differ between parts of the batch
+
+
+def _objective(workload, microbatches):
+    _, model_state = workload.init_model_fn(KEY)
+    batch = {name: array[:32] for name, array in examples("train").items()}
+    batch["weights"] = WEIGHTS
+    objective = Objective(workload, batch, model_state, KEY, dropout_rate=0.0)
+    return dataclasses.replace(objective, microbatches=microbatches)
+
+
+@pytest.mark.parametrize("microbatches", [2, 8, 32])
+def test_microbatches_give_the_gradient_of_the_batch(microbatches):
+    """With weights, so that parts count differently; some of one example weigh 0."""
+    params, _ = SYNTHETIC.init_model_fn(KEY)
+    (loss, _), gradient = _objective(SYNTHETIC, 1).value_and_gradient(params)
+    parts = _objective(SYNTHETIC, microbatches)
+    (loss_of_parts, _), of_parts = parts.value_and_gradient(params)
+    np.testing.assert_allclose(loss_of_parts, loss, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        of_parts,
+        gradient,
+    )
+
+
+def test_microbatches_go_through_batch_norm_in_turn():
+    params, model_state = BATCH_NORM.init_model_fn(KEY)
+    (_, after), _ = _objective(BATCH_NORM, 2).value_and_gradient(params)
+    whole = _objective(BATCH_NORM, 1)
+    for part in range(2):  # every second example, so that devices keep their own
+        batch = {name: array[part::2] for name, array in whole.batch.items()}
+        step = dataclasses.replace(whole.on(batch), model_state=model_state)
+        _, model_state = step.loss_and_state(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, model_state
+    )
+
+
+def _in_parts(microbatches):
+    place = sharding.Placement(microbatches=microbatches)
+    return dataclasses.replace(SYNTHETIC, placement=place)
+
+
+def test_training_in_microbatches_goes_the_same_way():
+    functions = from_optax(_build)
+    seen = {n: _kernels(_train(functions, workload=_in_parts(n))) for n in (1, 4)}
+    np.testing.assert_allclose(seen[4], seen[1], atol=1e-5)
+    assert not np.array_equal(seen[1][0], seen[1][3])
+
+
+def test_a_recipe_with_state_takes_no_microbatches():
+    with pytest.raises(UserError, match="run it with --microbatches 1"):
+        _train(from_optax(_build), workload=_in_parts(2), recipe="fp8_delayed")
+
+
+def test_microbatches_hold_the_activations_of_one_part():
+    """XLA's own count, for a hidden layer of 8 numbers and 65,536 examples."""
+    temporary = {}
+    for parts in (1, 8):
+        workload = _in_parts(parts)
+        params, model_state = workload.init_model_fn(KEY)
+        functions = from_optax(_build)
+        state, step = functions.init_optimizer_state(
+            workload, params, model_state, as_namedtuple(POINT), KEY
+        )
+        batch = {
+            "inputs": jax.ShapeDtypeStruct((65_536, 4), np.float32),
+            "targets": jax.ShapeDtypeStruct((65_536,), np.int32),
+        }
+        compiled = step.lower(state, params, model_state, batch, KEY).compile()
+        temporary[parts] = compiled.memory_analysis().temp_size_in_bytes
+    inputs = 65_536 * 5 * 4  # the parts, in another order
+    assert temporary[8] < inputs + temporary[1] / 4

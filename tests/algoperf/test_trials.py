@@ -1,15 +1,19 @@
 """Batch sizes and budgets of trials."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import pytest
 from synthetic import SYNTHETIC
 
+from algoperf import sharding
 from algoperf.errors import UserError
+from algoperf.submission import load_submission
 from algoperf.trials import global_batch_size
 from algoperf.workload import derive
 
+HERE = Path(__file__).resolve().parent
 SILU = derive(SYNTHETIC, variant="synthetic_silu")
 
 
@@ -76,3 +80,15 @@ def test_self_tuning_has_half_as_much_again(make_config):
     external, own = make_config(), make_config(ruleset="self")
     assert external.budget_sec == SYNTHETIC.max_allowed_runtime_sec
     assert own.budget_sec == 1.5 * SYNTHETIC.max_allowed_runtime_sec
+
+
+def test_microbatches_must_divide_and_are_for_from_optax(write_submission):
+    place = sharding.Placement(microbatches=3)
+    workload = dataclasses.replace(SYNTHETIC, placement=place)
+    ours = _submission(write_submission, "return 32")
+    official = load_submission(HERE / "submissions" / "official")
+    with pytest.raises(UserError, match="run it without --microbatches"):
+        global_batch_size(official, workload)
+    with pytest.raises(UserError, match=r"times 3 microbatches; the nearest .* is: 33"):
+        global_batch_size(ours, workload)
+    assert global_batch_size(ours, SYNTHETIC) == 32

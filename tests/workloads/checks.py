@@ -5,9 +5,23 @@ import functools
 import jax
 import numpy as np
 import optax
+import pytest
 
 from algoperf import sharding, spec
 from algoperf.workload import join
+
+
+def each_variant(workloads):
+    """Returns pytest's parameters: full-size ones, `long` but for the base."""
+
+    def marks(workload):
+        return () if workload.variant == workload.base_workload else pytest.mark.long
+
+    return [
+        pytest.param(workload, id=workload.variant, marks=marks(workload))
+        for workload in workloads
+        if workload.scale == "full"
+    ]
 
 
 def losses_on_one_batch(workload, batch, steps=6, learning_rate=1e-3):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import count_types, evaluate, losses_on_one_batch
+from checks import count_types, each_variant, evaluate, losses_on_one_batch
 from devices import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -393,7 +393,7 @@ def test_missing_data_are_named(data_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("workload", FULL_SIZE, ids=lambda w: w.variant)
+@pytest.mark.parametrize("workload", each_variant(FULL_SIZE))
 def test_the_full_model_learns_one_batch(workload):
     batch = batch_of(1, 320, 320)
     del batch["weights"]

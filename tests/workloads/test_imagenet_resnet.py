@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import evaluate, losses_on_one_batch
+from checks import each_variant, evaluate, losses_on_one_batch
 from devices import assert_agree
 
 from algoperf.workload import derive
@@ -174,9 +174,7 @@ def test_one_and_eight_devices_agree():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "workload", [w for w in WORKLOADS if w.scale == "full"], ids=lambda w: w.variant
-)
+@pytest.mark.parametrize("workload", each_variant(WORKLOADS))
 def test_the_full_model_learns_one_batch(workload):
     rng = np.random.default_rng(0)
     batch = {

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import count_types, evaluate, losses_on_one_batch
+from checks import count_types, each_variant, evaluate, losses_on_one_batch
 from devices import assert_agree
 
 from algoperf import spec
@@ -253,9 +253,7 @@ def test_one_and_eight_devices_agree():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "workload", [w for w in WORKLOADS if w.scale == "full"], ids=lambda w: w.variant
-)
+@pytest.mark.parametrize("workload", each_variant(WORKLOADS))
 def test_the_full_model_learns_one_batch(workload):
     losses = losses_on_one_batch(workload, _batch(), learning_rate=1e-4)
     assert losses[0] == pytest.approx(np.log(1000), abs=1e-4)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import count_types, losses_on_one_batch
+from checks import count_types, each_variant, losses_on_one_batch
 from devices import assert_agree
 from speech_checks import (
     KEY,
@@ -189,7 +189,7 @@ def test_one_and_eight_devices_agree():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.variant)
+@pytest.mark.parametrize("workload", each_variant(WORKLOADS))
 def test_the_full_model_learns_one_batch(workload):
     losses = losses_on_one_batch(workload, full_batch(), learning_rate=1e-3)
     assert np.isfinite(losses).all()

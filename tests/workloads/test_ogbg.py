@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from checks import count_types, evaluate, losses_on_one_batch
+from checks import count_types, each_variant, evaluate, losses_on_one_batch
 from devices import assert_agree
 from hypothesis import given
 from hypothesis import strategies as st
@@ -426,9 +426,7 @@ def test_damaged_arrays_are_named(data_dir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "workload", [w for w in WORKLOADS if w.scale == "full"], ids=lambda w: w.variant
-)
+@pytest.mark.parametrize("workload", each_variant(WORKLOADS))
 def test_the_full_model_learns_one_batch(workload):
     rows = Batches(in_memory("train"), None, 16, 0, DataOptions())
     losses = losses_on_one_batch(workload, rows[0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from checks import count_types, evaluate, losses_on_one_batch
+from checks import count_types, each_variant, evaluate, losses_on_one_batch
 from devices import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -769,7 +769,7 @@ def test_one_and_eight_devices_agree():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("workload", FULL_SIZE, ids=lambda w: w.variant)
+@pytest.mark.parametrize("workload", each_variant(FULL_SIZE))
 def test_the_full_model_learns_one_batch(workload, data_dir):
     batch = read(data_dir, "train", size=2)[0]
     losses = losses_on_one_batch(workload, batch, learning_rate=1e-4)

@@ -1,0 +1,316 @@
+"""Starts this process as one host of a run: who leads, how many, and which one.
+
+From flags, or from what Slurm, Open MPI, Kubernetes or a TPU says in the environment.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from algoperf import records
+from algoperf.errors import UserError
+from algoperf.hosts import LOST, Hosts
+from algoperf.records import Status
+
+KINDS = ("none", "flags", "slurm", "open_mpi", "kubernetes", "tpu")
+CONNECT_SEC = 45.0  # from the start until all hosts must be there
+HEARTBEAT_SEC = 30  # after so long a silent host counts as lost
+SHUTDOWN_SEC = 10  # at the end hosts wait for each other, so long at most
+PORT = 8476
+NOT_TOGETHER = (
+    f"not all hosts came together within {CONNECT_SEC:.0f} s; start --num_hosts of "
+    "them, with one --coordinator, at about the same time"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostConfig:
+    """One host of a run. All but `coordinator` of one host is the same on each."""
+
+    coordinator: str | None  # 'name:port' of host 0; None: JAX finds it (TPU)
+    num_hosts: int | None
+    index: int | None
+    local_device: int | None = None  # the only one that this process uses
+
+
+def from_flags(coordinator: str, num_hosts: int, index: int) -> HostConfig:
+    """Returns the host that flags describe.
+
+    Raises:
+      UserError: they do not fit together.
+    """
+    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise UserError(
+            f"--coordinator {coordinator} is no HOST:PORT, as in node1:8476"
+        )
+    if not 0 <= index < num_hosts:
+        raise UserError(
+            f"--host_index {index} is not among --num_hosts {num_hosts}; hosts count "
+            "from 0"
+        )
+    return HostConfig(coordinator, num_hosts, index)
+
+
+def from_environment(kind: str, environment: Mapping[str, str]) -> HostConfig:
+    """Returns the host that a launcher's variables describe.
+
+    Args:
+      kind: 'slurm', 'open_mpi', 'kubernetes' (an Indexed Job or a JobSet, with
+        COORDINATOR_ADDRESS and NUM_HOSTS set in its manifest) or 'tpu'.
+      environment: such as `os.environ`.
+
+    Raises:
+      UserError: a variable is missing.
+    """
+    if kind == "tpu" and "TPU_WORKER_HOSTNAMES" not in environment:
+        return HostConfig(None, None, None)  # JAX asks the metadata server
+    try:
+        return _READERS[kind](environment)
+    except KeyError as error:
+        raise UserError(
+            f"--hosts {kind}, but the environment has no {error.args[0]}; start the "
+            "run with that launcher, or give --coordinator, --num_hosts and "
+            "--host_index"
+        ) from error
+
+
+def _slurm(environment: Mapping[str, str]) -> HostConfig:
+    # A port that jobs on one machine do not share, as JAX chooses it.
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    count = int(environment["SLURM_NTASKS"])
+    # Such as '2(x3),1': two tasks on three nodes, one on the fourth.
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    shares_nodes = any(int(n) > 1 for n in re.findall(r"(?:^|,)(\d+)", tasks))
+    local = int(environment["SLURM_LOCALID"]) if shares_nodes else None
+    return HostConfig(
+        f"{first_node(nodes)}:{port}", count, int(environment["SLURM_PROCID"]), local
+    )
+
+
+def first_node(nodes: str) -> str:
+    """Returns the first name of a Slurm node list such as 'gpu[003-007,9],login1'."""
+    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?", nodes)
+    if match is None:
+        raise UserError(f"cannot read the node list {nodes!r}")
+    name, number, rest = match.groups()
+    return name + (number or "") + (rest or "")
+
+
+def _open_mpi(environment: Mapping[str, str]) -> HostConfig:
+    index, count = (
+        int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE")
+    )
+    coordinator = environment.get("COORDINATOR_ADDRESS")
+    if coordinator is None:
+        uri = environment["OMPI_MCA_orte_hnp_uri"]  # '123;tcp://10.0.0.1,10.1.0.1:4321'
+        address = re.search(r"tcp6?://([^,:/]+)", uri)
+        if address is None:
+            raise KeyError("COORDINATOR_ADDRESS")
+        job = int(uri.partition(".")[0].partition(";")[0])
+        coordinator = f"{address[1]}:{61440 + job % 4096}"
+    local_size = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+    local = int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]) if local_size > 1 else None
+    return HostConfig(coordinator, count, index, local)
+
+
+def _kubernetes(environment: Mapping[str, str]) -> HostConfig:
+    return HostConfig(
+        environment["COORDINATOR_ADDRESS"],
+        int(environment["NUM_HOSTS"]),
+        int(environment["JOB_COMPLETION_INDEX"]),
+    )
+
+
+def _tpu(environment: Mapping[str, str]) -> HostConfig:
+    names = environment["TPU_WORKER_HOSTNAMES"].split(",")
+    return HostConfig(
+        f"{names[0]}:{PORT}", len(names), int(environment["TPU_WORKER_ID"])
+    )
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, str]], HostConfig]] = {
+    "slurm": _slurm,
+    "open_mpi": _open_mpi,
+    "kubernetes": _kubernetes,
+    "tpu": _tpu,
+}
+
+
+def connect(config: HostConfig, timeout_sec: float = CONNECT_SEC) -> Hosts:
+    """Starts `jax.distributed` and returns this host among the others.
+
+    Must run before anything asks JAX for devices.
+
+    Raises:
+      UserError: the coordinator cannot be reached, or not all hosts came in time.
+    """
+    deadline = time.monotonic() + timeout_sec
+    if config.index and config.coordinator:
+        _wait_for(config.coordinator, deadline)
+    import jax
+
+    # Of use where the devices are CPUs, no matter elsewhere.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_hosts,
+            config.index,
+            config.local_device,
+            cluster_detection_method="deactivate" if config.coordinator else None,
+            initialization_timeout=max(1, round(deadline - time.monotonic())),
+            heartbeat_timeout_seconds=HEARTBEAT_SEC,
+            shutdown_timeout_seconds=SHUTDOWN_SEC,
+        )
+    except Exception as error:  # whatever the network makes JAX raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(
+            f"the {config.num_hosts} hosts of the run did not come together at "
+            f"{config.coordinator} within {timeout_sec:.0f} s ({reason})"
+        ) from error
+    # JAX has no public name for its store; Orbax uses this one too.
+    from jax._src import distributed
+
+    state = distributed.global_state
+    return Hosts(state.process_id, state.num_processes, state.client)
+
+
+def _wait_for(coordinator: str, deadline: float) -> None:
+    """Waits until host 0 listens; JAX would end the process without a word."""
+    name, _, port = coordinator.rpartition(":")
+    reason: OSError | None = None
+    while time.monotonic() < deadline - 5:
+        try:
+            socket.create_connection((name.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            reason = error
+            time.sleep(0.5)
+        else:
+            return
+    raise UserError(
+        f"cannot reach the coordinator {coordinator} ({reason}); is host 0 up, the "
+        "address right and the port open?"
+    )
+
+
+def facts_in_common(
+    values: Mapping[str, Any], submission_sha256: str
+) -> dict[str, Any]:
+    """Returns what must be alike on all hosts: code, versions, flags."""
+    from algoperf import hardware
+
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[2]
+    for package in ("algoperf", "workloads"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    flags = {
+        f"--{name}": value
+        for name, value in values.items()
+        if name not in ("host_index", "data_dir", "out", "submission")
+    }
+    return {
+        "the code": digest.hexdigest()[:16],
+        "the submission": submission_sha256[:16],
+        **hardware.describe_versions(),
+        **flags,
+    }
+
+
+def leave(hosts: Hosts) -> None:
+    """Waits for the other hosts at the end, unless they are lost."""
+    if hosts.count > 1 and not hosts.is_broken:
+        import jax
+
+        jax.distributed.shutdown()
+
+
+def supervised(run: Callable[[Callable[[Path], None]], int]) -> int:
+    """Runs in a child process, and says how its trial ended if it is aborted.
+
+    JAX aborts the process, with no chance to write, when host 0 is gone or another one
+    has been silent for HEARTBEAT_SEC. Call before JAX has started any thread.
+
+    Args:
+      run: gets a function to call with the folder of each trial that begins.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.setpgrp()  # Ctrl-C on the terminal comes once, from the parent
+        _die_with_parent()
+        status = 1
+        try:
+            status = run(lambda folder: _send(writer, folder))
+        except UserError as error:
+            print(f"algoperf: {error}", file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(writer)
+    before = {
+        number: signal.signal(number, lambda number, _: _pass_on(child, number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    _, code = os.waitpid(child, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    with os.fdopen(reader) as lines:
+        folders = lines.read().split("\n")
+    status = os.waitstatus_to_exitcode(code)
+    if status >= 0:
+        return status
+    name = signal.Signals(-status).name
+    message = f"{LOST} (this one ended with {name})"
+    if len(folders) < 2:
+        print(f"algoperf: {NOT_TOGETHER} ({name})", file=sys.stderr)
+        return 1
+    print(f"algoperf: {mark_lost(Path(folders[-2]), message)}", file=sys.stderr)
+    return 1
+
+
+def mark_lost(folder: Path, message: str) -> str:
+    """Says in a running trial's record that hosts are lost; returns how it stands.
+
+    Any survivor may write: host 0, which usually does, may be the one that is lost.
+    """
+    if not (folder / records.RECORD_FILE).exists():
+        return message
+    record = records.read_record(folder)
+    if record["status"] is not Status.RUNNING:
+        return f"{record['status']}: {record['message']}"
+    record["status"], record["message"] = Status.PREEMPTED, message
+    records.write_json(folder / records.RECORD_FILE, record)
+    return message
+
+
+def _send(writer: int, folder: Path) -> None:
+    os.write(writer, f"{folder.absolute()}\n".encode())
+
+
+def _pass_on(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, number)
+
+
+def _die_with_parent() -> None:
+    """Has Linux kill this process when its parent is gone; elsewhere it lives on."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
