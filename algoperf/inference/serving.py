@@ -28,6 +28,7 @@ Layer = dict[str, Any]
 SMALLEST_SINGULAR_VALUE = 1e-5
 # Outputs of these are one kernel wherever a rank is given or found: factors then share
 # the left one. It is how the workload's own kernels are.
+_pack = jax.jit(pack, static_argnums=(1, 2))  # op by op it would compile each op
 _FUSED = {"qkv": ("query", "key", "value"), "up_gate": ("up", "gate")}
 
 
@@ -52,6 +53,13 @@ class Recipe:
     rank: int | float | None = None
     pruned: float = 0.0
     is_compact: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes what the model computes, or how its weights are stored."""
+        return (
+            self.weight_format is not None or self.rank is not None or self.pruned > 0
+        )
 
     def label(self, dtype: str) -> str:
         """Returns what to call it, with the dtype of what is not packed."""
@@ -233,7 +241,7 @@ def _packed(params: Params, recipe: Recipe) -> Params:
     def one(node: Any, axis: int) -> Any:
         if isinstance(node, LowRank):
             return LowRank(one(node.left, axis), one(node.right, axis))
-        return pack(node, fmt, axis)
+        return _pack(node, fmt, axis)
 
     def layer_packed(layer: Layer) -> Layer:
         return {

@@ -90,7 +90,10 @@ def dense(kernel: Any) -> jax.Array:
     """Returns the array that a kernel stands for."""
     if isinstance(kernel, LowRank):
         return dense(kernel.left) @ dense(kernel.right)
-    return unpack(kernel) if isinstance(kernel, Packed) else kernel
+    return _unpack(kernel) if isinstance(kernel, Packed) else kernel
+
+
+_unpack = jax.jit(unpack)
 
 
 def materialised(params: Any) -> Any:
