@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common, infer_models
+from algoperf.cli import common, infer_models, infer_pareto
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -17,35 +17,37 @@ if TYPE_CHECKING:
 
 USAGE = """algoperf infer [profile [NAME | RUNS ...]] [--out DIR] [--flag value ...]
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
+       algoperf infer pareto RUNS ... [--profiles FILE_OR_DIR,...] [--out DIR]
        algoperf infer shapes
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
 default finewebedu_lm; RUNS are folders of trials, whose trained models are served.
 Writes NAME.json and a page with a plot, NAME.html."""
-_ACTIONS = ("profile", "predict", "shapes")
+_ACTIONS = ("profile", "predict", "pareto", "shapes")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf infer`."""
     _define_profile_flags(values)
     infer_models.define_flags(values)
+    infer_pareto.define_flags(values)
     flags.DEFINE_integer(
-        "prompt", None, "predict: tokens of the prompt.", flag_values=values
+        "prompt", None, "predict, pareto: tokens of the prompt.", flag_values=values
     )
     flags.DEFINE_integer(
-        "output", None, "predict: tokens of the output.", flag_values=values
+        "output", None, "predict, pareto: tokens of the output.", flag_values=values
     )
     for name, what in (
         ("dollars_per_hour", "the price of one device for an hour"),
         ("watts", "what one device draws"),
     ):
         flags.DEFINE_float(
-            name, None, f"predict: {what}.", lower_bound=0.0, flag_values=values
+            name, None, f"predict, pareto: {what}.", lower_bound=0.0, flag_values=values
         )
     flags.DEFINE_boolean(
         "any_hardware",
         False,
-        "predict: take a profile of other hardware; the prediction is for that.",
+        "predict, pareto: take profiles of other hardware, whose times are of that.",
         flag_values=values,
     )
     common.define_json_flag(values)
@@ -120,6 +122,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     elif action == "predict":
         path = common.one_argument(rest, "PROFILE to predict from", "infer")
         _predict(values, Path(path))
+    elif action == "pareto":
+        infer_pareto.main(values, rest)
     else:
         _profile(values, rest or [infer_models.WORKLOAD])
     return 0
