@@ -174,7 +174,9 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     above = [tick for tick in every if tick >= max(values)]
     first, last = every.index(below[-1]), every.index(above[0])
     found = every[first : last + 1]
-    return found[:: max(1, len(found) // 6)] if len(found) > 8 else found
+    if len(found) <= 8:
+        return found
+    return [*found[: -1 : max(1, len(found) // 6)], found[-1]]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
