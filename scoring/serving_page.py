@@ -70,21 +70,22 @@ def write_serving_page(
       facts: of all: the request, the hardware.
       notes: on what was left out, or is less sure.
     """
-    body = "".join(_section(group) for group in groups)
+    several = len(groups) > 1
+    body = "".join(_section(group, several) for group in groups)
     if notes:
         lines = "".join(f"<li>{h.escape(note)}</li>" for note in notes)
         body += h.section("notes", "Notes", f'<ul class="lines">{lines}</ul>')
     text = _PAGE.substitute(
         title="AlgoPerf: quality against cost",
         style=(_FOLDER / "page.css").read_text(encoding="utf-8").rstrip(),
-        headline=h.escape(groups[0].headline if len(groups) == 1 else ""),
+        headline="" if several else h.escape(groups[0].headline),
         facts="".join(h.paragraph(fact, "soft") for fact in facts),
         body=body,
     )
     write_text(path, text)
 
 
-def _section(group: Group) -> str:
+def _section(group: Group, says_headline: bool) -> str:
     frontiers = "".join(
         f"<li>{h.escape(cost)}: {h.breakable(names)}</li>"
         for cost, names in group.frontiers
@@ -92,7 +93,7 @@ def _section(group: Group) -> str:
     return h.section(
         h.escape(group.workload),
         group.workload,
-        h.paragraph(group.headline),
+        h.paragraph(group.headline) if says_headline else "",
         group.svg,
         _table(f"submissions on {group.workload}", group.points, "first"),
         h.paragraph("On the frontier, where no other costs less and is as good:"),

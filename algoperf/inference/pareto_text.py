@@ -38,18 +38,21 @@ class Comparison:
         """One sentence: who is cheapest at the goal, in training and in serving."""
         found = {view.axis: view for view in self.views}
         parts = []
-        for axis, verb in (("train_seconds", "trains"), ("request_seconds", "serves")):
+        for axis, what in (
+            ("train_seconds", "training"),
+            ("request_seconds", "serving"),
+        ):
             cheapest = found[axis].cheapest if axis in found else ()
             if cheapest:
                 names = named(cheapest)
                 if axis == "train_seconds":  # however it is served
                     names = " and ".join(sorted({p.submission for p in cheapest}))
                 least = cheapest[0].values[axis]
-                parts.append(f"{names} {verb} in the least time ({shown(axis, least)})")
+                parts.append(f"{what} takes least with {names} ({shown(axis, least)})")
         goal = self.views[0].goal
         if not parts:
             return f"No point has a {self.metric} of {goal:.5g} or better."
-        return f"At a {self.metric} of {goal:.5g} or better {', and '.join(parts)}."
+        return f"At a {self.metric} of {goal:.5g} or better {', '.join(parts)}."
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -137,8 +140,8 @@ def view_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def named(points: Sequence[Point]) -> str:
-    """Returns the names of points, with 'and' between."""
-    return " and ".join(point.name for point in points)
+    """Returns the names of points, semicolons between."""
+    return "; ".join(point.name for point in points)
 
 
 def shown(axis: str, value: float) -> str:

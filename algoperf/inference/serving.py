@@ -65,12 +65,12 @@ class Recipe:
         """Returns what to call it, with the dtype of what is not packed."""
         parts = [dtype if self.weight_format is None else self.weight_format]
         if self.packs_embedding:
-            parts.append("with embedding")
+            parts.append("embedding")
         if self.rank is not None:
             parts.append(f"rank {self.rank:g}")
         if self.pruned:
             parts.append(f"pruned {self.pruned:g}")
-        return ", ".join(parts)
+        return " + ".join(parts)
 
 
 def check_recipe(recipe: Recipe) -> None:

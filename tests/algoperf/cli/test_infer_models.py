@@ -62,7 +62,7 @@ def test_packed_weights_have_a_quality_and_bytes_of_their_own(runs, tmp_path):
         runs, tmp_path, "--weights=mxfp4", "--nocompact", "--pack_embedding"
     )
     served = value["served"]
-    assert served["recipe"] == "mxfp4, with embedding"
+    assert served["recipe"] == "mxfp4 + embedding"
     assert served["weight_bytes"] < 0.14 * served["dense_bytes"]
     assert served["quality"] != served["trained_quality"]
     assert served["quality"] == pytest.approx(served["trained_quality"], rel=0.05)
@@ -77,7 +77,7 @@ def test_fresh_weights_can_be_packed(tmp_path):
     assert path.stem == "finewebedu_lm_mini_int8-pruned-0.5"
     value = json.loads(path.read_text())
     assert value["shape"]["mlp_width"] == 96
-    assert value["served"]["recipe"] == "int8, pruned 0.5"
+    assert value["served"]["recipe"] == "int8 + pruned 0.5"
     assert "quality" not in value["served"]
 
 

@@ -51,7 +51,7 @@ def test_four_files(folder, tmp_path, capsys):
         "pareto.csv", "pareto.html", "pareto.md", "pareto.svg"
     ]  # fmt: skip
     printed = capsys.readouterr().out
-    assert "At a ppl of 20 or better adamw trains in the least time (5 s)" in printed
+    assert "At a ppl of 20 or better training takes least with adamw (5 s)" in printed
     page = (tmp_path / "pareto.html").read_text()
     assert "&lt;muon&gt; &amp; co" in page
     assert "<muon>" not in page

@@ -268,8 +268,8 @@ def test_csv_holds_every_row(joined):
 
 def test_markdown_and_headline(comparison):
     assert comparison.headline == (
-        "At a ppl of 20 or better adamw trains in the least time (10 s), and adamw, "
-        "float32 serves in the least time (14 ms)."
+        "At a ppl of 20 or better training takes least with adamw (10 s), serving "
+        "takes least with adamw, float32 (14 ms)."
     )
     text = pareto_text.markdown([comparison], ["a note"])
     assert "| adamw | nvfp4 | 2 | 18 | 17 to 19 | 10 s |" in text

@@ -233,4 +233,4 @@ def test_a_recipe_that_cannot_be(recipe, says):
 def test_labels():
     assert Recipe().label("bfloat16") == "bfloat16"
     full = Recipe("nvfp4", packs_embedding=True, rank=0.25, pruned=0.5)
-    assert full.label("float32") == "nvfp4, with embedding, rank 0.25, pruned 0.5"
+    assert full.label("float32") == "nvfp4 + embedding + rank 0.25 + pruned 0.5"
