@@ -14,6 +14,7 @@ from algoperf.inference import decoder, hlo, serving, traffic, weights
 from algoperf.inference.serving import Recipe
 from algoperf.inference.shapes import param_shapes
 from algoperf.numerics import packed as packed_arrays
+from algoperf.reparam import width
 
 PROMPT, OUTPUT = 5, 4
 compiled_pack = jax.jit(packed_arrays.pack, static_argnums=(1, 2))
@@ -203,6 +204,21 @@ def test_compact_changes_no_logit():
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+def test_a_model_trained_with_pruned_neurons_is_served_without_them():
+    """What `reparam.width` sets to 0 in the workload's tree is left out again."""
+    params = drawn_params(TRAINED)
+    _, want = serving.served(TRAINED, params, Recipe(pruned=0.4))
+    for layer in params["layers"]:
+        first = np.concatenate([layer[n]["kernel"] for n in ("up", "gate")], axis=1)
+        mlp = {"fc1": {"kernel": first}, "fc2": layer["down"]}
+        zeroed = width.zeroed(mlp, 0.4)
+        up, gate = np.split(np.asarray(zeroed["fc1"]["kernel"]), 2, axis=1)
+        layer |= {"up": {"kernel": up}, "gate": {"kernel": gate}, "down": zeroed["fc2"]}
+    shape, small = serving.served(TRAINED, params, Recipe(is_compact=True))
+    assert shape.mlp_width == width.kept_number(40, 0.4) == 24
+    jax.tree.map(np.testing.assert_array_equal, small, want)
 
 
 def test_what_is_dense_stays_as_it_is():
