@@ -116,14 +116,18 @@ def _rank(text: str | None) -> int | float | None:
 
 def check_names(names: list[str], shapes: Mapping[str, Any]) -> None:
     """Raises UserError for what is neither a shape, a workload nor a folder of runs."""
-    if len(names) > 1 and not all(Path(name).is_dir() for name in names):
+    if len(names) > 1 and any(_is_known(name, shapes) for name in names):
         raise UserError(f"give one NAME to profile, not {len(names)}")
     for name in names:
-        is_known = name in shapes or name.startswith(WORKLOAD)
-        if not is_known and not Path(name).is_dir():
+        if not _is_known(name, shapes) and not Path(name).is_dir():
             if "/" in name:
                 raise UserError(f"{name} is no folder; give one of `algoperf run`")
             raise unknown_name("shape", name, [*shapes, WORKLOAD])
+
+
+def _is_known(name: str, shapes: Mapping[str, Any]) -> bool:
+    """Whether it names a model, even where a folder is called so."""
+    return name in shapes or (name.startswith(WORKLOAD) and "/" not in name)
 
 
 def what_is_timed(shape: "DecoderShape", params: Any) -> tuple[Any, ...]:
@@ -143,7 +147,7 @@ def models(values: flags.FlagValues, names: list[str]) -> Iterator[Model]:
     """
     from algoperf.inference.shapes import SHAPES
 
-    if all(Path(name).is_dir() for name in names):
+    if not _is_known(names[0], SHAPES):
         yield from _trials(values, [Path(name) for name in names])
         return
     (name,) = names

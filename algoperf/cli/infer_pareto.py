@@ -22,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines what `pareto` takes beside the flags of prediction."""
     flags.DEFINE_list(
         "profiles", [], "pareto: profiles, or folders of them; by default those in "
-        "runs/inference.", flag_values=values,
+        "--out.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
         "requests", 1e6, "pareto: requests in the life of a model, for its total "

@@ -86,6 +86,7 @@ def test_fresh_weights_can_be_packed(tmp_path):
     [
         (["no/such/runs"], "is no folder"),
         (["gpt2", "gpt2-large"], "give one NAME"),
+        ([".", "gpt2"], "give one NAME"),
         (["."], "holds no record.json"),
         (["gpt2", "--weights=nvfp5"], "did you mean nvfp4"),
         (["gpt2", "--rank=x"], "--rank x"),
