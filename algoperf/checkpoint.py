@@ -145,6 +145,63 @@ class Checkpoints:
         self._manager.close()
 
 
+def read_part(folder: Path, part: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads a part of the newest readable checkpoint of a trial, without its state.
+
+    For whoever uses what a trial has trained; nothing in the folder is changed.
+
+    Args:
+      folder: of the trial.
+      part: the first name of the leaves' paths, 'params' or 'optimizer_state'.
+
+    Returns:
+      the arrays by their paths in the part, such as "['embed']['embedding']", on the
+      host; and the facts that were saved with them.
+
+    Raises:
+      UserError: there is no checkpoint, or none can be read.
+    """
+    python_logging.getLogger("absl").addFilter(_is_ours)
+    options = ocp.CheckpointManagerOptions(
+        step_prefix=CHECKPOINT_PREFIX, create=False, read_only=True
+    )
+    reason = "it has none"
+    if folder.is_dir():
+        with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            for step in sorted(manager.all_steps(), reverse=True):
+                try:
+                    return _read_step(manager, step, f".{part}")
+                except Exception as error:  # as in `Checkpoints.restore`
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    raise UserError(
+        f"no checkpoint in {folder} can be read ({reason}); train again with "
+        "--checkpoint_period_sec 0, which saves one after every evaluation"
+    )
+
+
+def _read_step(
+    manager: ocp.CheckpointManager, step: int, prefix: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    about = manager.restore(
+        step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+    )["facts"]
+    # Arrays of the host, whatever devices they were saved from. Zeros take no memory
+    # before they are written to.
+    wanted = {
+        str(i): np.zeros(kind["shape"], jnp.dtype(kind["dtype"]))
+        for i, kind in enumerate(about["kinds"].values())
+    }
+    arrays = manager.restore(
+        step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
+    )["arrays"]
+    found = {
+        path.removeprefix(prefix): np.asarray(arrays[str(i)])
+        for i, path in enumerate(about["kinds"])
+        if path.startswith(f"{prefix}[")
+    }
+    return found, about["facts"]
+
+
 def _is_ours(record: python_logging.LogRecord) -> bool:
     """Keeps Orbax's own chatter out of a run's log; what it raises is passed on."""
     return "orbax" not in record.pathname

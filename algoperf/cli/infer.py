@@ -8,43 +8,46 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, infer_models, infer_pareto
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from algoperf.inference.profiles import Profile, Setting
     from algoperf.inference.shapes import DecoderShape
 
-USAGE = """algoperf infer [profile [NAME]] [--out DIR] [--flag value ...]
+USAGE = """algoperf infer [profile [NAME | RUNS ...]] [--out DIR] [--flag value ...]
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
+       algoperf infer pareto RUNS ... [--profiles FILE_OR_DIR,...] [--out DIR]
        algoperf infer shapes
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
-default finewebedu_lm. Writes NAME.json and a page with a plot, NAME.html."""
-_WORKLOAD = "finewebedu_lm"
-_ACTIONS = ("profile", "predict", "shapes")
+default finewebedu_lm; RUNS are folders of trials, whose trained models are served.
+Writes NAME.json and a page with a plot, NAME.html."""
+_ACTIONS = ("profile", "predict", "pareto", "shapes")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf infer`."""
     _define_profile_flags(values)
+    infer_models.define_flags(values)
+    infer_pareto.define_flags(values)
     flags.DEFINE_integer(
-        "prompt", None, "predict: tokens of the prompt.", flag_values=values
+        "prompt", None, "predict, pareto: tokens of the prompt.", flag_values=values
     )
     flags.DEFINE_integer(
-        "output", None, "predict: tokens of the output.", flag_values=values
+        "output", None, "predict, pareto: tokens of the output.", flag_values=values
     )
     for name, what in (
         ("dollars_per_hour", "the price of one device for an hour"),
         ("watts", "what one device draws"),
     ):
         flags.DEFINE_float(
-            name, None, f"predict: {what}.", lower_bound=0.0, flag_values=values
+            name, None, f"predict, pareto: {what}.", lower_bound=0.0, flag_values=values
         )
     flags.DEFINE_boolean(
         "any_hardware",
         False,
-        "predict: take a profile of other hardware; the prediction is for that.",
+        "predict, pareto: take profiles of other hardware, whose times are of that.",
         flag_values=values,
     )
     common.define_json_flag(values)
@@ -119,19 +122,18 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     elif action == "predict":
         path = common.one_argument(rest, "PROFILE to predict from", "infer")
         _predict(values, Path(path))
+    elif action == "pareto":
+        infer_pareto.main(values, rest)
     else:
-        if len(rest) > 1:
-            raise UserError(f"give one NAME to profile, not {len(rest)}")
-        _profile(values, rest[0] if rest else _WORKLOAD)
+        _profile(values, rest or [infer_models.WORKLOAD])
     return 0
 
 
-def _profile(values: flags.FlagValues, name: str) -> None:
+def _profile(values: flags.FlagValues, names: list[str]) -> None:
     from algoperf.inference import profiler
     from algoperf.inference.shapes import SHAPES
 
-    if name not in SHAPES and not name.startswith(_WORKLOAD):
-        raise unknown_name("shape", name, [*SHAPES, _WORKLOAD])
+    infer_models.check_names(names, SHAPES)
     out = Path(values.out)
     lengths = _lengths(values.prompts, "prompts"), _lengths(values.outputs, "outputs")
     plan = profiler.Plan(
@@ -140,20 +142,32 @@ def _profile(values: flags.FlagValues, name: str) -> None:
         seconds=values.seconds,
     )
     cores = _pin(values.cores)
-    workload = None if name in SHAPES else _workload(name, values.scale)
-    if workload is None:
-        shape = SHAPES[name]
-    else:
-        from algoperf.inference.trained import trained_shape
+    timed: dict[Any, tuple[Any, float | None]] = {}
+    for model in infer_models.models(values, names):
+        longest = min(model.shape.max_length, values.capacity or model.shape.max_length)
+        grid = profiler.make_grid(longest, *lengths, values.longest)
+        setting, mesh = _setting(values, cores)
+        _make_folder(out)
+        shape, params, facts = model.load(setting.dtype, mesh)
+        key = infer_models.what_is_timed(shape, params)
+        if key not in timed:
+            timed[key] = _timed(values, shape, params, grid, plan, setting, mesh)
+        measured, facts["step_bytes"] = timed[key]
+        profile = _described(shape, setting, measured, facts)
+        _report(values, profile, out / model.file_name(facts))
 
-        shape = trained_shape(workload.name, workload.model)
-    longest = min(shape.max_length, values.capacity or shape.max_length)
-    grid = profiler.make_grid(longest, *lengths, values.longest)
-    setting, mesh = _setting(values, cores)
-    _make_folder(out)
-    params = _params(shape, workload, setting.dtype, mesh)
 
-    from algoperf.inference import measure
+def _timed(
+    values: flags.FlagValues,
+    shape: "DecoderShape",
+    params: Any,
+    grid: Any,
+    plan: Any,
+    setting: "Setting",
+    mesh: Any,
+) -> tuple[Any, float | None]:
+    """Returns measured times and their fit, and bytes that a decoding step moves."""
+    from algoperf.inference import decoder, measure, profiler, traffic
 
     measured = profiler.profile(
         measure.decoder_measure(
@@ -169,11 +183,16 @@ def _profile(values: flags.FlagValues, name: str) -> None:
         rule=values.rule,
         say=_say,
     )
-    _report(values, _described(shape, setting, measured), out)
+    if mesh is not None:
+        return measured, None
+    capacity = setting.capacity or decoder.capacity_for(
+        max(prompt + output for prompt, output in grid.cells)
+    )
+    return measured, traffic.step_bytes(shape, params, setting.batch_size, capacity)
 
 
-def _report(values: flags.FlagValues, profile: "Profile", out: Path) -> None:
-    """Writes and shows a profile, or refuses it."""
+def _report(values: flags.FlagValues, profile: "Profile", base: Path) -> None:
+    """Writes and shows a profile, or refuses it; `base` is a path without an ending."""
     from algoperf import records
     from algoperf.inference import plot, profiler, profiles
 
@@ -183,7 +202,7 @@ def _report(values: flags.FlagValues, profile: "Profile", out: Path) -> None:
             f"no profile of {profile.shape.name}: {reason} (--accept_noise writes it "
             "all the same)"
         )
-    file, page = (out / f"{profile.shape.name}.{end}" for end in ("json", "html"))
+    file, page = (base.with_name(f"{base.name}.{end}") for end in ("json", "html"))
     profile.save(file)
     records.write_text(page, plot.profile_page(profile))
 
@@ -196,11 +215,14 @@ def _report(values: flags.FlagValues, profile: "Profile", out: Path) -> None:
     common.show(values.json, profiles.to_json(profile), print_text)
 
 
-def _described(shape: "DecoderShape", setting: "Setting", result: Any) -> "Profile":
+def _described(
+    shape: "DecoderShape", setting: "Setting", result: Any, served: dict[str, Any]
+) -> "Profile":
     from algoperf import hardware
     from algoperf.inference.profiles import Profile
 
-    return Profile(shape, setting, result, _here(), hardware.describe_versions())
+    versions = hardware.describe_versions()
+    return Profile(shape, setting, result, _here(), versions, served)
 
 
 def _here() -> dict[str, Any]:
@@ -233,27 +255,6 @@ def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any
         cores=cores if is_cpu else None,
     )
     return setting, mesh
-
-
-def _workload(name: str, scale: str) -> Any:
-    from algoperf import registry
-
-    return registry.find_workload(name, scale)
-
-
-def _params(shape: "DecoderShape", workload: Any, dtype: str, mesh: Any) -> Any:
-    """Returns weights: a workload's fresh ones, else random ones."""
-    import jax
-    import jax.numpy as jnp
-
-    from algoperf.inference import measure, parallel
-    from algoperf.inference.trained import trained_params
-
-    if workload is None:
-        return measure.random_params(shape, jnp.dtype(dtype), mesh)
-    fresh, _ = workload.init_model_fn(jax.random.PRNGKey(0))
-    params = trained_params(shape, fresh, jnp.dtype(dtype))
-    return params if mesh is None else parallel.shard_params(shape, params, mesh)
 
 
 def _pin(wanted: int) -> int | None:
@@ -306,9 +307,10 @@ def _predict(values: flags.FlagValues, path: Path) -> None:
         "prompt_seconds": profile.runtime.prompt_seconds(prompt),
         "decode_seconds": profile.runtime.decode_seconds(prompt, output),
         "tokens_per_second": option.tokens_per_second(prompt, output),
-        "flops": setting.batch_size * _flops(profile.shape, prompt, output),
         "is_extrapolated": prompt > max(profile.runtime.prompt_seconds),
     }
+    if not profile.served.get("ranks"):  # a shape says nothing of factors
+        found["flops"] = setting.batch_size * _flops(profile.shape, prompt, output)
     if values.dollars_per_hour is not None:
         found["dollars"] = option.dollars(prompt, output, values.dollars_per_hour)
     if values.watts is not None:

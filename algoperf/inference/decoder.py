@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from algoperf.errors import UserError
-from algoperf.inference import layers
+from algoperf.inference import layers, weights
 from algoperf.inference.shapes import DecoderShape, param_shapes
 
 Params = dict[str, Any]
@@ -275,7 +275,7 @@ def generate(
 def _embed(
     shape: DecoderShape, params: Params, tokens_BT: jax.Array, positions_T: jax.Array
 ) -> jax.Array:
-    x_BTD = params["embedding"][tokens_BT]
+    x_BTD = weights.rows(params["embedding"], tokens_BT)
     if shape.positions == "learned":
         x_BTD = x_BTD + params["positions"][positions_T]
     return x_BTD
@@ -285,7 +285,7 @@ def _logits(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
     """Returns float32 logits (B, T, V)."""
     h = layers.norm(shape, params["final_norm"], x_BTD)
     if shape.ties_head:
-        return (h @ params["embedding"].T).astype(jnp.float32)
+        return weights.product_with_rows(h, params["embedding"]).astype(jnp.float32)
     return layers.dense(params["head"], h).astype(jnp.float32)
 
 

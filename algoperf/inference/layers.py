@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from algoperf.inference import weights
 from algoperf.inference.shapes import DecoderShape, RotaryScaling
 
 _ACTIVATIONS = {
@@ -25,9 +26,9 @@ _ACTIVATIONS = {
 }
 
 
-def dense(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Returns x W, plus a bias where there is one."""
-    product = x @ params["kernel"]
+def dense(params: dict[str, Any], x: jax.Array) -> jax.Array:
+    """Returns x W, plus a bias where there is one; W as `weights` stores it."""
+    product = weights.product(x, params["kernel"])
     return product + params["bias"] if "bias" in params else product
 
 
@@ -48,6 +49,29 @@ def _scaled(wide: jax.Array, params: dict[str, jax.Array], epsilon: float) -> ja
 def _unit(wide: jax.Array, epsilon: float) -> jax.Array:
     squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return wide * jax.lax.rsqrt(squares + epsilon**2)
+
+
+def _side_by_side(
+    layer: dict[str, Any],
+    fused: str,
+    names: tuple[str, ...],
+    x: jax.Array,
+    ends: tuple[int, ...],
+    size: int,
+) -> list[jax.Array]:
+    """Products of x with several kernels, which may be stored as one.
+
+    Args:
+      layer: its parameters.
+      fused: the name of the one kernel, if there is one: outputs side by side.
+      names: of the several.
+      x: (..., D).
+      ends: of all but the last among the outputs of the one, in units of `size`.
+      size: outputs of a unit.
+    """
+    if fused not in layer:
+        return [dense(layer[name], x) for name in names]
+    return jnp.split(dense(layer[fused], x), [end * size for end in ends], axis=-1)
 
 
 def rotary_frequencies(shape: DecoderShape) -> jax.Array:
@@ -98,9 +122,10 @@ def queries_keys_values(
     """
     batch, tokens, _ = x_BTD.shape
     heads, kv_heads, size = shape.num_heads, shape.kv_heads, shape.head_width
-    q = dense(layer["query"], x_BTD).reshape(batch, tokens, heads, size)
-    k = dense(layer["key"], x_BTD).reshape(batch, tokens, kv_heads, size)
-    v = dense(layer["value"], x_BTD).reshape(batch, tokens, kv_heads, size)
+    parts = _side_by_side(
+        layer, "qkv", ("query", "key", "value"), x_BTD, (heads, heads + kv_heads), size
+    )
+    q, k, v = (part.reshape(batch, tokens, -1, size) for part in parts)
     wide_q, wide_k = q.astype(jnp.float32), k.astype(jnp.float32)
     scale: Any = size**-0.5
     if shape.query_key_norm == "rms":
@@ -138,9 +163,9 @@ def attend(
     )
     scores_NGTS = scores_NRS.reshape(len(q_NRK), -1, tokens, seen)
     scores_NGTS = jnp.where(mask_TS, scores_NGTS, -jnp.inf)
-    weights = jax.nn.softmax(scores_NGTS, axis=-1).astype(v_NSK.dtype)
-    weights_NRS = weights.reshape(scores_NRS.shape)
-    mixed_NRK = jnp.einsum("nrs,nsk->nrk", weights_NRS, v_NSK)
+    shares = jax.nn.softmax(scores_NGTS, axis=-1).astype(v_NSK.dtype)
+    shares_NRS = shares.reshape(scores_NRS.shape)
+    mixed_NRK = jnp.einsum("nrs,nsk->nrk", shares_NRS, v_NSK)
     kv_heads = len(q_NRK) // batch
     mixed_CBGTK = mixed_NRK.reshape(kv_heads, batch, -1, tokens, size)
     return mixed_CBGTK.transpose(1, 3, 0, 2, 4).reshape(batch, tokens, -1)
@@ -149,9 +174,11 @@ def attend(
 def mlp(shape: DecoderShape, layer: dict[str, Any], x_BTD: jax.Array) -> jax.Array:
     """Plain or gated MLP: (B, T, D) to (B, T, D)."""
     activation = _ACTIVATIONS[shape.activation]
-    hidden_BTF = dense(layer["up"], x_BTD)
     if shape.is_gated:
-        hidden_BTF = hidden_BTF * activation(dense(layer["gate"], x_BTD))
+        names = ("up", "gate")
+        width = layer["down"]["kernel"].shape[0]
+        up_BTF, gate_BTF = _side_by_side(layer, "up_gate", names, x_BTD, (1,), width)
+        hidden_BTF = up_BTF * activation(gate_BTF)
     else:
-        hidden_BTF = activation(hidden_BTF)
+        hidden_BTF = activation(dense(layer["up"], x_BTD))
     return dense(layer["down"], hidden_BTF)

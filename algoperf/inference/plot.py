@@ -80,6 +80,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
     if result.held_out_error is not None:
         error = 100 * result.held_out_error
         rows.append(("error on held-out cells", f"{error:.1f} % on average"))
+    rows += _served(profile)
     rows.append(
         (
             "spread",
@@ -90,9 +91,37 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
     return rows
 
 
+def _served(profile: Profile) -> list[tuple[str, str]]:
+    """Returns how the weights are stored, and the quality of a trained model."""
+    served, rows = profile.served, []
+    if "weight_bytes" in served:
+        text = f"{served['recipe']}, {served['weight_bytes']:,} bytes"
+        if served["weight_bytes"] < served["dense_bytes"]:
+            text += f" ({served['dense_bytes']:,} if all were dense)"
+        rows.append(("weights", text))
+    if served.get("step_bytes"):
+        rows.append(("moved by a decoding step", f"{served['step_bytes']:,.0f} bytes"))
+    if "trial" in served:
+        own = served["trial"]
+        rows.append(
+            (
+                "trained by",
+                f"{own['submission']}, study {own['study']}, trial {own['trial']}, "
+                f"step {own['step']}",
+            )
+        )
+    for name, text in (("quality", "as served"), ("trained_quality", "as trained")):
+        if served.get(name) is not None:
+            rows.append(
+                (f"validation {served['metric']}", f"{served[name]:.5g} {text}")
+            )
+    return rows
+
+
 def _title(profile: Profile) -> str:
     setting = profile.setting
-    return f"{profile.shape.name}: {setting.dtype}, batch size {setting.batch_size}"
+    recipe = profile.served.get("recipe", setting.dtype)
+    return f"{profile.shape.name}: {recipe}, batch size {setting.batch_size}"
 
 
 def _hardware(profile: Profile) -> str:

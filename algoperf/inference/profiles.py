@@ -47,6 +47,8 @@ class Profile:
       result: times and fit.
       hardware: what `hardware.describe_host` and `describe_devices` say, merged.
       versions: of packages.
+      served: how the weights are stored and their bytes; of a trial's model which
+        trial it is and its quality as served.
     """
 
     shape: DecoderShape
@@ -54,6 +56,7 @@ class Profile:
     result: Result
     hardware: Mapping[str, Any]
     versions: Mapping[str, Any]
+    served: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def runtime(self) -> RuntimeModel:
@@ -89,6 +92,7 @@ def to_json(profile: Profile) -> dict[str, Any]:
         ],
         "hardware": dict(profile.hardware),
         "versions": dict(profile.versions),
+        "served": dict(profile.served),
     }
 
 
@@ -149,6 +153,7 @@ def _from_json(value: Mapping[str, Any]) -> Profile:
         result=result,
         hardware=value["hardware"],
         versions=value["versions"],
+        served=value.get("served", {}),
     )
 
 

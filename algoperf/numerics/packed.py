@@ -139,6 +139,9 @@ def from_bytes(packed: jax.Array, bits: int, size: int) -> jax.Array:
     """Returns the `size` codes (uint32) that `to_bytes` packed."""
     if bits == 8:
         return packed.astype(jnp.uint32)
+    if bits == 4:  # in a loop XLA's CPU compiler makes this 4 times as fast as below
+        codes = jnp.stack([packed & 0xF, packed >> 4], axis=1)
+        return codes.ravel()[:size].astype(jnp.uint32)
     every, length = _period(bits)
     found = packed.reshape(-1, length).astype(jnp.uint32)
     shifts = 8 * jnp.arange(length, dtype=jnp.uint32)

@@ -111,6 +111,17 @@ def test_inference_decoder(tmp_path):
 
 
 @pytest.mark.slow
+def test_inference_recipes(tmp_path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, HERE / "inference_recipes.py", "--rounds=1"]
+    options = ["--recipes=float32,rank 0.25", "--tokens=9", f"--json={file}"]
+    subprocess.run([*command, *options], check=True)
+    found = json.loads(file.read_text())
+    assert found["float32"]["ms_per_token"] > 0
+    assert found["rank 0.25"]["weight_bytes"] < found["float32"]["weight_bytes"]
+
+
+@pytest.mark.slow
 def test_submissions_cost(tmp_path):
     file = tmp_path / "costs.json"
     command = [sys.executable, HERE / "submissions_cost.py", "--submissions=sgd"]

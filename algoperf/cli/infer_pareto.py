@@ -1,0 +1,202 @@
+"""`algoperf infer pareto`: quality against what training and serving cost."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from algoperf import records
+from algoperf.cli import common
+from algoperf.errors import UserError
+
+if TYPE_CHECKING:
+    from algoperf.inference.pareto import Request, Row, Run
+    from algoperf.inference.pareto_text import Comparison
+    from algoperf.inference.profiles import Profile
+
+_REQUEST = (32, 16)  # tokens that every language model here has room for
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines what `pareto` takes beside the flags of prediction."""
+    flags.DEFINE_list(
+        "profiles", [], "pareto: profiles, or folders of them; by default those in "
+        "--out.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "requests", 1e6, "pareto: requests in the life of a model, for its total "
+        "dollars.", lower_bound=0.0, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_list(
+        "budgets", [], "pareto: of the fixed-budget view, as request_seconds=0.01,"
+        "weight_bytes=5e5; by default the median of what was measured.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "quality", None, "pareto: of the fixed-quality view; by default the workload's "
+        "target if it is reached, else the median.", flag_values=values,
+    )  # fmt: skip
+
+
+def main(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    """Joins runs and profiles, writes pareto.csv, .md, .svg and .html, shows tables."""
+    from algoperf.inference import pareto, pareto_text
+
+    if not positional:
+        raise UserError("give RUNS to compare: folders that `algoperf run` has written")
+    budgets = _budgets(values.budgets)
+    request = pareto.Request(
+        prompt=_REQUEST[0] if values.prompt is None else values.prompt,
+        output=_REQUEST[1] if values.output is None else values.output,
+        number=values.requests,
+        dollars_per_hour=values.dollars_per_hour,
+    )
+    runs, notes = pareto.read_runs(Path(path) for path in positional)
+    profiles, others = _profiles(values.profiles or [values.out])
+    if not values.any_hardware:
+        pareto.check_comparable(runs, profiles)
+    rows, unjoined = pareto.joined(runs, profiles, request)
+    notes = [*notes, *others, *unjoined, *_extrapolated(request, profiles)]
+    comparisons = [
+        _comparison(run, rows, budgets, values.quality)
+        for run in _one_of_each_workload(runs, rows)
+    ]
+    out = Path(values.out)
+    _write(out, comparisons, rows, notes, _facts(request, profiles))
+
+    def print_text() -> None:
+        for comparison in comparisons:
+            print(f"{comparison.workload}: {comparison.headline}")
+            common.print_table(*pareto_text.point_table(comparison))
+            common.print_table(*pareto_text.view_table(comparison))
+        for note in notes:
+            print(f"Note: {note}")
+        print(f"Tables and plots: {out}/pareto.html (.csv, .md, .svg)")
+
+    found = pareto_text.to_json(comparisons, rows, notes)
+    common.show(values.json, found, print_text)
+
+
+def _budgets(texts: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise UserError(
+                f"--budgets {text}: give a cost and a number, as request_seconds=0.01"
+            ) from error
+    return found
+
+
+def _profiles(paths: Sequence[str]) -> "tuple[dict[str, Profile], list[str]]":
+    """Returns profiles by the names of their files, and what was no profile."""
+    from algoperf.inference import profiles
+
+    found, notes = {}, []
+    for path in map(Path, paths):
+        if path.is_dir():
+            for file in sorted(path.rglob("*.json")):
+                try:
+                    found[str(file)] = profiles.load_profile(file)
+                except UserError as error:
+                    notes.append(str(error))
+        else:
+            found[str(path)] = profiles.load_profile(path)
+    if not found:
+        raise UserError(
+            f"no profile is in {', '.join(paths)}; `algoperf infer profile RUNS` "
+            "measures them"
+        )
+    return found, notes
+
+
+def _extrapolated(request: "Request", profiles: "Mapping[str, Profile]") -> list[str]:
+    lengths = {name: max(p.runtime.prompt_seconds) for name, p in profiles.items()}
+    return [
+        f"{name}: prompts were measured up to {longest:g} tokens, {request.prompt} are "
+        "extrapolated"
+        for name, longest in lengths.items()
+        if request.prompt > longest
+    ]
+
+
+def _one_of_each_workload(runs: "Sequence[Run]", rows: "Sequence[Row]") -> "list[Run]":
+    joined = {row.workload for row in rows}
+    first = {run.workload: run for run in reversed(runs) if run.workload in joined}
+    return [first[name] for name in sorted(first)]
+
+
+def _comparison(
+    run: "Run",
+    rows: "Sequence[Row]",
+    budgets: Mapping[str, float],
+    goal: float | None,
+) -> "Comparison":
+    from algoperf.inference import pareto, pareto_text, pareto_views
+
+    own = [row for row in rows if row.workload == run.workload]
+    points = pareto.points(own, run.direction)
+    views = pareto_views.views(points, run.direction, run.target, budgets, goal)
+    return pareto_text.Comparison(
+        workload=run.workload,
+        metric=run.metric,
+        direction=str(run.direction),
+        target=run.target,
+        points=tuple(points),
+        views=tuple(views),
+    )
+
+
+def _facts(request: "Request", profiles: "Mapping[str, Profile]") -> list[str]:
+    hardware: dict[str, Any] = dict(next(iter(profiles.values())).hardware)
+    where = hardware.get("cpu") if hardware.get("platform") == "cpu" else None
+    facts = [
+        f"A request has {request.prompt} tokens of prompt and {request.output} of "
+        f"output. Served on {where or hardware.get('device_kind')}. Quality "
+        "and costs are medians over runs; better is up in the plots."
+    ]
+    if request.dollars_per_hour is not None:
+        facts.append(
+            f"Dollars at {request.dollars_per_hour:g} an hour, for training and "
+            f"{request.number:g} requests."
+        )
+    return facts
+
+
+def _write(
+    out: Path,
+    comparisons: "Sequence[Comparison]",
+    rows: "Sequence[Row]",
+    notes: Sequence[str],
+    facts: Sequence[str],
+) -> None:
+    from algoperf.inference import pareto_plot, pareto_text
+    from algoperf.inference.pareto_views import AXES
+    from scoring.serving_page import Group, write_serving_page
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    records.write_text(out / "pareto.csv", pareto_text.csv_text(rows))
+    markdown = pareto_text.markdown(comparisons, notes)
+    records.write_text(out / "pareto.md", markdown)
+    records.write_text(out / "pareto.svg", pareto_plot.svg_file(comparisons))
+    groups = [
+        Group(
+            workload=comparison.workload,
+            headline=comparison.headline,
+            svg=pareto_plot.comparison_svg(comparison),
+            points=pareto_text.point_table(comparison),
+            frontiers=[
+                (AXES[view.axis][0], "; ".join(p.name for p in view.frontier))
+                for view in comparison.views
+            ],
+            views=pareto_text.view_table(comparison),
+        )
+        for comparison in comparisons
+    ]
+    write_serving_page(out / "pareto.html", groups, facts, notes)

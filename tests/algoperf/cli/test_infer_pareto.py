@@ -1,0 +1,110 @@
+"""`algoperf infer pareto` from outside, on runs and profiles with known numbers."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from algoperf import cli
+
+_FILE = Path(__file__).resolve().parents[1] / "inference" / "comparison.py"
+
+
+def _comparison():
+    """Loads the helper beside the tests of inference; the tests are no package."""
+    spec = importlib.util.spec_from_file_location("comparison", _FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault("comparison", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = _comparison()
+    out = tmp_path_factory.mktemp("pareto")
+    for name, quality in (("adamw", 18.0), ("<muon> & co", 24.0)):
+        trial = made.write_run(out / "runs", name, 1, (90.0, quality))
+        for recipe, seconds, size in (("float32", 0.01, 1000), ("nvfp4", 0.02, 200)):
+            made.write_profile(
+                out / "profiles" / f"{name[:3]}_{recipe}.json",
+                recipe,
+                seconds,
+                seconds / 10,
+                trial=trial,
+                quality=quality + (recipe == "nvfp4"),
+                weight_bytes=size,
+            )
+    return out
+
+
+def pareto(folder, *flags):
+    profiles = f"--profiles={folder / 'profiles'}"
+    return cli.main(["infer", "pareto", str(folder / "runs"), profiles, *flags])
+
+
+def test_four_files(folder, tmp_path, capsys):
+    assert pareto(folder, f"--out={tmp_path}", "--dollars_per_hour=2") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pareto.csv", "pareto.html", "pareto.md", "pareto.svg"
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "At a ppl of 20 or better training takes least with adamw (5 s)" in printed
+    page = (tmp_path / "pareto.html").read_text()
+    assert "&lt;muon&gt; &amp; co" in page
+    assert "<muon>" not in page
+    assert page.count("<svg") == 1
+    assert "<script" not in page
+    assert "light-dark(" in page  # the style of the page of scores
+    assert len((tmp_path / "pareto.csv").read_text().splitlines()) == 5
+
+
+def test_json_and_views(folder, tmp_path, capsys):
+    flags = ("--budgets=weight_bytes=300", "--quality=25", "--json=-")
+    assert pareto(folder, f"--out={tmp_path}", *flags) == 0
+    found = json.loads(capsys.readouterr().out)
+    (workload,) = found["workloads"]
+    (view,) = (v for v in workload["views"] if v["cost"] == "weight_bytes")
+    assert view["budget"] == 300
+    assert view["best"] == ["adamw, nvfp4"]
+    assert view["cheapest"] == ["<muon> & co, nvfp4", "adamw, nvfp4"]
+    assert "total_dollars" not in {v["cost"] for v in workload["views"]}
+    assert len(found["rows"]) == 4
+
+
+def test_longer_prompts_than_were_measured_are_noted(folder, tmp_path, capsys):
+    flags = ("--prompt=48", "--output=2")
+    assert pareto(folder, f"--out={tmp_path}", *flags) == 0
+    assert "up to 32 tokens, 48 are extrapolated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--budgets=weight_bytes",), "give a cost and a number"),
+        (("--budgets=weight=3",), "did you mean weight_bytes"),
+        (("--budgets=total_dollars=3",), "--dollars_per_hour"),
+        (("--prompt=60", "--output=9"), "shorten one"),
+        (("--profiles=none.json",), "cannot read none.json"),
+        (("--profiles=.",), "no profile is in"),
+    ],
+)
+def test_a_mistake_is_one_line(folder, flags, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pareto(folder, "--out=out", *flags) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [([], "give RUNS"), (["none"], "is no folder"), (["."], "no trial with a result")],
+)
+def test_runs_that_are_not_there(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["infer", "pareto", *arguments]) == 1
+    assert says in capsys.readouterr().err
