@@ -205,6 +205,18 @@ def compute_in_float64() -> None:
     jax.config.update("jax_enable_x64", True)
     jnp.float32 = jnp.float64  # type: ignore[misc]
 
+    def attention(query, key, value, scale=None, is_causal=False):
+        """(B, T, N, K) to (B, T, N, K); JAX's own has a softmax in float32."""
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        scores = jnp.einsum("btnk,bsnk->bnts", query, key) * scale
+        if is_causal:
+            scores = jnp.where(
+                jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf
+            )
+        return jnp.einsum("bnts,bsnk->btnk", jax.nn.softmax(scores), value)
+
+    jax.nn.dot_product_attention = attention  # type: ignore[assignment]
+
 
 def main() -> None:
     if "--float64" in sys.argv:
