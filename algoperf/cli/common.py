@@ -179,12 +179,17 @@ def out_folder(values: flags.FlagValues) -> Path:
     Raises:
       UserError: it is an address: records need a file system.
     """
-    if "://" in values.out:
+    return folder_of(values.out)
+
+
+def folder_of(out: str) -> Path:
+    """Returns the folder that `out` names; see `out_folder`."""
+    if "://" in out:
         raise UserError(
-            f"--out {values.out} is no folder; records need a file system with renames "
+            f"--out {out} is no folder; records need a file system with renames "
             "and hard links: mount a shared one, or copy the records when they are done"
         )
-    return Path(values.out)
+    return Path(out)
 
 
 def search_space(

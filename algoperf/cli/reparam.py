@@ -98,6 +98,9 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     axis = _axis(values, usual)
     chosen = studies.settings(_series(values, workload), axis)
     codes = _run(values, workload, chosen)
+    if codes is None:
+        print("stopped; the same command goes on with what is missing")
+        return 1
     rows = []
     for study in range(values.studies):
         for setting in chosen:
@@ -120,7 +123,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     text = studies.table(lines, x_name, workload.target_metric_name)
     records.write_text(out / f"{values.study}.md", text)
     print(text, end="")
-    if values.plot:
+    if values.plot and any("best" in line for line in lines):
         path = out / f"{values.study}.svg"
         studies.plot(lines, x_name, workload.target_metric_name, path)
     return 1 if any(codes) else 0
@@ -131,6 +134,8 @@ def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
         axis = [float(value) for value in values["values"].value or usual]
     except ValueError as error:
         raise UserError(f"--values must be numbers: {error}") from error
+    if values.study == "rank" and not all(0 < x <= 1 for x in axis):
+        raise UserError("a rank is a share of the full one: more than 0, at most 1")
     if values.study == "compression" and min(axis) < 1:
         raise UserError("a compression is 1 at least; 4 keeps a quarter of the weights")
     if values.study == "expansion" and not all(0 <= x < 1 for x in axis):
@@ -168,8 +173,8 @@ def _series(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
 
 def _run(
     values: flags.FlagValues, workload: "Workload", chosen: "Sequence[Setting]"
-) -> list[int]:
-    """Runs the trials that are not finished; returns their exit statuses."""
+) -> list[int] | None:
+    """Runs what is not finished; returns exit statuses, None if asked to stop."""
     from algoperf.launch import local
 
     spaces = _write_spaces(values, chosen)
@@ -199,7 +204,7 @@ def _run(
         for _, code in local.run_jobs(jobs, lambda: stop.is_asked):
             codes.append(code)
             print(f"[{len(codes)}/{len(jobs)} done]", flush=True)
-    return codes
+        return None if stop.is_asked else codes
 
 
 def _write_spaces(
@@ -208,8 +213,8 @@ def _write_spaces(
     """Writes a list of points for each submission; returns the files."""
     from algoperf import registry, tuning
 
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = common.out_folder(values)
+    records.make_folder(out)
     points: dict[str, list[dict[str, Any]]] = {}
     for setting in chosen:
         file = registry.find_submission(setting.submission)

@@ -67,10 +67,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs the trials; returns 1 if one failed or diverged."""
+    """Runs the trials; returns 1 if one failed or diverged, 75 if one was stopped."""
     common.no_arguments(positional)
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
+    from algoperf.launch.jobs import UNFINISHED
     from algoperf.launch.local import PARENT, is_left_behind
     from algoperf.records import Status
 
@@ -84,8 +85,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
             finished=report.finished,
             flags=values.flag_values_dict(),
         )
-    bad = {Status.FAILED, Status.DIVERGED}
-    return 1 if any(record["status"] in bad for record in records) else 0
+    found = {record["status"] for record in records}
+    if found & {Status.FAILED, Status.DIVERGED}:
+        return 1
+    return UNFINISHED if Status.PREEMPTED in found else 0
 
 
 def _budget_ratio(workload: "Workload") -> float:
@@ -112,7 +115,7 @@ def trial_configs(values: flags.FlagValues) -> list[Any]:
     max_steps = values.max_steps
     if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
-    if values.target_setting:
+    if values.target_setting is not None:
         workload = calibration.for_target_setting(workload, values.target_setting)
         max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(
