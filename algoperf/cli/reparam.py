@@ -11,6 +11,7 @@ from absl import flags
 from algoperf import records
 from algoperf.cli import common
 from algoperf.errors import UserError
+from algoperf.records import Status
 
 if TYPE_CHECKING:
     from algoperf.reparam.studies import Series, Setting
@@ -177,7 +178,7 @@ def _run(
     """Runs what is not finished; returns exit statuses, None if asked to stop."""
     from algoperf.launch import local
 
-    spaces = _write_spaces(values, chosen)
+    spaces = _write_spaces(values, workload, chosen)
     passed_on = [
         f"--{name}={values[name].value}"
         for name in PASSED_ON
@@ -201,14 +202,47 @@ def _run(
     print(f"{len(jobs)} trials, records under {values.out}", flush=True)
     codes = []
     with common.StopRequest() as stop:
-        for _, code in local.run_jobs(jobs, lambda: stop.is_asked):
+        for job, code in local.run_jobs(jobs, lambda: stop.is_asked):
+            _check_not_refused(job.folder, code)
             codes.append(code)
             print(f"[{len(codes)}/{len(jobs)} done]", flush=True)
         return None if stop.is_asked else codes
 
 
+def _check_not_refused(folder: Path, code: int) -> None:
+    """Raises UserError if a trial did not run because its folder has another's result.
+
+    Its record would stand in the table for what was asked now.
+    """
+    if code == 0 or not (folder / records.RECORD_FILE).exists():
+        return
+    status = records.read_record(folder)["status"]
+    if status.is_final and status not in (Status.FAILED, Status.DIVERGED):
+        raise UserError(f"{folder} holds a run of another study; give another --out")
+
+
+def _check_points(
+    values: flags.FlagValues,
+    workload: "Workload",
+    chosen: "Sequence[Setting]",
+    points: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Raises UserError if a record is of another point; changes nothing."""
+    for study in range(values.studies):
+        for setting in chosen:
+            folder = _folder(values, workload, setting, study)
+            if not (folder / records.RECORD_FILE).exists():
+                continue
+            before = records.read_record(folder)["hyperparameters"]
+            if before != points[setting.submission][setting.trial - 1]:
+                raise UserError(
+                    f"{folder} holds a run of other --values or --series; give "
+                    "another --out"
+                )
+
+
 def _write_spaces(
-    values: flags.FlagValues, chosen: "Sequence[Setting]"
+    values: flags.FlagValues, workload: "Workload", chosen: "Sequence[Setting]"
 ) -> dict[str, Path]:
     """Writes a list of points for each submission; returns the files."""
     from algoperf import registry, tuning
@@ -221,6 +255,7 @@ def _write_spaces(
         space = tuning.load_search_space(file.with_name("tuning_search_space.json"))
         point = {**tuning.trial_point(space, 0, 1), **setting.changes}
         points.setdefault(setting.submission, []).append(point)
+    _check_points(values, workload, chosen, points)
     files = {name: out / f"{values.study}_{name}.json" for name in points}
     for name, file in files.items():
         records.write_text(file, json.dumps(points[name], indent=1) + "\n")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from algoperf import records, run_store, tuned
 from algoperf.errors import UserError
 from algoperf.launch.local import Job
 from algoperf.run_store import Run, Store
-from algoperf.submission import Submission
 from algoperf.tuned import Goal
 from scoring import stopping
 from scoring.rules import Goal as Target
+
+if TYPE_CHECKING:
+    from algoperf.submission import Submission
 
 
 def watcher(goals: Mapping[str, Goal]) -> Callable[[Job], bool]:
@@ -91,7 +93,7 @@ class Reader:
         return run, run_store.environment(folder) | {"submission_sha256": sha256}
 
 
-def check_code(store: Store, submission: Submission) -> None:
+def check_code(store: Store, submission: "Submission") -> None:
     """Raises UserError if runs in the store are of another version of the file."""
     known = {environment.get("submission_sha256") for environment in store.environments}
     if known - {submission.sha256}:
