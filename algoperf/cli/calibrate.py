@@ -275,7 +275,7 @@ def _run(
     known = sum(key in store.runs for _, key in wanted.values())
     print(f"{phase}: {known} of {len(wanted)} runs are done")
 
-    def say(count: str, run: "Run") -> None:
+    def say(count: str, _: "Job", run: "Run") -> None:
         best = run.best(store.direction)
         value = f"{best['validation']:.5g}" if best else "nothing finite"
         print(f"[{phase} {count}: {run.space} {run.trial}, {value}]", flush=True)

@@ -25,7 +25,7 @@ def read(folder: Path, key: Key) -> tuple[Run, Mapping[str, Any]]:
 def make(
     wanted: "Mapping[Job, tuple[Store, Key]]",
     should_stop: Callable[[], bool],
-    say: Callable[[str, Run], None],
+    say: "Callable[[str, Job, Run], None]",
     side_by_side: int = 1,
     read: Read = read,
     should_end: "Callable[[Job], bool]" = lambda _: False,
@@ -35,7 +35,7 @@ def make(
     Args:
       wanted: which run of which store each job makes.
       should_stop: asked twice a second.
-      say: called with "done/missing" and each run that was added.
+      say: called with "done/missing", job and run of each that was added.
       side_by_side: runs at a time.
       read: what a record, and what the environment of a run is.
       should_end: whether one run is to end early; asked before it begins too.
@@ -60,7 +60,7 @@ def make(
         run, environment = read(job.folder, key)
         store.add(run, environment)
         done += 1
-        say(f"{done}/{len(missing)}", run)
+        say(f"{done}/{len(missing)}", job, run)
 
     ended = [job for job in missing if should_end(job)]  # then we were stopped
     for job in ended:

@@ -104,8 +104,9 @@ def _make_missing(
     known = sum(key in store.runs for store, key in wanted.values())
     print(f"{known} of {len(wanted)} runs are done", flush=True)
 
-    def say(count: str, run: "Run") -> None:
-        print(f"[{count}: {run.space}, seed {run.trial}]", flush=True)
+    def say(count: str, job: "Job", run: "Run") -> None:
+        workload = job.folder.parent.name.removesuffix("_jax")
+        print(f"[{count}: {run.space} on {workload}, seed {run.trial}]", flush=True)
 
     with common.StopRequest() as stop:
         return missing_runs.make(

@@ -265,7 +265,7 @@ def _run(
     return missing_runs.make(
         wanted,
         should_stop,
-        lambda _, run: _say(task, run),
+        lambda _, job, run: _say(task, job.folder, run),
         task.values.side_by_side,
         reader.read,
         tune_runs.watcher(stopping),
@@ -296,11 +296,9 @@ def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
     )
 
 
-def _say(task: Task, run: "Run") -> None:
+def _say(task: Task, folder: Path, run: "Run") -> None:
     """Removes the checkpoints of a run that was added; says how it went."""
-    for path in task.folder(run.trial, run.space).glob(
-        f"{records.CHECKPOINT_PREFIX}_*"
-    ):
+    for path in folder.glob(f"{records.CHECKPOINT_PREFIX}_*"):
         shutil.rmtree(path)  # nothing goes on from here, and there are many
     where = f"trial {run.trial}/{task.tuning.plan.budget}"
     print(f"[{where} {run.space}: {_outcome(task, run)}]")

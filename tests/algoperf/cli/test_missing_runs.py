@@ -65,7 +65,7 @@ def call(tmp_path, monkeypatch):
         done = missing_runs.make(
             wanted,
             lambda: len(machine.made) >= stop_after,
-            lambda count, run: said.append((count, run.trial)),
+            lambda count, _, run: said.append((count, run.trial)),
             **options,
         )
         return done, said
