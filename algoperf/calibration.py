@@ -55,11 +55,20 @@ def for_target_setting(workload: W, share: float) -> W:
     """Returns the workload as calibration sees it.
 
     Runs plan for this share of the step hint; neither target nor budget ends them.
+
+    Raises:
+      UserError: the share leaves no step.
     """
+    steps = round(share * workload.step_hint)
+    if steps < 1:
+        raise UserError(
+            f"a share of {share} leaves no step of the {workload.step_hint} that "
+            f"{workload.name} may take; give more"
+        )
     never = -math.inf if workload.target_direction is Direction.MINIMIZE else math.inf
     return dataclasses.replace(
         workload,
-        step_hint=round(share * workload.step_hint),
+        step_hint=steps,
         validation_target_value=never,
         test_target_value=None if workload.num_test_examples == 0 else never,
         max_allowed_runtime_sec=math.inf,

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from algoperf import records
 from algoperf.errors import UserError
 
 BEAT_SEC = 15.0
@@ -132,12 +133,7 @@ def _make_folders(folder: Path) -> list[Path]:
         if above.exists():
             break
         made.append(above)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make {folder}: {error.strerror}; choose another --out"
-        ) from error
+    records.make_folder(folder)
     return made
 
 

@@ -89,6 +89,20 @@ def trial_folder(
     return out / submission / f"study_{study}" / f"{workload}_jax" / f"trial_{trial}"
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where it is not there.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder}: {error.strerror}; choose another --out"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole; whoever reads it sees the old text or the new."""
     write_bytes(path, text.encode())

@@ -52,7 +52,7 @@ def find_submission(name_or_path: str) -> Path:
         return path / "submission.py"
     if path.is_file():
         return path
-    if path.suffix == ".py" or path.exists() or len(path.parts) > 1:
+    if path.suffix == ".py" or path.exists() or "/" in name_or_path:
         raise UserError(
             f"no submission at {name_or_path}: give a .py file, a folder that holds "
             "submission.py, or a name that `algoperf submissions` lists"
@@ -145,7 +145,7 @@ def select_workloads(names: Iterable[str], scale: str) -> list["Workload"]:
     """Returns the named workloads; for 'all', every base workload at this scale.
 
     Raises:
-      UserError: an unknown name, or none at all.
+      UserError: an unknown name, one that is there twice, or none at all.
     """
     wanted = list(names)
     if wanted == ["all"]:
@@ -158,4 +158,8 @@ def select_workloads(names: Iterable[str], scale: str) -> list["Workload"]:
         found = [find_workload(name, scale) for name in wanted]
     if not found:
         raise UserError(f"no workload at scale {scale}")
+    chosen = [workload.name for workload in found]
+    if len(set(chosen)) < len(chosen):
+        twice = next(name for name in chosen if chosen.count(name) > 1)
+        raise UserError(f"workload {twice} is named twice")
     return found

@@ -169,7 +169,7 @@ class Store:
             "runs": [dataclasses.asdict(self.runs[key]) for key in sorted(self.runs)],
         }
         text = json.dumps(records.finite(value), separators=(",", ":"), sort_keys=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        records.make_folder(self.path.parent)
         records.write_bytes(self.path, lzma.compress(text.encode(), preset=6))
 
     def of(self, phase: str) -> list[Run]:

@@ -115,7 +115,7 @@ def from_optax(
                     "it with --ruleset external, or give from_optax self_tuned={...}"
                 )
             hyperparameters = as_namedtuple(self_tuned)
-        transformation = build(workload, hyperparameters)
+        transformation = built(build, workload, hyperparameters)
         small = (
             None if reparametrise is None else reparametrise(workload, hyperparameters)
         )
@@ -203,6 +203,23 @@ def from_optax(
         prepare_for_eval,
         data_selection,
     )
+
+
+def built(
+    build: Build, workload: spec.Workload, hyperparameters: Any
+) -> optax.GradientTransformation:
+    """Calls `build`.
+
+    Raises:
+      UserError: it returns something else.
+    """
+    made = build(workload, hyperparameters)
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise UserError(
+            f"{getattr(build, '__name__', 'build')} returned {type(made).__name__}, "
+            "no optax gradient transformation; is its return statement missing?"
+        )
+    return made
 
 
 # What weight decay should leave alone.

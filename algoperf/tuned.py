@@ -110,7 +110,11 @@ class Tuning:
 
     def run(self, trial: int, workload: str) -> Run | None:
         """Returns a run if it is done."""
-        return self.store.runs.get((PHASE, workload, trial))
+        return self.store.runs.get(self.key(trial, workload))
+
+    def key(self, trial: int, workload: str) -> tuple[str, str, int]:
+        """Returns which run of the store it is."""
+        return PHASE, workload, trial
 
     def losses(self) -> dict[int, list[float]]:
         """Returns losses by workload, in the order of the goals, of finished trials."""

@@ -21,11 +21,16 @@ from scipy.stats import qmc
 from algoperf.errors import UserError
 
 _POINT = "Hyperparameters"
+INSTEAD = "give one with --tuning_search_space, or use --ruleset self"
 SearchSpace = list[dict[str, Any]] | dict[str, dict[str, Any]]
 
 
-def load_search_space(path: Path) -> SearchSpace:
+def load_search_space(path: Path, instead: str = INSTEAD) -> SearchSpace:
     """Reads and checks a search space.
+
+    Args:
+      path: the file.
+      instead: what to do if it is not there, for the message.
 
     Raises:
       UserError: the file is missing or is not of the format above.
@@ -33,10 +38,7 @@ def load_search_space(path: Path) -> SearchSpace:
     try:
         space = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"no search space at {path}; give one with --tuning_search_space, or use "
-            "--ruleset self"
-        ) from error
+        raise UserError(f"no search space at {path}; {instead}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"search space {path} is not readable JSON: {error}") from error
     if isinstance(space, list):

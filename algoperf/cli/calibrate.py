@@ -128,7 +128,7 @@ class Calibration:
     ) -> Space:
         """Returns the space as a list of these points, written for its runs."""
         path = self.out / phase / f"{space.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        records.make_folder(path.parent)
         records.write_json(path, points)
         return dataclasses.replace(space, path=path, trials=len(points))
 
@@ -145,10 +145,12 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     # This process only looks at shapes: the accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
     workload = registry.find_workload(values.workload, values.scale)
-    folder = Path(values.store or values.out)
+    out = common.out_folder(values)
+    folder = common.folder_of(values.store) if values.store else out
+    records.make_folder(folder)
     facts = calibration.facts_of(workload) | {"max_steps": values.max_steps}
     store = calibration.Store.open(folder / f"{workload.name}.json.xz", facts)
-    task = Calibration(values, workload, store, Path(values.out) / workload.name)
+    task = Calibration(values, workload, store, out / workload.name)
     with common.StopRequest() as stop:
         for phase in calibration.Phase:
             if phase not in values.phases:
@@ -262,28 +264,24 @@ def _run(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Makes the runs of a phase that the store lacks; returns whether it has all."""
-    from algoperf import run_store
-    from algoperf.launch import local
+    from algoperf.cli import missing_runs
 
+    store = task.store
     wanted = {
-        _job(task, phase, space, trial): (phase, space.name, trial)
+        _job(task, phase, space, trial): (store, (str(phase), space.name, trial))
         for space in spaces
         for trial in range(1, space.trials + 1)
     }
-    missing = [job for job, key in wanted.items() if key not in task.store.runs]
-    print(f"{phase}: {len(wanted) - len(missing)} of {len(wanted)} runs are done")
-    side_by_side = 1 if phase == "timed" else task.values.side_by_side
-    runs = local.run_jobs(missing, should_stop, side_by_side)
-    for done, (job, _) in enumerate(runs, start=1):
-        if should_stop():
-            continue
-        _, name, trial = wanted[job]
-        run = run_store.read_run(job.folder, phase, name, trial)
-        task.store.add(run, run_store.environment(job.folder))
-        best = run.best(task.store.direction)
+    known = sum(key in store.runs for _, key in wanted.values())
+    print(f"{phase}: {known} of {len(wanted)} runs are done")
+
+    def say(count: str, _: "Job", run: "Run") -> None:
+        best = run.best(store.direction)
         value = f"{best['validation']:.5g}" if best else "nothing finite"
-        print(f"[{phase} {done}/{len(missing)}: {name} {trial}, {value}]", flush=True)
-    return not should_stop()
+        print(f"[{phase} {count}: {run.space} {run.trial}, {value}]", flush=True)
+
+    side_by_side = 1 if phase == "timed" else task.values.side_by_side
+    return missing_runs.make(wanted, should_stop, say, side_by_side)
 
 
 def _job(task: Calibration, phase: "Phase", space: Space, trial: int) -> "Job":

@@ -49,7 +49,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         violations = contract.violations(loaded, workload, point, values.steps)
         total += len(violations)
         count = len(violations) or "no"
-        print(f"{loaded.name} on {workload.name}: {count} violations", flush=True)
+        noun = "violation" if count == 1 else "violations"
+        print(f"{loaded.name} on {workload.name}: {count} {noun}", flush=True)
         for violation in violations:
             print(f"  - {violation}", flush=True)
     return 1 if total else 0

@@ -255,12 +255,17 @@ def out_folder(values: flags.FlagValues) -> Path:
     Raises:
       UserError: it is an address: records need a file system.
     """
-    if "://" in values.out:
+    return folder_of(values.out)
+
+
+def folder_of(out: str) -> Path:
+    """Returns the folder that `out` names; see `out_folder`."""
+    if "://" in out:
         raise UserError(
-            f"--out {values.out} is no folder; records need a file system with renames "
+            f"--out {out} is no folder; records need a file system with renames "
             "and hard links: mount a shared one, or copy the records when they are done"
         )
-    return Path(values.out)
+    return Path(out)
 
 
 def search_space(
@@ -322,6 +327,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.is_asked = False
+        self.is_interrupt = False  # by Ctrl-C
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -330,8 +336,9 @@ class StopRequest:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         self.is_asked = True
+        self.is_interrupt = number == signal.SIGINT
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def __exit__(self, *exception: object) -> None:

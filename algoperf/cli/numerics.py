@@ -98,7 +98,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Runs one action."""
-    action, *rest = positional or [""]
+    if not positional:
+        raise UserError(f"give an action: {', '.join(ACTIONS)}")
+    action, *rest = positional
     if action not in ACTIONS:
         raise unknown_name("action", action, ACTIONS)
     if action == "explain":

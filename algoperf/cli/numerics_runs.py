@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
+from algoperf.cli import common
 
 if TYPE_CHECKING:
     from algoperf.numerics.find import Found
@@ -68,10 +69,13 @@ def points_file(values: flags.FlagValues, recipe: str) -> Path:
     from algoperf import registry, trials, tuning
 
     path = registry.find_submission(values.submission)
-    space = tuning.load_search_space(path.with_name("tuning_search_space.json"))
+    space = tuning.load_search_space(
+        path.with_name("tuning_search_space.json"),
+        instead="these studies take submissions that have one",
+    )
     point = tuning.trial_point(space, trials.study_seed(0, 0), 1)
-    file = Path(values.out) / "points" / f"{recipe}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = common.out_folder(values) / "points" / f"{recipe}.json"
+    records.make_folder(file.parent)
     records.write_json(file, [{**point, "recipe": recipe}])
     return file
 
@@ -87,5 +91,5 @@ def write_csv(
         writer.writerow(
             ["" if isinstance(x, float) and math.isnan(x) else x for x in row]
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    records.make_folder(path.parent)
     records.write_text(path, text.getvalue())

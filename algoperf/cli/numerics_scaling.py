@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from algoperf import records
 from algoperf.cli import common, numerics_runs
 from algoperf.errors import UserError
 
@@ -48,7 +49,8 @@ def run(values: flags.FlagValues) -> int:
         _numbers(values[name].value or [], name) for name in ("widths", "budgets")
     )
     sizes = [sized(base, width, steps) for width in widths for steps in budgets]
-    out = Path(values.out)
+    out = common.out_folder(values)
+    records.make_folder(out)
     facts = {name: values[name].value for name in ("submission", "max_steps")}
     facts = calibration.facts_of(base) | facts
     store = run_store.Store.open(out / "scaling.json.xz", facts)
@@ -152,7 +154,6 @@ def _make_missing(
 ) -> bool:
     """Makes the runs that the store lacks; returns whether it has all."""
     from algoperf import run_store, runner
-    from algoperf.records import trial_folder
 
     missing = [cell for cell in cells if cell.key not in store.runs]
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are done", flush=True)
@@ -162,7 +163,7 @@ def _make_missing(
             runner.run_study([config], resume=True, should_stop=lambda: stop.is_asked)
             if stop.is_asked:
                 return False
-            folder = trial_folder(
+            folder = records.trial_folder(
                 config.out, config.submission.name, 0, config.workload.name, 1
             )
             found = run_store.read_run(folder, *cell.key)

@@ -14,8 +14,9 @@ from algoperf import records
 from algoperf.cli import common, numerics_runs
 
 if TYPE_CHECKING:
+    from algoperf.cli import missing_runs
     from algoperf.launch.local import Job
-    from algoperf.run_store import Store
+    from algoperf.run_store import Run, Store
     from algoperf.workload import Workload
 
 RECIPES = (
@@ -33,7 +34,9 @@ def run(values: flags.FlagValues) -> int:
 
     recipes = numerics_runs.recipe_names(values, RECIPES)
     workloads = registry.select_workloads(values.workloads, values.scale)
-    out = Path(values.out)
+    for workload in workloads:
+        calibration.for_target_setting(workload, values.share)  # has it a step?
+    out = common.out_folder(values)
     files = {recipe: numerics_runs.points_file(values, recipe) for recipe in recipes}
     facts = {name: values[name].value for name in ("submission", "share", "max_steps")}
     stores = {
@@ -43,13 +46,15 @@ def run(values: flags.FlagValues) -> int:
         for workload in workloads
     }
     wanted = {
-        job: (workload, recipe, seed)
+        _job(values, workload, recipe, file, seed): (
+            stores[workload.name],
+            (PHASE, recipe, seed),
+        )
         for workload in workloads
         for seed in range(1, values.seeds + 1)
         for recipe, file in files.items()
-        for job in [_job(values, workload, recipe, file, seed)]
     }
-    if not make_missing(values, wanted, stores):
+    if not _make_missing(values, wanted):
         print("stopped; the same command goes on with what is missing")
         return 1
     write_results(values, workloads, recipes, stores)
@@ -89,31 +94,24 @@ def _job(
     )
 
 
-def make_missing(
+def _make_missing(
     values: flags.FlagValues,
-    wanted: "dict[Job, tuple[Any, str, int]]",
-    stores: "dict[str, Store]",
+    wanted: "dict[Job, tuple[Store, missing_runs.Key]]",
 ) -> bool:
     """Makes the runs that the stores lack; returns whether they have all."""
-    from algoperf import run_store
-    from algoperf.launch import local
+    from algoperf.cli import missing_runs
 
-    missing = [
-        job
-        for job, (workload, recipe, seed) in wanted.items()
-        if (PHASE, recipe, seed) not in stores[workload.name].runs
-    ]
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done", flush=True)
+    known = sum(key in store.runs for store, key in wanted.values())
+    print(f"{known} of {len(wanted)} runs are done", flush=True)
+
+    def say(count: str, job: "Job", run: "Run") -> None:
+        workload = job.folder.parent.name.removesuffix("_jax")
+        print(f"[{count}: {run.space} on {workload}, seed {run.trial}]", flush=True)
+
     with common.StopRequest() as stop:
-        jobs = local.run_jobs(missing, lambda: stop.is_asked, values.side_by_side)
-        for done, (job, _) in enumerate(jobs, start=1):
-            if stop.is_asked:
-                continue
-            workload, recipe, seed = wanted[job]
-            found = run_store.read_run(job.folder, PHASE, recipe, seed)
-            stores[workload.name].add(found, run_store.environment(job.folder))
-            print(f"[{done}/{len(missing)}: {recipe} on {workload.name}]", flush=True)
-        return not stop.is_asked
+        return missing_runs.make(
+            wanted, lambda: stop.is_asked, say, values.side_by_side
+        )
 
 
 def write_results(

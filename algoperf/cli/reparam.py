@@ -11,6 +11,7 @@ from absl import flags
 from algoperf import records
 from algoperf.cli import common
 from algoperf.errors import UserError
+from algoperf.records import Status
 
 if TYPE_CHECKING:
     from algoperf.reparam.studies import Series, Setting
@@ -98,6 +99,9 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     axis = _axis(values, usual)
     chosen = studies.settings(_series(values, workload), axis)
     codes = _run(values, workload, chosen)
+    if codes is None:
+        print("stopped; the same command goes on with what is missing")
+        return 1
     rows = []
     for study in range(values.studies):
         for setting in chosen:
@@ -120,7 +124,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     text = studies.table(lines, x_name, workload.target_metric_name)
     records.write_text(out / f"{values.study}.md", text)
     print(text, end="")
-    if values.plot:
+    if values.plot and any("best" in line for line in lines):
         path = out / f"{values.study}.svg"
         studies.plot(lines, x_name, workload.target_metric_name, path)
     return 1 if any(codes) else 0
@@ -131,6 +135,8 @@ def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
         axis = [float(value) for value in values["values"].value or usual]
     except ValueError as error:
         raise UserError(f"--values must be numbers: {error}") from error
+    if values.study == "rank" and not all(0 < x <= 1 for x in axis):
+        raise UserError("a rank is a share of the full one: more than 0, at most 1")
     if values.study == "compression" and min(axis) < 1:
         raise UserError("a compression is 1 at least; 4 keeps a quarter of the weights")
     if values.study == "expansion" and not all(0 <= x < 1 for x in axis):
@@ -168,11 +174,11 @@ def _series(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
 
 def _run(
     values: flags.FlagValues, workload: "Workload", chosen: "Sequence[Setting]"
-) -> list[int]:
-    """Runs the trials that are not finished; returns their exit statuses."""
+) -> list[int] | None:
+    """Runs what is not finished; returns exit statuses, None if asked to stop."""
     from algoperf.launch import local
 
-    spaces = _write_spaces(values, chosen)
+    spaces = _write_spaces(values, workload, chosen)
     passed_on = [
         f"--{name}={values[name].value}"
         for name in PASSED_ON
@@ -196,26 +202,60 @@ def _run(
     print(f"{len(jobs)} trials, records under {values.out}", flush=True)
     codes = []
     with common.StopRequest() as stop:
-        for _, code in local.run_jobs(jobs, lambda: stop.is_asked):
+        for job, code in local.run_jobs(jobs, lambda: stop.is_asked):
+            _check_not_refused(job.folder, code)
             codes.append(code)
             print(f"[{len(codes)}/{len(jobs)} done]", flush=True)
-    return codes
+        return None if stop.is_asked else codes
+
+
+def _check_not_refused(folder: Path, code: int) -> None:
+    """Raises UserError if a trial did not run because its folder has another's result.
+
+    Its record would stand in the table for what was asked now.
+    """
+    if code == 0 or not (folder / records.RECORD_FILE).exists():
+        return
+    status = records.read_record(folder)["status"]
+    if status.is_final and status not in (Status.FAILED, Status.DIVERGED):
+        raise UserError(f"{folder} holds a run of another study; give another --out")
+
+
+def _check_points(
+    values: flags.FlagValues,
+    workload: "Workload",
+    chosen: "Sequence[Setting]",
+    points: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Raises UserError if a record is of another point; changes nothing."""
+    for study in range(values.studies):
+        for setting in chosen:
+            folder = _folder(values, workload, setting, study)
+            if not (folder / records.RECORD_FILE).exists():
+                continue
+            before = records.read_record(folder)["hyperparameters"]
+            if before != points[setting.submission][setting.trial - 1]:
+                raise UserError(
+                    f"{folder} holds a run of other --values or --series; give "
+                    "another --out"
+                )
 
 
 def _write_spaces(
-    values: flags.FlagValues, chosen: "Sequence[Setting]"
+    values: flags.FlagValues, workload: "Workload", chosen: "Sequence[Setting]"
 ) -> dict[str, Path]:
     """Writes a list of points for each submission; returns the files."""
     from algoperf import registry, tuning
 
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = common.out_folder(values)
+    records.make_folder(out)
     points: dict[str, list[dict[str, Any]]] = {}
     for setting in chosen:
         file = registry.find_submission(setting.submission)
         space = tuning.load_search_space(file.with_name("tuning_search_space.json"))
         point = {**tuning.trial_point(space, 0, 1), **setting.changes}
         points.setdefault(setting.submission, []).append(point)
+    _check_points(values, workload, chosen, points)
     files = {name: out / f"{values.study}_{name}.json" for name in points}
     for name, file in files.items():
         records.write_text(file, json.dumps(points[name], indent=1) + "\n")

@@ -73,7 +73,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs the trials; returns 1 if one failed or diverged, or a host is lost."""
+    """Runs the trials; returns 1 if one failed, diverged, or lost a host.
+
+    75 after Ctrl-C, so that a script does not go on; 0 after SIGTERM, whose sender
+    knows that the run is not over.
+    """
     common.no_arguments(positional)
     from algoperf.launch import hosts as launch
 
@@ -99,6 +103,7 @@ def _run(
     from algoperf import runner
     from algoperf.cli.progress import ProgressReport
     from algoperf.launch.hosts import facts_in_common
+    from algoperf.launch.jobs import UNFINISHED
     from algoperf.launch.local import PARENT, is_left_behind
     from algoperf.records import Status, trial_folder
 
@@ -125,8 +130,9 @@ def _run(
             hosts=hosts,
         )
     bad = {Status.FAILED, Status.DIVERGED}
-    is_bad = hosts.is_broken or any(record["status"] in bad for record in records)
-    return 1 if is_bad else 0
+    if hosts.is_broken or any(record["status"] in bad for record in records):
+        return 1
+    return UNFINISHED if stop.is_interrupt else 0
 
 
 def _budget_ratio(workload: "Workload") -> float:
@@ -163,7 +169,7 @@ def trial_configs(
     max_steps = values.max_steps
     if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
-    if values.target_setting:
+    if values.target_setting is not None:
         workload = calibration.for_target_setting(workload, values.target_setting)
         max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(

@@ -38,18 +38,25 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Shows the table, once or until all trials have a result."""
+    """Shows the table, once or until all is done; returns 1 if a record is broken."""
     out = Path(common.one_argument(positional, "folder", "status"))
     if not out.is_dir():
         raise UserError(f"{out} is no folder; give the --out of a sweep")
     standings = _look(out)
     if not values.watch:
         common.show(values.json, _as_json(standings), lambda: _print(standings))
-        return 0
-    _watch(out, values.period_sec)
+        return _code(standings)
+    standings = _watch(out, values.period_sec)
     if values.json is not None:
-        common.write_json(values.json, _as_json(_look(out)))
-    return 0
+        common.write_json(values.json, _as_json(standings))
+    return _code(standings)
+
+
+def _code(standings: "dict[str, Standing]") -> int:
+    """Returns 1 if a record cannot be read."""
+    from algoperf.launch.jobs import UNREADABLE
+
+    return int(any(one.status == UNREADABLE for one in standings.values()))
 
 
 def _look(out: Path) -> "dict[str, Standing]":
@@ -63,13 +70,14 @@ def _look(out: Path) -> "dict[str, Standing]":
 
 
 def _is_done(standings: "dict[str, Standing]") -> bool:
+    from algoperf.launch.jobs import UNREADABLE
     from algoperf.records import Status
 
-    names = [status.value for status in Status if status.is_final]
+    names = [*(s.value for s in Status if s.is_final), UNREADABLE]
     return all(standing.status in names for standing in standings.values())
 
 
-def _watch(out: Path, period_sec: float) -> None:
+def _watch(out: Path, period_sec: float) -> "dict[str, Standing]":
     from rich.console import Group
     from rich.live import Live
 
@@ -83,6 +91,7 @@ def _watch(out: Path, period_sec: float) -> None:
             time.sleep(period_sec)
             standings = _look(out)
             live.update(draw(standings), refresh=True)
+    return standings
 
 
 def _print(standings: "dict[str, Standing]") -> None:

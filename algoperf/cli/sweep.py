@@ -138,6 +138,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
             raise UserError("give --suite or --workloads, not both")
         names, scale = registry.find_suite(values.suite)
         values["workloads"].value, values["scale"].value = names, scale
+    if not values.submissions:
+        raise UserError("--submissions names none; `algoperf submissions` lists them")
     if values.only is not None and values.executor != "local":
         raise UserError("--only runs a trial here: give no --executor with it")
     if values.executor == "local":
@@ -177,6 +179,7 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
         return next((code for code in codes if code > 0), jobs.UNFINISHED)
     if stop.is_asked:
         print("stopped; the same command goes on with what is missing")
+        return 1
     return 1 if any(codes) else 0
 
 

@@ -1,6 +1,5 @@
 """Tune a submission with a budget of trials: search, then coordinate descent."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -163,7 +162,7 @@ def find_ranges(submission: Path, given: str | None) -> "SearchSpace":
     from algoperf import tuning
 
     if given:
-        space = tuning.load_search_space(Path(given))
+        space = tuning.load_search_space(Path(given), "give a file with --ranges")
         if isinstance(space, list):
             raise UserError(f"{given} lists points; a tuning needs ranges")
         return space
@@ -187,6 +186,7 @@ def find_ranges(submission: Path, given: str | None) -> "SearchSpace":
 def _task(values: flags.FlagValues, name: str) -> Task:
     """Reads and checks everything before the first run."""
     from algoperf import coordinate_search, registry, submission, tuned
+    from algoperf.cli import tune_runs
     from algoperf.run_store import Store
 
     path = registry.find_submission(name).resolve()
@@ -205,10 +205,11 @@ def _task(values: flags.FlagValues, name: str) -> Task:
     jax.config.update("jax_platforms", "cpu")
     loaded = submission.load_submission(path)
     goals = _goals(values)
-    out = Path(values.out or Path("runs") / "tuning" / loaded.name)
+    out = common.folder_of(values.out or f"runs/tuning/{loaded.name}")
     found = tuned.Tuning(loaded.name, plan, goals, Store(out / STORE_FILE, {}))
     facts = tuned.facts(found, early_stop=values.early_stop)
     store = Store.open(found.store.path, json.loads(json.dumps(facts)))
+    tune_runs.check_code(store, loaded)
     return Task(values, dataclasses.replace(found, store=store), loaded.path, out)
 
 
@@ -222,8 +223,6 @@ def _goals(values: flags.FlagValues) -> "dict[str, Goal]":
         steps = math.ceil(values.step_factor * workload.step_hint)
         if steps < 1:
             raise UserError("--step_factor leaves no step; give more than 0")
-        if workload.name in goals:
-            raise UserError(f"workload {workload.name} is named twice")
         goals[workload.name] = Goal(
             metric=workload.target_metric_name,
             direction=str(workload.target_direction),
@@ -249,35 +248,28 @@ def _run(
     task: Task, batch: "Sequence[Proposal]", should_stop: Callable[[], bool]
 ) -> bool:
     """Makes the runs of some trials; returns whether all are done."""
-    from algoperf.cli import tune_runs
-    from algoperf.launch import local
+    from algoperf.cli import missing_runs, tune_runs
 
     tuning = task.tuning
     points = {p.trial: p.point for p in (*tuning.tried(), *batch)}
-    task.out.mkdir(parents=True, exist_ok=True)
+    records.make_folder(task.out)
     ordered = [points[trial] for trial in sorted(points)]
     records.write_text(task.out / "points.json", listed(ordered))
     wanted = {
-        _job(task, proposal, name): (proposal, name)
+        _job(task, proposal, name): (tuning.store, tuning.key(proposal.trial, name))
         for proposal in batch
         for name in tuning.goals
-        if tuning.run(proposal.trial, name) is None
     }
-    is_hopeless = tune_runs.watcher(tuning.goals if task.values.early_stop else {})
-    missing = []
-    for job, (proposal, name) in wanted.items():
-        if is_hopeless(job):  # it was stopped for that, before we were
-            _finish(task, proposal, name)
-        else:
-            missing.append(job)
-    runs = local.run_jobs(
-        missing, should_stop, task.values.side_by_side, should_end=is_hopeless
+    stopping = tuning.goals if task.values.early_stop else {}
+    reader = tune_runs.Reader(points, stopping)
+    return missing_runs.make(
+        wanted,
+        should_stop,
+        lambda _, job, run: _say(task, job.folder, run),
+        task.values.side_by_side,
+        reader.read,
+        tune_runs.watcher(stopping),
     )
-    with contextlib.closing(runs):  # an error ends the runs beside it as well
-        for job, _ in runs:
-            if not should_stop():
-                _finish(task, *wanted[job])
-    return not should_stop()
 
 
 def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
@@ -304,25 +296,16 @@ def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
     )
 
 
-def _finish(task: Task, proposal: "Proposal", workload: str) -> None:
-    """Adds a run to the store; says how it went."""
-    from algoperf.cli import tune_runs
-
-    folder = task.folder(proposal.trial, workload)
-    goal = task.tuning.goals[workload] if task.values.early_stop else None
-    run = tune_runs.read(folder, proposal, workload, goal)
-    task.tuning.store.add(run, tune_runs.environment(folder))
+def _say(task: Task, folder: Path, run: "Run") -> None:
+    """Removes the checkpoints of a run that was added; says how it went."""
     for path in folder.glob(f"{records.CHECKPOINT_PREFIX}_*"):
         shutil.rmtree(path)  # nothing goes on from here, and there are many
-    budget = task.tuning.plan.budget
-    print(f"[trial {proposal.trial}/{budget} {workload}: {_outcome(task, run)}]")
-    score = task.tuning.scores().get(proposal.trial)
-    if score is not None:
-        best = min(task.tuning.scores().values())
-        print(
-            f"[trial {proposal.trial}/{budget}: score {score:.4f}, best {best:.4f}]",
-            flush=True,
-        )
+    where = f"trial {run.trial}/{task.tuning.plan.budget}"
+    print(f"[{where} {run.space}: {_outcome(task, run)}]")
+    scores = task.tuning.scores()
+    if run.trial in scores:
+        best = min(scores.values())
+        print(f"[{where}: score {scores[run.trial]:.4f}, best {best:.4f}]", flush=True)
 
 
 def _outcome(task: Task, run: "Run") -> str:

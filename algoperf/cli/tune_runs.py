@@ -4,18 +4,20 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from algoperf import records, run_store, tuned
-from algoperf.coordinate_search import Proposal
 from algoperf.errors import UserError
 from algoperf.launch.local import Job
-from algoperf.run_store import Run
+from algoperf.run_store import Run, Store
 from algoperf.tuned import Goal
 from scoring import stopping
 from scoring.rules import Goal as Target
+
+if TYPE_CHECKING:
+    from algoperf.submission import Submission
 
 
 def watcher(goals: Mapping[str, Goal]) -> Callable[[Job], bool]:
@@ -48,43 +50,54 @@ def hopeless_at(folder: Path, goal: Goal) -> int | None:
     return stopping.first_hopeless(steps, values, target, goal.steps)
 
 
-def read(folder: Path, proposal: Proposal, workload: str, goal: Goal | None) -> Run:
-    """Returns a run that has ended; one that was hopeless ends where it was so first.
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads runs that have ended.
 
-    The verdict is of the evaluations up to there. So it does not matter how soon the
-    process ended after it, nor what it still reached.
-
-    Args:
-      folder: its record.
-      proposal: the trial that it is of.
-      workload: its name in records.
-      goal: of the workload, if its runs may be stopped.
-
-    Raises:
-      UserError: there is no record, or one of another run, or the run failed.
+    Attributes:
+      points: the point of each trial.
+      goals: of the workloads whose runs may be stopped, by their names in records.
     """
-    if not (folder / records.RECORD_FILE).exists():
+
+    points: Mapping[int, Mapping[str, Any]]
+    goals: Mapping[str, Goal]
+
+    def read(
+        self, folder: Path, key: tuple[str, str, int]
+    ) -> tuple[Run, dict[str, Any]]:
+        """Returns a run and its environment; a hopeless one ends where it was so first.
+
+        The verdict is of the evaluations up to there. So it does not matter how soon
+        the process ended after it, nor what it still reached.
+
+        Raises:
+          UserError: the record is of another run, or the run failed.
+        """
+        _, workload, trial = key
+        record = records.read_record(folder)
+        if record["hyperparameters"] != self.points[trial]:
+            raise UserError(f"{folder} holds another run; give another --out")
+        goal = self.goals.get(workload)
+        found = None if goal is None else hopeless_at(folder, goal)
+        if found is not None and not record["status"].is_final:
+            record["status"] = records.Status.COMPLETED
+            record["message"] = "target not reached: stopped by algoperf tune"
+            records.write_json(folder / records.RECORD_FILE, record)
+        run = run_store.read_run(folder, *key)
+        if found is not None:
+            evaluations = run.evaluations[: found + 1]
+            run = dataclasses.replace(
+                run, status=tuned.STOPPED, evaluations=evaluations
+            )
+        sha256 = record["submission"]["sha256"]
+        return run, run_store.environment(folder) | {"submission_sha256": sha256}
+
+
+def check_code(store: Store, submission: "Submission") -> None:
+    """Raises UserError if runs in the store are of another version of the file."""
+    known = {environment.get("submission_sha256") for environment in store.environments}
+    if known - {submission.sha256}:
         raise UserError(
-            f"trial {proposal.trial} on {workload} left no record; what it printed "
-            "says why"
+            f"{store.path} has runs of another version of {submission.path}; give "
+            "another --out, or move it away to begin anew"
         )
-    record = records.read_record(folder)
-    if record["hyperparameters"] != proposal.point:
-        raise UserError(f"{folder} holds another run; give another --out")
-    found = None if goal is None else hopeless_at(folder, goal)
-    if found is not None and not record["status"].is_final:
-        record["status"] = records.Status.COMPLETED
-        record["message"] = "target not reached: stopped by algoperf tune"
-        records.write_json(folder / records.RECORD_FILE, record)
-    run = run_store.read_run(folder, tuned.PHASE, workload, proposal.trial)
-    if found is None:
-        return run
-    return dataclasses.replace(
-        run, status=tuned.STOPPED, evaluations=run.evaluations[: found + 1]
-    )
-
-
-def environment(folder: Path) -> dict[str, Any]:
-    """Returns machine, versions and what the submission's file was."""
-    sha256 = records.read_record(folder)["submission"]["sha256"]
-    return run_store.environment(folder) | {"submission_sha256": sha256}

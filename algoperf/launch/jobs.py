@@ -15,11 +15,12 @@ from absl import logging
 
 from algoperf import locks, records
 from algoperf.errors import UserError
-from algoperf.records import Status
+from algoperf.records import RecordError, Status
 
 FOLDER = ".sweep"  # hidden: scoring passes over it
 WAITING = "waiting"
 INTERRUPTED = "interrupted"  # begun, and its process was killed
+UNREADABLE = "unreadable"  # a file of its record is broken; the message says which
 # The exit status of a process that was stopped before its trial had a result
 # (EX_TEMPFAIL of sysexits.h): run it again.
 UNFINISHED = 75
@@ -49,7 +50,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """How a trial stands; `status` is one of `Status`, WAITING or INTERRUPTED."""
+    """How a trial stands; `status` is one of `Status`, or of the three above."""
 
     status: str
     owner: locks.Owner | None = None  # who writes its record now
@@ -69,6 +70,13 @@ def is_finished(folder: Path) -> bool:
 
 def standing(folder: Path) -> Standing:
     """Reads how the trial of a folder stands, also while it runs."""
+    try:
+        return _standing(folder)
+    except RecordError as error:
+        return Standing(UNREADABLE, message=str(error))
+
+
+def _standing(folder: Path) -> Standing:
     owner = locks.owner_of(folder) if folder.parent.is_dir() else None
     if not (folder / records.RECORD_FILE).exists():
         return Standing(Status.RUNNING if owner else WAITING, owner)
@@ -113,23 +121,9 @@ def plan(out: Path, jobs: Sequence[Job]) -> None:
             known[name] = list(job.arguments)
     if known == before:
         return
-    make_folder(path.parent)
+    records.make_folder(path.parent)
     entries = [{"folder": f, "arguments": a} for f, a in known.items()]
     records.write_json(path, entries)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder of the sweep's own.
-
-    Raises:
-      UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make {folder}: {error.strerror}; choose another --out"
-        ) from error
 
 
 def _check_same(name: str, planned: Sequence[str], asked: Sequence[str]) -> None:
@@ -151,7 +145,7 @@ def _read(path: Path) -> dict[str, list[str]]:
     try:
         entries = json.loads(path.read_text())
         return {str(e["folder"]): [str(a) for a in e["arguments"]] for e in entries}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(

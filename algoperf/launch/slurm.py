@@ -96,7 +96,7 @@ def submit(
     """
     _submitit()
     folder = out / jobs.FOLDER
-    jobs.make_folder(folder)
+    records.make_folder(folder)
     with locks.hold(folder / "slurm"):  # of two calls, one submits
         known = _read_state(folder / STATE)
         queued = _queued()
@@ -204,7 +204,10 @@ def _call(*command: str) -> str:
             "machine that submits jobs to Slurm"
         ) from error
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{command[0]} fails: {error.stderr.strip()[:300]}") from error
+        said = " ".join(error.stderr.split())[:300]
+        raise UserError(
+            f"{command[0]} fails: {said}; call this where Slurm's commands work"
+        ) from error
     return done.stdout
 
 

@@ -105,6 +105,15 @@ def test_the_loss_may_be_rewritten():
     assert params["hidden"]["bias"].any()
 
 
+def test_a_build_without_a_return_is_named():
+    def forgetful(workload, hyperparameters):
+        optax.sgd(0.1)
+
+    functions = from_optax(forgetful)
+    with pytest.raises(UserError, match=r"forgetful returned NoneType.*return state"):
+        functions.init_optimizer_state(None, {}, None, as_namedtuple({"x": 1}), None)
+
+
 def test_self_tuning_uses_the_given_setting_or_is_refused():
     params, state = SYNTHETIC.init_model_fn(KEY)
     refusing, willing = from_optax(_build), from_optax(_build, self_tuned={"x": 1})

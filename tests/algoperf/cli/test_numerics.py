@@ -49,12 +49,14 @@ def test_an_explanation_names_every_product(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "action"),
+        ([], "give an action: list, explain"),
         (["explian"], "explain"),
         (["explain"], "one recipe"),
         (["explain", "mxfp8"], "--workload"),
         (["explain", "mxpf8", "--workload=wmt"], "mxfp8"),
         (["sweep", "--recipes=mxpf8"], "mxfp8"),
+        (["sweep", "--share=0"], "a share of 0.0 leaves no step"),
+        (["sweep", "--workloads=ogbg,ogbg"], "ogbg_mini is named twice"),
         (["scaling", "--widths=32,64"], "at least 3"),
         (["scaling", "--widths=32,64,70"], "multiples of 32"),
         (["scaling", "--budgets=1,2,x"], "whole numbers"),
@@ -65,6 +67,29 @@ def test_mistakes_are_told_before_anything_runs(arguments, said, tmp_path, capsy
         arguments = [*arguments, f"--out={tmp_path}"]
     assert cli.main(["numerics", *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["numerics", "sweep", "--workloads=ogbg"],
+        ["numerics", "scaling"],
+        ["reparam", "--study=rank", "--workload=ogbg"],
+        ["calibrate", "--workload=ogbg"],
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_can_be_written(arguments, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for out, says in (
+        ("gs://bucket/x", "gs://bucket/x is no folder"),
+        ("/dev/null/x", "cannot make /dev/null/x"),
+    ):
+        assert cli.main([*arguments, f"--out={out}"]) == 1
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_that_is_done_is_only_shown(tmp_path, capsys):

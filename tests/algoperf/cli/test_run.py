@@ -139,15 +139,17 @@ def _wait_for_evaluation(process, folder, step):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_exits_cleanly(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 75)])
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, number, code):
+    """Cleanly; after Ctrl-C, what a script has next must not run."""
     arguments = ["--submission=adamw", f"--workload={RESNET}", "--max_steps=400"]
     command = [sys.executable, "-m", "algoperf", "run", *arguments]
     command += ["--eval_period_steps=5", f"--out={tmp_path}"]
     process = subprocess.Popen(command)
     try:
         _wait_for_evaluation(process, _folder(tmp_path), 5)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
+        process.send_signal(number)
+        assert process.wait(120) == code
     finally:
         process.kill()  # nothing is left behind by a test that failed
         process.wait()

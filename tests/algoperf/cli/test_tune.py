@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -28,6 +29,10 @@ WORKLOADS = [
     for workload in (SYNTHETIC, BATCH_NORM)
 ]
 BEST = {"synthetic_mini": 0.03, "synthetic_bn_mini": 0.01}  # learning rates
+
+
+def sha256_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Machine:
@@ -99,7 +104,7 @@ class Machine:
             "message": "because",
             "hyperparameters": point,
             "target": {"metric": "accuracy"},
-            "submission": {"sha256": "abc"},
+            "submission": {"sha256": sha256_of(Path(flags["submission"]))},
             **{name: {} for name in ("host", "devices", "versions")},
         }
         records.write_json(job.folder / records.RECORD_FILE, record)
@@ -282,9 +287,11 @@ def test_without_matplotlib_there_is_no_figure(
         (["--budget=0"], "budget"),
         (["--budget=4", "--search=5"], "--search from 1 to --budget"),
         (["--step_factor=0"], "leaves no step"),
-        (["--ranges=none.json"], "no search space at none.json"),
+        (["--ranges=none.json"], "at none.json; give a file with --ranges"),
         (["--early"], "early"),
         (["other"], "give one submission"),
+        (["--out=gs://bucket/x"], "gs://bucket/x is no folder"),
+        (["--out=/dev/null/x"], "cannot make /dev/null/x: Not a directory; choose"),
     ],
 )
 def test_mistakes_are_named_in_one_line(call, machine, capsys, more, says):
@@ -335,6 +342,19 @@ def test_other_facts_are_not_mixed(call, machine, capsys):
     assert call(budget=3) == 0
     assert call("--seed=1", budget=3) == 1
     assert "begun with seed 0, which is 1 now" in capsys.readouterr().err
+
+
+def test_runs_of_another_version_of_the_file_are_not_mixed(call, machine, adam, capsys):
+    assert call("--search=4", budget=4) == 0
+    file = adam / "submission.py"
+    source = file.read_text()
+    file.write_text(source + "# another\n")
+    assert call("--search=4", budget=5) == 1
+    error = capsys.readouterr().err
+    assert "has runs of another version of" in error
+    assert len(machine.finished) == 8  # four trials, two workloads
+    file.write_text(source)
+    assert call("--search=4", budget=5) == 0
 
 
 def test_another_run_in_the_folder_is_refused(call, machine, tmp_path, capsys):

@@ -142,6 +142,26 @@ def test_status_is_watched_until_nothing_is_left(sweep, monkeypatch, capsys):
     assert "2 reached" in capsys.readouterr().out
 
 
+def test_a_broken_record_hides_no_other(sweep, capsys):
+    first = jobs.trial_folders(sweep)[0]
+    first.mkdir(parents=True, exist_ok=True)
+    (first / records.RECORD_FILE).write_text("{")
+    assert cli.main(["status", str(sweep)]) == 1
+    printed = capsys.readouterr().out
+    assert "1 unreadable" in printed
+    assert "record.json cannot be read" in printed
+    names = [str(folder.relative_to(sweep)) for folder in jobs.trial_folders(sweep)]
+    assert len(names) > 1
+    assert all(name in printed for name in names)
+
+
+def test_a_plan_in_what_is_no_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    out = tmp_path / "file"
+    with pytest.raises(UserError, match=r"cannot make .*choose another --out"):
+        jobs.plan(out, [job(out)])
+
+
 @pytest.mark.parametrize("make", [False, True])
 def test_no_sweep_is_one_line(tmp_path, capsys, make):
     folder = tmp_path / "none"
