@@ -38,7 +38,8 @@ AIM = 1 / 3
 BUSY_SPREAD = 0.1  # of one measurement; a quiet machine has 1 to 5 %
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
+    """Says nothing."""
     del text
 
 
@@ -179,7 +180,7 @@ def measure_rounds(
     plan: Plan,
     uncertainty: float,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> dict[Cell, tuple[float, ...]]:
     """Measures every cell once a round, in an order drawn anew.
 
@@ -241,7 +242,7 @@ def profile(
     rule: str = "auto",
     context_slope: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Result:
     """Measures a grid, fits F and g, and tells how well; see `refusal`.
 
