@@ -17,7 +17,7 @@ from algoperf.inference.roofline import Peak
 from algoperf.inference.roofline_report import Row
 
 _WIDTH = 860
-_LEFT, _RIGHT, _TOP, _BOTTOM = 230, 90, 56, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 250, 90, 56, 44
 _BAR = 24
 _IDEAL, _GAP, _WATER, _DRY = "#1b6ca8", "#c8553d", "#9ecae1", "#c8553d"
 _HIGH = 300

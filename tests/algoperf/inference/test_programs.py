@@ -55,29 +55,36 @@ def test_shapes_are_those_of_the_data(name):
         assert made["targets"] == real["targets"]
 
 
-@pytest.mark.parametrize("workload", registry.select_workloads(["all"], "full"))
-def test_full_size_needs_no_data(workload):
-    """The published sizes, from shapes alone; 2 x 4 x 8 in place of large batches."""
+WANTED = {
+    "criteo1tb": (64, 1),
+    "fastmri": (64, 320, 320),
+    "finewebedu_lm": (64, 1024, 50_257),
+    "imagenet_resnet": (64, 1000),
+    "imagenet_vit": (64, 1000),
+    "librispeech_conformer": (64, 500, 1024),
+    "librispeech_deepspeech": (64, 500, 1024),
+    "ogbg": (72, 128),
+    "wmt": (64, 256, 32_000),
+}
+TYPICAL = ("imagenet_resnet", "ogbg", "wmt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in TYPICAL else pytest.param(n, marks=pytest.mark.slow) for n in MINI],
+)
+def test_full_size_needs_no_data(name):
+    """Logits of the published sizes, from shapes alone."""
+    workload = registry.find_workload(name, "full")
     batch = programs.batch_shapes(workload, 64)
-    key = jax.random.PRNGKey(0)
-    params, state = jax.eval_shape(workload.init_model_fn, key)
+    params, state = jax.eval_shape(workload.init_model_fn, jax.random.PRNGKey(0))
     logits = jax.eval_shape(programs.forward_of(workload), params, state, batch)
-    wanted = {
-        "criteo1tb": (64, 1),
-        "fastmri": (64, 320, 320),
-        "finewebedu_lm": (64, 1024, 50_257),
-        "imagenet_resnet": (64, 1000),
-        "imagenet_vit": (64, 1000),
-        "librispeech_conformer": (64, 500, 1024),
-        "librispeech_deepspeech": (64, 500, 1024),
-        "ogbg": (72, 128),
-        "wmt": (64, 256, 32_000),
-    }
     first = logits[0] if isinstance(logits, tuple) else logits
-    assert first.shape == wanted[workload.name]
+    assert first.shape == WANTED[name]
 
 
-def test_a_step_trains_on_and_a_forward_pass_repeats():
+@pytest.mark.slow
+def test_a_step_goes_on_from_what_it_left():
     workload = MINI["criteo1tb"]
     step = programs.compile_program(workload, "step", 16)
     run = step.runner()
@@ -86,6 +93,4 @@ def test_a_step_trains_on_and_a_forward_pass_repeats():
     forward = programs.compile_program(workload, "forward", 16)
     forward.runner()()
     ratio = roofline.totals(step.kernels).flops / roofline.totals(forward.kernels).flops
-    # Forward, and twice as much backward but for the inputs; then an update for all
-    # parameters.
-    assert ratio > 2
+    assert ratio > 2.5  # forward, and backward to weights and to inputs
