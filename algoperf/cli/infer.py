@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common, infer_roofline
+from algoperf.cli import common, infer_compare, infer_roofline
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ USAGE = """algoperf infer [profile [NAME]] [--out DIR] [--flag value ...]
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
        algoperf infer shapes
        algoperf infer roofline [WORKLOAD ...] [--program forward|step] [--batch N]
+       algoperf infer compare WORKLOAD [--batch N]
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
 default finewebedu_lm. Writes NAME.json and a page with a plot, NAME.html. roofline
-compares ideal with measured time, of all workloads where none is named."""
+compares ideal with measured time, of all workloads where none is named; compare the
+variants and sizes of one: multiply-adds, throughput and latency."""
 _WORKLOAD = "finewebedu_lm"
-_ACTIONS = ("profile", "predict", "shapes", "roofline")
+_ACTIONS = ("profile", "predict", "shapes", "roofline", "compare")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -124,6 +126,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         _predict(values, Path(path))
     elif action == "roofline":
         infer_roofline.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "compare":
+        infer_compare.run(values, rest, _pin(values.cores), _here, _say)
     else:
         if len(rest) > 1:
             raise UserError(f"give one NAME to profile, not {len(rest)}")

@@ -22,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "training step with AdamW; by default both.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "batch", None, "roofline: examples; by default the workload's own.",
+        "batch", None, "roofline, compare: examples; by default the workload's own.",
         lower_bound=1, flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean(
@@ -61,7 +61,7 @@ def run(
 
     from algoperf import registry
     from algoperf.inference import measure, peak_rates, profiler, roofline_report
-    from algoperf.inference.programs import NAMES, compile_program
+    from algoperf.inference.programs import NAMES, compile_program, fresh_params
 
     workloads = registry.select_workloads(list(names) or ["all"], values.scale)
     wanted = [values.program] if values.program else list(NAMES)
@@ -69,9 +69,10 @@ def run(
     clock_name = "cpu" if is_cpu and cores == 1 else "wall"
     programs = []
     for workload in workloads:
+        fresh = fresh_params(workload)
         for name in wanted:
             say(f"compiling {workload.name} {name}")
-            programs.append(compile_program(workload, name, values.batch))
+            programs.append(compile_program(workload, name, values.batch, fresh))
     ladder = peak_rates.PROCESSOR if is_cpu else peak_rates.ACCELERATOR
     benchmarks = [] if stated else peak_rates.benchmarks(ladder)
     timed, peak_times = roofline_report.measure(

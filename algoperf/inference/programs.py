@@ -5,6 +5,7 @@ the memory to run.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -62,22 +63,34 @@ class Program:
         return run
 
 
-def compile_program(workload: Any, name: str, batch_size: int | None = None) -> Program:
+def fresh_params(workload: Any) -> Callable[[], tuple[Any, Any]]:
+    """Returns what gives fresh (params, model state), made when first asked for."""
+    return functools.cache(lambda: workload.init_model_fn(jax.random.PRNGKey(0)))
+
+
+def compile_program(
+    workload: Any,
+    name: str,
+    batch_size: int | None = None,
+    fresh: Callable[[], tuple[Any, Any]] | None = None,
+) -> Program:
     """Compiles a program of a workload.
 
     Args:
       workload: any.
       name: one of NAMES.
       batch_size: examples; None: the workload's own.
+      fresh: as `fresh_params` returns it, where programs of a workload share them.
     """
     size = batch_size or workload.default_batch_size
     key = jax.random.PRNGKey(0)
+    fresh = fresh or fresh_params(workload)
 
     def arguments() -> tuple[Any, ...]:
-        params, model_state = workload.init_model_fn(key)
-        batch = jax.tree.map(jnp.asarray, program_batch(workload, size))
+        batch = program_batch(workload, size)
         if name == "forward":
-            return params, model_state, batch
+            return *fresh(), batch
+        params, model_state = jax.tree.map(jnp.copy, fresh())  # a step donates them
         return transformation.init(params), params, model_state, batch, key
 
     transformation = optax.adamw(1e-3)
