@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common, infer_compare, infer_roofline
+from algoperf.cli import common, infer_compare, infer_roofline, infer_workload
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ USAGE = """algoperf infer [profile [NAME]] [--out DIR] [--flag value ...]
        algoperf infer compare WORKLOAD [--batch N]
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
-default finewebedu_lm. Writes NAME.json and a page with a plot, NAME.html. roofline
+default finewebedu_lm. Writes NAME.json and a page with a plot, NAME.html. Of other
+workloads, NAME.json has the times of a translation, or of a forward pass. roofline
 compares ideal with measured time, of all workloads where none is named; compare the
 variants and sizes of one: multiply-adds, throughput and latency."""
 _WORKLOAD = "finewebedu_lm"
@@ -63,7 +64,10 @@ def _define_profile_flags(values: flags.FlagValues) -> None:
         "scale", "mini", ("mini", "full"), "Of a workload.", flag_values=values
     )
     flags.DEFINE_list(
-        "prompts", [], "Prompt lengths; by default spread.", flag_values=values
+        "prompts",
+        [],
+        "Prompt lengths (source lengths, batch sizes or samples); by default spread.",
+        flag_values=values,
     )
     flags.DEFINE_list(
         "outputs", [], "Output lengths, 1 first; by default 1, 2, 4, ...",
@@ -128,6 +132,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         infer_roofline.run(values, rest, _pin(values.cores), _here, _say)
     elif action == "compare":
         infer_compare.run(values, rest, _pin(values.cores), _here, _say)
+    elif infer_workload.takes(rest):
+        infer_workload.run(values, rest[0], _pin(values.cores), _here, _say)
     else:
         if len(rest) > 1:
             raise UserError(f"give one NAME to profile, not {len(rest)}")

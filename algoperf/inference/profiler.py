@@ -36,6 +36,9 @@ _OF_FEW = (1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)
 # are tighter.
 AIM = 1 / 3
 BUSY_SPREAD = 0.1  # of one measurement; a quiet machine has 1 to 5 %
+# `repeated` measures for about so long.
+SHORTEST_SECONDS = 0.01
+MOST_REPEATS = 50
 
 
 def silent(text: str) -> None:
@@ -210,6 +213,36 @@ def measure_rounds(
         if done >= 3 and (is_late or (done >= plan.rounds and now <= uncertainty)):
             break
     return {cell: tuple(found) for cell, found in times.items()}
+
+
+def repeated(
+    run_of: Callable[[int, int], Callable[[], None]], clock: Callable[[], float]
+) -> Measure:
+    """Returns what takes a cell to seconds of its run.
+
+    Each first runs once, to compile. Short ones are repeated and the mean is taken.
+
+    Args:
+      run_of: a cell's run, to its end.
+      clock: seconds.
+    """
+    repeats: dict[Cell, int] = {}
+
+    def timed(run: Callable[[], None], count: int) -> float:
+        start = clock()
+        for _ in range(count):
+            run()
+        return (clock() - start) / count
+
+    def seconds(one: int, other: int) -> float:
+        run = run_of(one, other)
+        if (one, other) not in repeats:
+            run()
+            wanted = math.ceil(SHORTEST_SECONDS / max(timed(run, 1), 1e-9))
+            repeats[one, other] = min(wanted, MOST_REPEATS)
+        return timed(run, repeats[one, other])
+
+    return seconds
 
 
 def spread_of(times: Mapping[Cell, Sequence[float]]) -> float:

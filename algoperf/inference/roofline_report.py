@@ -23,10 +23,6 @@ from algoperf.inference import peak_rates, profiler, roofline
 from algoperf.inference.programs import Program
 from algoperf.inference.roofline import Peak
 
-# A program that is shorter repeats until it is about this long.
-SHORTEST_SECONDS = 0.01
-MOST_REPEATS = 50
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -78,30 +74,13 @@ def measure(
     """
     runs = [program.runner() for program in programs]
     runs += [benchmark.run for benchmark in benchmarks]
-    repeats = [0] * len(runs)
-
-    def seconds(number: int, _: int) -> float:
-        run = runs[number]
-        if not repeats[number]:
-            run()
-            taken = _timed(run, 1, clock)
-            wanted = math.ceil(SHORTEST_SECONDS / max(taken, 1e-9))
-            repeats[number] = min(wanted, MOST_REPEATS)
-        return _timed(run, repeats[number], clock)
-
     cells = [(number, 0) for number in range(len(runs))]
     if not cells:
         return [], []
+    seconds = profiler.repeated(lambda number, _: runs[number], clock)
     times = profiler.measure_rounds(seconds, cells, plan, math.inf, say=say)
     found = [times[cell] for cell in cells]
     return found[: len(programs)], found[len(programs) :]
-
-
-def _timed(run: Callable[[], None], repeats: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(repeats):
-        run()
-    return (clock() - start) / repeats
 
 
 def row(program: Program, peak: Peak, seconds: Sequence[float] = ()) -> Row:
