@@ -61,7 +61,7 @@ def run(
 
     from algoperf import registry
     from algoperf.inference import measure, peak_rates, profiler, roofline_report
-    from algoperf.inference.programs import NAMES, compile_program, fresh_params
+    from algoperf.inference.programs import NAMES, compile_program
 
     workloads = registry.select_workloads(list(names) or ["all"], values.scale)
     wanted = [values.program] if values.program else list(NAMES)
@@ -69,10 +69,9 @@ def run(
     clock_name = "cpu" if is_cpu and cores == 1 else "wall"
     programs = []
     for workload in workloads:
-        fresh = fresh_params(workload)
         for name in wanted:
             say(f"compiling {workload.name} {name}")
-            programs.append(compile_program(workload, name, values.batch, fresh))
+            programs.append(compile_program(workload, name, values.batch))
     ladder = peak_rates.PROCESSOR if is_cpu else peak_rates.ACCELERATOR
     benchmarks = [] if stated else peak_rates.benchmarks(ladder)
     timed, peak_times = roofline_report.measure(

@@ -103,11 +103,10 @@ def _translation(
     say: Callable[[str], None],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """F(p) and g; what is shown, and what is written."""
-    import jax
-
     from algoperf.inference import encoder_decoder, profiler
+    from algoperf.inference.programs import params_for_speed
 
-    params, _ = workload.init_model_fn(jax.random.PRNGKey(0))
+    params, _ = params_for_speed(workload)
     longest = workload.model.max_length
     grid = profiler.make_grid(
         # Source and output have lengths of their own.

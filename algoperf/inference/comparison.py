@@ -18,7 +18,6 @@ from algoperf.inference.programs import (
     batch_shapes,
     compile_program,
     forward_of,
-    fresh_params,
 )
 from algoperf.workload import derive
 
@@ -112,8 +111,7 @@ def compare(
     programs = []
     for workload, size in zip(workloads, sizes, strict=True):
         say(f"compiling {workload.name}")
-        fresh = fresh_params(workload)
-        programs += [compile_program(workload, "forward", n, fresh) for n in (size, 1)]
+        programs += [compile_program(workload, "forward", n) for n in (size, 1)]
     times, _ = roofline_report.measure(programs, [], plan, clock, say)
     medians = [float(np.median(seconds)) for seconds in times]
     found = []

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from algoperf import spec
 from algoperf.errors import UserError
 from algoperf.inference import profiler
-from algoperf.inference.programs import forward_of, program_batch
+from algoperf.inference.programs import forward_of, params_for_speed, program_batch
 from algoperf.inference.size_time import SizeTime, fit_sizes
 
 # Shares of the longest input: fitted, and held out.
@@ -72,10 +72,9 @@ def forward_measure(
 ) -> profiler.Measure:
     """Returns what takes (size, anything) to seconds of a forward pass.
 
-    Parameters are fresh ones, on which speed does not depend. The first call with a
-    size compiles.
+    The first call with a size compiles.
     """
-    params, state = workload.init_model_fn(jax.random.PRNGKey(0))
+    params, state = params_for_speed(workload)
     run = jax.jit(forward_of(workload))
     batches: dict[int, spec.Batch] = {}
 

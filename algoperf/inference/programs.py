@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from algoperf import spec
@@ -63,16 +64,31 @@ class Program:
         return run
 
 
-def fresh_params(workload: Any) -> Callable[[], tuple[Any, Any]]:
-    """Returns what gives fresh (params, model state), made when first asked for."""
-    return functools.cache(lambda: workload.init_model_fn(jax.random.PRNGKey(0)))
+def params_for_speed(workload: Any) -> tuple[Any, Any]:
+    """Returns (params, model state) of the right shapes, with values of no meaning.
+
+    Speed does not depend on them, and drawing a workload's own means to compile more
+    than the program that is timed. Matrices are normal over the root of their inputs;
+    vectors, variances among them, are 0.1.
+    """
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if len(leaf.shape) < 2:
+            return jnp.full(leaf.shape, 0.1, leaf.dtype)
+        values = rng.standard_normal(leaf.shape, np.float32)
+        inputs = math.prod(leaf.shape[:-1])
+        return jnp.asarray(values / np.float32(math.sqrt(inputs)), leaf.dtype)
+
+    shapes = jax.eval_shape(workload.init_model_fn, jax.random.PRNGKey(0))
+    return jax.tree.map(drawn, shapes)
 
 
 def compile_program(
     workload: Any,
     name: str,
     batch_size: int | None = None,
-    fresh: Callable[[], tuple[Any, Any]] | None = None,
+    params: Callable[[], tuple[Any, Any]] | None = None,
 ) -> Program:
     """Compiles a program of a workload.
 
@@ -80,27 +96,27 @@ def compile_program(
       workload: any.
       name: one of NAMES.
       batch_size: examples; None: the workload's own.
-      fresh: as `fresh_params` returns it, where programs of a workload share them.
+      params: gives (params, model state); by default `params_for_speed`.
     """
     size = batch_size or workload.default_batch_size
     key = jax.random.PRNGKey(0)
-    fresh = fresh or fresh_params(workload)
+    given = params or functools.partial(params_for_speed, workload)
 
     def arguments() -> tuple[Any, ...]:
         batch = program_batch(workload, size)
         if name == "forward":
-            return *fresh(), batch
-        params, model_state = jax.tree.map(jnp.copy, fresh())  # a step donates them
-        return transformation.init(params), params, model_state, batch, key
+            return *given(), batch
+        fresh, state = jax.tree.map(jnp.copy, given())  # a step donates them
+        return transformation.init(fresh), fresh, state, batch, key
 
     transformation = optax.adamw(1e-3)
     function: Any = jax.jit(forward_of(workload))
     if name == "step":
         function = train_step(workload, transformation, None, None)
-    params, model_state = jax.eval_shape(workload.init_model_fn, key)
-    shapes: tuple[Any, ...] = params, model_state, batch_shapes(workload, size)
+    trained, state = jax.eval_shape(workload.init_model_fn, key)
+    shapes: tuple[Any, ...] = trained, state, batch_shapes(workload, size)
     if name == "step":
-        shapes = jax.eval_shape(transformation.init, params), *shapes, key
+        shapes = jax.eval_shape(transformation.init, trained), *shapes, key
     compiled = function.lower(*shapes).compile()
     found = tuple(hlo.kernels(compiled.as_text() or ""))
     return Program(workload.name, name, size, compiled, found, arguments)

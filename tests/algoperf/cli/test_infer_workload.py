@@ -13,6 +13,7 @@ def profiled(name, *arguments):
     return ["infer", "profile", name, *arguments, *SMALL]
 
 
+@pytest.mark.slow
 def test_translation(tmp_path, capsys):
     command = profiled("wmt", "--prompts=4,8", "--outputs=1,8", f"--out={tmp_path}")
     assert cli.main(command) == 0
@@ -28,6 +29,7 @@ def test_translation(tmp_path, capsys):
     assert found["hardware"]["platform"] == "cpu"
 
 
+@pytest.mark.slow
 def test_speech(tmp_path, capsys):
     command = profiled(
         "librispeech_deepspeech", "--prompts=4000,16000", f"--out={tmp_path}"

@@ -38,7 +38,11 @@ def test_a_training_step_agrees_with_the_compiler(name):
     check_flops(programs.compile_program(MINI[name], "step"))
 
 
-@pytest.mark.parametrize("name", MINI)
+TYPICAL = ("imagenet_resnet", "ogbg", "wmt")
+NAMES = [n if n in TYPICAL else pytest.param(n, marks=pytest.mark.slow) for n in MINI]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_those_of_the_data(name):
     """What is made without data is what the pipeline gives, but for what is packed."""
     workload = MINI[name]
@@ -66,13 +70,9 @@ WANTED = {
     "ogbg": (72, 128),
     "wmt": (64, 256, 32_000),
 }
-TYPICAL = ("imagenet_resnet", "ogbg", "wmt")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in TYPICAL else pytest.param(n, marks=pytest.mark.slow) for n in MINI],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_full_size_needs_no_data(name):
     """Logits of the published sizes, from shapes alone."""
     workload = registry.find_workload(name, "full")
@@ -81,6 +81,17 @@ def test_full_size_needs_no_data(name):
     logits = jax.eval_shape(programs.forward_of(workload), params, state, batch)
     first = logits[0] if isinstance(logits, tuple) else logits
     assert first.shape == WANTED[name]
+
+
+def test_variances_are_positive():
+    workload = MINI["imagenet_resnet"]
+    params, state = programs.params_for_speed(workload)
+    shapes = jax.eval_shape(workload.init_model_fn, jax.random.PRNGKey(0))
+    for made, wanted in zip(
+        *map(jax.tree.leaves, ((params, state), shapes)), strict=True
+    ):
+        assert (made.shape, made.dtype) == (wanted.shape, wanted.dtype)
+    assert all((leaf > 0).all() for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.slow

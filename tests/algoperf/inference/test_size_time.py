@@ -88,11 +88,14 @@ def test_every_workload_has_sizes(workload):
         assert (fitted[0], fitted[-1]) == (1, workload.default_batch_size)
 
 
-@pytest.mark.parametrize("name", ["imagenet_vit", "librispeech_conformer"])
+@pytest.mark.parametrize(
+    "name",
+    ["imagenet_resnet", pytest.param("librispeech_conformer", marks=pytest.mark.slow)],
+)
 def test_a_profile_of_a_forward_pass(name):
     """Every size in every round, and nothing but a run between the clock's ticks."""
     workload = registry.find_workload(name, "mini")
-    sizes = (1, 64) if name == "imagenet_vit" else (2000, 16_000)
+    sizes = (1, 4) if name == "imagenet_resnet" else (2000, 16_000)
     ticks = []
 
     def clock():
