@@ -86,9 +86,13 @@ def _times(value: Any, factor: float) -> Any:
 
 
 def family(workloads: Sequence[Any]) -> list[Any]:
-    """Returns the workloads, and the first one in other sizes."""
+    """Returns the workloads, and the first one in other sizes.
+
+    A size that its model does not know, such as a depth that is fixed, is left out.
+    """
     sizes = [resized(workloads[0], *size) for size in SIZES]
-    return [*workloads, *sizes]
+    model = workloads[0].model
+    return [*workloads, *(size for size in sizes if size.model != model)]
 
 
 def compare(

@@ -14,10 +14,13 @@ NORMAL_QUANTILE = 1.959964
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """Attributes:
-    rho: Spearman's, in [-1, 1].
-    low, high: its 95 % interval.
-    count: of things.
+    """A rank correlation and how well it is known.
+
+    Attributes:
+      rho: Spearman's, in [-1, 1].
+      low: end of its 95 % interval.
+      high: the other end.
+      count: of things.
     """
 
     rho: float

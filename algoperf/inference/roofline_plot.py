@@ -84,8 +84,9 @@ class Column:
 
 
 def columns(kernels: Iterable[Kernel], peak: Peak) -> list[Column]:
-    """Returns the columns of a program, the highest first; kernels that move nothing
-    are left out.
+    """Returns the columns of a program, the highest first.
+
+    Kernels that move nothing have none.
     """
     found = []
     for kernel in kernels:
