@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common, infer_models, infer_pareto
+from algoperf.cli import (
+    common,
+    infer_compare,
+    infer_models,
+    infer_pareto,
+    infer_roofline,
+    infer_workload,
+)
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -19,11 +26,16 @@ USAGE = """algoperf infer [profile [NAME | RUNS ...]] [--out DIR] [--flag value 
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
        algoperf infer pareto RUNS ... [--profiles FILE_OR_DIR,...] [--out DIR]
        algoperf infer shapes
+       algoperf infer roofline [WORKLOAD ...] [--program forward|step] [--batch N]
+       algoperf infer compare WORKLOAD [--batch N]
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
 default finewebedu_lm; RUNS are folders of trials, whose trained models are served.
-Writes NAME.json and a page with a plot, NAME.html."""
-_ACTIONS = ("profile", "predict", "pareto", "shapes")
+Writes NAME.json and a page with a plot, NAME.html. Of other workloads, NAME.json has
+the times of a translation, or of a forward pass. roofline compares ideal with measured
+time, of all workloads where none is named; compare the variants and sizes of one:
+multiply-adds, throughput and latency."""
+_ACTIONS = ("profile", "predict", "pareto", "shapes", "roofline", "compare")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -50,6 +62,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "predict, pareto: take profiles of other hardware, whose times are of that.",
         flag_values=values,
     )
+    infer_roofline.define_flags(values)
     common.define_json_flag(values)
 
 
@@ -61,7 +74,10 @@ def _define_profile_flags(values: flags.FlagValues) -> None:
         "scale", "mini", ("mini", "full"), "Of a workload.", flag_values=values
     )
     flags.DEFINE_list(
-        "prompts", [], "Prompt lengths; by default spread.", flag_values=values
+        "prompts",
+        [],
+        "Prompt lengths (source lengths, batch sizes or samples); by default spread.",
+        flag_values=values,
     )
     flags.DEFINE_list(
         "outputs", [], "Output lengths, 1 first; by default 1, 2, 4, ...",
@@ -124,6 +140,12 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         _predict(values, Path(path))
     elif action == "pareto":
         infer_pareto.main(values, rest)
+    elif action == "roofline":
+        infer_roofline.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "compare":
+        infer_compare.run(values, rest, _pin(values.cores), _here, _say)
+    elif infer_workload.takes(rest):
+        infer_workload.run(values, rest[0], _pin(values.cores), _here, _say)
     else:
         _profile(values, rest or [infer_models.WORKLOAD])
     return 0

@@ -36,9 +36,13 @@ _OF_FEW = (1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)
 # are tighter.
 AIM = 1 / 3
 BUSY_SPREAD = 0.1  # of one measurement; a quiet machine has 1 to 5 %
+# `repeated` measures for about so long.
+SHORTEST_SECONDS = 0.01
+MOST_REPEATS = 50
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
+    """Says nothing."""
     del text
 
 
@@ -179,7 +183,7 @@ def measure_rounds(
     plan: Plan,
     uncertainty: float,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> dict[Cell, tuple[float, ...]]:
     """Measures every cell once a round, in an order drawn anew.
 
@@ -209,6 +213,36 @@ def measure_rounds(
         if done >= 3 and (is_late or (done >= plan.rounds and now <= uncertainty)):
             break
     return {cell: tuple(found) for cell, found in times.items()}
+
+
+def repeated(
+    run_of: Callable[[int, int], Callable[[], None]], clock: Callable[[], float]
+) -> Measure:
+    """Returns what takes a cell to seconds of its run.
+
+    Each first runs once, to compile. Short ones are repeated and the mean is taken.
+
+    Args:
+      run_of: a cell's run, to its end.
+      clock: seconds.
+    """
+    repeats: dict[Cell, int] = {}
+
+    def timed(run: Callable[[], None], count: int) -> float:
+        start = clock()
+        for _ in range(count):
+            run()
+        return (clock() - start) / count
+
+    def seconds(one: int, other: int) -> float:
+        run = run_of(one, other)
+        if (one, other) not in repeats:
+            run()
+            wanted = math.ceil(SHORTEST_SECONDS / max(timed(run, 1), 1e-9))
+            repeats[one, other] = min(wanted, MOST_REPEATS)
+        return timed(run, repeats[one, other])
+
+    return seconds
 
 
 def spread_of(times: Mapping[Cell, Sequence[float]]) -> float:
@@ -241,7 +275,7 @@ def profile(
     rule: str = "auto",
     context_slope: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Result:
     """Measures a grid, fits F and g, and tells how well; see `refusal`.
 

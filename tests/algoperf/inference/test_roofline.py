@@ -87,6 +87,39 @@ def test_a_loop_of_unknown_length_takes_the_stated_one():
     assert nine == pytest.approx(9 * one, rel=0.01)
 
 
+def test_what_is_added_to_in_place_is_not_moved_whole():
+    """The gradient of an embedding touches the rows that were looked up."""
+
+    def run(table, ids, rows):
+        return table.at[ids].add(rows)
+
+    table, ids, rows = array(5000, 32), array(64, dtype=jnp.int32), array(64, 32)
+    program = jax.jit(run, donate_argnums=0).lower(table, ids, rows).compile()
+    moved = roofline.totals(kernels(program.as_text())).bytes
+    update = 4 * 64 * 32
+    # Updates, rows read and rows written; ids, on the way made and read again.
+    assert 3 * update < moved < 5 * update
+
+
+@pytest.mark.parametrize(
+    ("transform", "dtype", "share"),
+    [
+        (jnp.fft.rfft, jnp.float32, 8 / 2.5),
+        (jnp.fft.irfft, jnp.complex64, 8 * 129 / 256 / 2.5),
+        (jnp.fft.fft, jnp.complex64, 8 / 5),
+    ],
+)
+def test_transforms(transform, dtype, share):
+    """5 n log2 n, half of it for real ones; XLA has 8 n log2 n of the operand."""
+    size = 129 if transform is jnp.fft.irfft else 256
+    program = compiled(transform, array(10, size, dtype=dtype))
+    (kernel,) = (k for k in kernels(program.as_text()) if k.kind == "fft")
+    halves = 1 if dtype == jnp.float32 or size == 129 else 2
+    assert kernel.flops == halves * 2.5 * 10 * 256 * 8
+    wanted = program.cost_analysis()["flops"]
+    assert share * kernel.flops == pytest.approx(wanted, rel=0.03)
+
+
 CONVOLUTIONS = {
     "padded": ((2, 14, 14, 8), (3, 3, 8, 16), {"padding": "SAME"}),
     "strided": (

@@ -1,0 +1,241 @@
+"""`algoperf infer profile WORKLOAD` for workloads that are no decoders.
+
+Translation: F(p) to read a source and g per output token. Speech: seconds by samples.
+All others: seconds by examples of a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from algoperf.cli import common
+from algoperf.errors import UserError
+
+if TYPE_CHECKING:
+    from algoperf.inference.profiler import Plan
+
+# The language model is profiled as a decoder.
+DECODERS = ("finewebedu_lm",)
+KIND = "algoperf inference times"
+
+
+def takes(names: Sequence[str]) -> bool:
+    """Whether the one name given is of a workload that is no decoder, not a folder."""
+    from algoperf import registry
+
+    return (
+        len(names) == 1
+        and not Path(names[0]).exists()
+        and any(
+            names[0].startswith(family)
+            for family in registry.family_names()
+            if family not in DECODERS
+        )
+    )
+
+
+def run(
+    values: flags.FlagValues,
+    name: str,
+    cores: int | None,
+    facts: Callable[[], dict[str, Any]],
+    say: Callable[[str], None],
+) -> None:
+    """Measures, fits, and writes NAME.json.
+
+    Args:
+      values: of the flags.
+      name: of a workload.
+      cores: that the process keeps to; None: unknown.
+      facts: host and devices, as records have them.
+      say: told of progress.
+
+    Raises:
+      UserError: a flag that this workload has no use for, or a machine too noisy.
+    """
+    from algoperf import registry
+
+    workload = registry.find_workload(name, values.scale)
+    import jax
+
+    from algoperf.inference import measure, profiler
+    from algoperf.inference.encoder_decoder import has_decode_path
+
+    clock = "cpu" if jax.default_backend() == "cpu" and cores == 1 else "wall"
+    plan = profiler.Plan(
+        rounds=values.rounds,
+        max_rounds=max(values.rounds, profiler.Plan.max_rounds),
+        seconds=values.seconds,
+    )
+    is_translation = has_decode_path(workload.model)
+    _check_flags(values, workload.name, is_translation)
+    make = _translation if is_translation else _forward
+    rows, found = make(values, workload, plan, measure.CLOCKS[clock], say)
+    found = {
+        "kind": KIND,
+        "schema_version": 1,
+        "workload": workload.name,
+        "parameters": workload.num_parameters,
+        "clock": clock,
+        "cores": cores,
+        "hardware": facts(),
+        **found,
+    }
+    _finish(values, workload.name, rows, found)
+
+
+def _check_flags(values: flags.FlagValues, name: str, is_translation: bool) -> None:
+    """What only decoders know is an error, not passed over."""
+    useless = ["parallel", "capacity", "dtype"]
+    if not is_translation:
+        useless += ["outputs", "batch_size"]
+    for flag in useless:
+        if values[flag].present:
+            raise UserError(
+                f"--{flag} has no meaning for {name}; it is for decoders"
+                + ("" if is_translation else " (sizes are given as --prompts)")
+            )
+
+
+def _translation(
+    values: flags.FlagValues,
+    workload: Any,
+    plan: "Plan",
+    clock: Callable[[], float],
+    say: Callable[[str], None],
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """F(p) and g; what is shown, and what is written."""
+    from algoperf.inference import encoder_decoder, profiler
+    from algoperf.inference.programs import params_for_speed
+
+    params, _ = params_for_speed(workload)
+    longest = workload.model.max_length
+    grid = profiler.make_grid(
+        # Source and output have lengths of their own.
+        2 * longest, _lengths(values.prompts), _lengths(values.outputs), longest
+    )  # fmt: skip
+    measure = encoder_decoder.translation_measure(
+        workload.model, params, values.batch_size, clock, longest
+    )
+    result = profiler.profile(measure, grid, plan, rule=values.rule, say=say)
+    runtime = result.runtime
+    lengths = sorted(runtime.prompt_seconds)
+    rows = [
+        (f"F({p}): read {p} tokens, give one", _ms(runtime.prompt_seconds[p]))
+        for p in (lengths[0], lengths[-1])
+    ]
+    rows += [
+        ("rule of F", runtime.prompt_seconds.rule),
+        ("g: one more output token", _ms(runtime.seconds_per_token)),
+        ("R2", f"{runtime.r2 or 0.0:.4f}"),
+    ]
+    found = {
+        "what": "seconds of a batch, by source and output tokens",
+        "batch_size": values.batch_size,
+        "runtime": runtime.to_json(),
+        "held_out_error": result.held_out_error,
+        "uncertainty": result.uncertainty,
+        "reason_not_to_trust": profiler.refusal(result),
+        "cells": [
+            {
+                "source": source,
+                "output": output,
+                "held_out": (source, output) in result.held_out,
+                "seconds": list(seconds),
+            }
+            for (source, output), seconds in result.times.items()
+        ],
+    }
+    return rows, found
+
+
+def _forward(
+    values: flags.FlagValues,
+    workload: Any,
+    plan: "Plan",
+    clock: Callable[[], float],
+    say: Callable[[str], None],
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """T(n); what is shown, and what is written."""
+    from algoperf.inference import forward_time, profiler
+
+    sizes = _lengths(values.prompts)
+    result = forward_time.profile_forward(
+        workload, plan, clock, sizes, values.rule, say
+    )
+    name = forward_time.size_name(workload)
+    rows = [
+        (f"{n} {name if n > 1 else name.rstrip('s')}",
+         f"{_ms(seconds)}, {n / seconds:,.0f} {name} per second")
+        for n, seconds in result.medians.items()
+        if n not in result.held_out
+    ]  # fmt: skip
+    rows.append(("rule", f"{result.seconds.rule}, R2 {result.r2:.4f}"))
+    limit = profiler.Limits().uncertainty
+    reason = None
+    if result.uncertainty > limit:
+        reason = (
+            f"medians are only known within {100 * result.uncertainty:.1f} % (limit "
+            f"{100 * limit:g} %); end other work, or measure more rounds"
+        )
+    found = {
+        "what": f"seconds of a forward pass, by {name}",
+        "runtime": result.seconds.to_json(),
+        "r2": result.r2,
+        "held_out_error": result.held_out_error,
+        "uncertainty": result.uncertainty,
+        "reason_not_to_trust": reason,
+        "cells": [
+            {"size": n, "held_out": n in result.held_out, "seconds": list(seconds)}
+            for n, seconds in sorted(result.times.items())
+        ],
+    }
+    return rows, found
+
+
+def _finish(
+    values: flags.FlagValues,
+    name: str,
+    rows: list[tuple[str, str]],
+    found: dict[str, Any],
+) -> None:
+    """Writes and shows, or refuses."""
+    from algoperf import hardware, records
+    from algoperf.inference.profiler import NoisyMachineError
+
+    reason = found["reason_not_to_trust"]
+    if reason and not values.accept_noise:
+        raise NoisyMachineError(
+            f"no profile of {name}: {reason} (--accept_noise writes it all the same)"
+        )
+    file = Path(values.out) / f"{name}.json"
+    found["versions"] = hardware.describe_versions()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(file, found)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    if found["held_out_error"] is not None:
+        typical = f"{100 * found['held_out_error']:.1f} % on average"
+        rows.append(("error on what the fit has not seen", typical))
+
+    def print_text() -> None:
+        common.print_table(("what", "is"), rows)
+        if reason:
+            print(f"Not to be trusted: {reason}.")
+        print(f"Profile: {file}")
+
+    common.show(values.json, found, print_text)
+
+
+def _lengths(texts: Sequence[str]) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"{','.join(texts)}: give sizes, as in 1,16,64") from error
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
