@@ -70,7 +70,7 @@ def _in_batches(
 
 def by_kind(
     probes: Mapping[str, Probe], accuracies: Mapping[str, float]
-) -> dict[Kind, float]:
+) -> dict[str, float]:
     """Returns the mean accuracy of the probes of each kind."""
     kinds: Sequence[Kind] = ("knowledge", "rule")
     return {
