@@ -89,9 +89,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "steps",
         None,
-        "Steps that each run plans for; by default half of the workload's, for the "
-        "expansion study all of them. In the federated study they are the public "
-        "model's, and experts take half of them.",
+        "Steps that each run plans for; by default this share of the workload's: "
+        + ", ".join(f"{name} {x}" for name, x in reparam_runs.SHARES.items())
+        + ". In the federated study they are the public model's, and experts take half "
+        "of them.",
         lower_bound=1,
         flag_values=values,
     )
@@ -123,17 +124,26 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     return _study(values, base, axis)
 
 
-def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> int:
-    """Trains at each value of the axis, and compares."""
+def runs_of(
+    values: flags.FlagValues, base: "Workload", axis: Sequence[float]
+) -> "list[tuple[Setting, int, TrialConfig]]":
+    """Returns all runs of the rank or compression study: setting, study, run."""
     from algoperf.reparam import studies
 
     workload = reparam_runs.planned(base, values)
     chosen = studies.settings(_series(values, workload), axis)
-    runs = [
+    return [
         (setting, study, _run(values, workload, setting, study))
         for study in range(values.studies)
         for setting in chosen
     ]
+
+
+def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> int:
+    """Trains at each value of the axis, and compares."""
+    from algoperf.reparam import studies
+
+    runs = runs_of(values, base, axis)
     reparam_runs.announce([run for _, _, run in runs])
     if not reparam_runs.make([run for _, _, run in runs]):
         return 1
@@ -142,18 +152,18 @@ def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) ->
             setting,
             study,
             reparam_runs.folder_of(run),
-            workload.target_metric_name,
-            workload.target_direction,
+            base.target_metric_name,
+            base.target_direction,
             base.validation_target_value,
         )
         for setting, study, run in runs
     ]
     x_name, _ = AXES[values.study]
-    write(values, rows, x_name, workload.target_metric_name)
+    _write(values, rows, x_name, base.target_metric_name)
     return 1 if any(row["status"] in studies.BAD for row in rows) else 0
 
 
-def write(
+def _write(
     values: flags.FlagValues, rows: Sequence[dict[str, Any]], x_name: str, metric: str
 ) -> None:
     """Writes the rows, their table and plot; prints the table."""

@@ -5,6 +5,7 @@ target nor budget ends: a study compares what all methods reach in the same step
 """
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Share of the step hint that a study's runs take, unless `--steps` says otherwise: so
 # that three seeds of a study take less than 90 minutes on two cores.
-SHARES = {"rank": 0.5, "compression": 0.5, "expansion": 1.0, "federated": 0.5}
+SHARES = {"rank": 0.4, "compression": 0.4, "expansion": 1.0, "federated": 0.5}
 EVALUATIONS = 10  # of a run, beside the one before it
 REHEARSED_STEPS = 8  # twice: with compilation and without
 SHORT = 40  # steps; so few are not worth a rehearsal
@@ -56,6 +57,7 @@ def with_steps(workload: "Workload", steps: int) -> "Workload":
     return derive(workload, variant=f"{name}_steps_{steps}", step_hint=steps)
 
 
+@functools.cache
 def load(name: str) -> "Submission":
     """Returns a submission by name."""
     from algoperf import registry, submission

@@ -140,7 +140,7 @@ def test_studies_run_and_leave_table_plot_and_records(tmp_path, capfd):
     assert "| lora | 0.25 | " in printed
     assert (tmp_path / "rank.svg").exists()
     assert "trainable_parameters" in (tmp_path / "rank.csv").read_text()
-    name = "finewebedu_lm_steps_1000_mini"
+    name = "finewebedu_lm_steps_800_mini"
     folder = records.trial_folder(tmp_path, "lora", 0, name, 1)
     record = records.read_record(folder)
     assert record["hyperparameters"]["rank"] == 0.25
