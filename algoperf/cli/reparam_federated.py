@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 EXPERT_SHARE = 0.5  # of the public model's steps
 EXPERT_POINT = 2  # of AdamW's search space: training goes on at a lower rate
+MIXTURES_SEC = 40.0  # of evaluating a study's mixtures, for the estimate
 MOMENT_BATCHES = 32  # of training data, for a row of the router
 METRIC = "loss, mean over domains"
-SAME, BEST, TOP = "same rank", "ranks by energy", "same rank, top 2"
+SAME, BEST, TOP = "same rank", "ranks by energy", "top 2 of same rank"
 SERIES = (SAME, BEST, TOP)
 PUBLIC, SINGLE = "public model", "best single expert"
 AVERAGE, OWN = "average of the experts", "each domain's own expert"
@@ -44,6 +45,9 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
     from algoperf.data.apart import HasDomains
 
     ranks = _ranks(axis)
+    for name in values.series or ():
+        if name not in SERIES:
+            raise unknown_name("series", name, SERIES)
     domains = base.by_domain() if isinstance(base, HasDomains) else {}
     if len(domains) < 2:
         raise UserError(
@@ -59,7 +63,7 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
     everything = [
         run for i in range(values.studies) for run in _runs(values, planned, i, fresh)
     ]
-    reparam_runs.announce(everything)
+    reparam_runs.announce(everything, values.studies * MIXTURES_SEC)
     rows: list[dict[str, Any]] = []
     for number in range(values.studies):
         parties = _trained(values, planned, number)
@@ -155,9 +159,6 @@ def _rows(
     routers = _routers(parties)
     evaluate: dict[int | None, Any] = {None: federated.make_evaluate(workload)}
     wanted = values.series or SERIES
-    for name in wanted:
-        if name not in SERIES:
-            raise unknown_name("series", name, SERIES)
     if TOP in wanted:
         evaluate[2] = federated.make_evaluate(workload, top_k=2)
 

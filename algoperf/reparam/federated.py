@@ -25,6 +25,7 @@ from algoperf.reparam.width import FIRST, SECOND, gated_mlps
 from algoperf.workload import join
 
 RIDGE = 1e-2  # of the mean variance, added to all variances
+ROUNDING = 1e-6  # relative, of a mean loss in float32
 Instead = Callable[[str, Any, jax.Array], jax.Array]  # (name, forward, x) -> (B, L, D)
 
 
@@ -300,9 +301,12 @@ def num_parameters(public: Any, ranks: Sequence[int | None]) -> int:
 
 
 def break_even(losses: Mapping[float, float], loss: float) -> float | None:
-    """Returns the smallest rank whose loss is below a baseline's; None if none is."""
-    better = [rank for rank, own in losses.items() if own < loss]
-    return min(better, default=None)
+    """Returns the smallest rank whose loss is below a baseline's; None if none is.
+
+    By more than rounding: a mixture of full rank is no better than one of full experts.
+    """
+    bound = loss - ROUNDING * abs(loss)
+    return min((rank for rank, own in losses.items() if own < bound), default=None)
 
 
 def _shapes(workload: Any) -> Any:

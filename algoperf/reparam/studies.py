@@ -19,6 +19,7 @@ from algoperf.errors import UserError
 from algoperf.records import Direction, Status
 
 CONFIDENCE = 0.95
+LINEAR = ("expansion ratio", "parameters")  # all other axes are logarithmic
 LARGEST_R = 1 - 1e-9  # z of 1 is infinite
 BAD = (Status.FAILED, Status.DIVERGED)
 
@@ -242,7 +243,7 @@ def plot(
         highs = [line.get("high", line["best"]) for line in own]
         axes.fill_between(xs, lows, highs, alpha=0.15, color=drawn.get_color())
     axes.set(xlabel=x_name, ylabel=y_name)
-    if x_name != "expansion ratio":
+    if x_name not in LINEAR:
         axes.set_xscale("log", base=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

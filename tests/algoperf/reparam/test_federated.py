@@ -170,6 +170,7 @@ def test_sizes_and_break_even():
     assert full == total + 2 * (8 * 24 + 12 * 8) + 3 * 9
     assert federated.break_even({1: 3.0, 2: 2.0, 4: 1.0}, 2.5) == 2
     assert federated.break_even({1: 3.0}, 2.5) is None
+    assert federated.break_even({1: 2.5 - 1e-7}, 2.5) is None  # rounding
 
 
 def test_experts_train_their_mlps_alone_from_the_public_model():
