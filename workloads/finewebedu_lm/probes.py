@@ -1,10 +1,11 @@
 """What a model of the King James Bible can do: questions with two answers each.
 
-Knowledge, from the training text: `names` (Joshua the son of Nun, Og king of Bashan:
-relations that are stated twice or more) and `recall` (which of two continuations
-belongs to a passage, after the same two tokens). Rules, on text that was not trained
-on: `agreement` (thou art, he is), `case` (unto thee, if thou) and `copying` (Salah
-begat Eber; and Eber: of names that were never so joined).
+Knowledge, from the training text: `phrases` (the land of Egypt, the children of Israel:
+words that three tokens mostly lead to) and `rare_phrases`, stated less often, where
+both questions of a pair end with the same token, so that one must know more than the
+last. Rules, on text that was not trained on: `agreement` (thou art, he is), `case`
+(unto thee, if thou), `endings` (thou comest, he cometh) and `articles` (a man, an
+hundred).
 
 Questions come in twos that ask for each other's answers, so a model that does not look
 at the question has exactly one of two right.
@@ -12,6 +13,7 @@ at the question has exactly one of two right.
 
 import functools
 import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,12 +25,9 @@ from algoperf.data.apart import Kind, Probe
 from workloads.finewebedu_lm import data
 
 CONTEXT = 24  # tokens before an answer
-CONTINUATION = 4  # tokens of an answer of `recall`
 MOST = 256  # questions of a probe
-STATED = 2  # times that a relation is stated
-RELATION = re.compile(
-    rb"\b([A-Z][a-z]+),?( the son of| the king of| king of| the)( [A-Z][a-z]+)\b"
-)
+SELDOM, OFTEN = 10, 30  # times that the three tokens of a phrase stand together
+SHARE = 0.7  # of these, how often the same word follows
 # Forms of one verb, with the subjects that take them and take no other of their two.
 VERBS = (
     ("thou", "art", "he|she|it", "is"),
@@ -40,6 +39,7 @@ VERBS = (
     ("he|she|it|I", "was", "they|we|ye", "were"),
 )
 CASES = (("I", "me"), ("thou", "thee"), ("he", "him"), ("they", "them"), ("we", "us"))
+SUBJECTS = (b"I", b"thou", b"he", b"she", b"it", b"we", b"ye", b"they")
 BEFORE_SUBJECTS = "if|when|because|lest|until|that|as|which|whom|what"
 BEFORE_OBJECTS = "unto|of|with|from|upon|to|by|against|before|among"
 
@@ -84,11 +84,12 @@ def text(split: str) -> Text:
 def probes() -> dict[str, Probe]:
     """Returns the probes by name."""
     return {
-        "names": _probe("knowledge", _names()),
-        "recall": _probe("knowledge", _recall()),
+        "phrases": _probe("knowledge", _phrases(OFTEN, math.inf, alike=False)),
+        "rare_phrases": _probe("knowledge", _phrases(SELDOM, OFTEN, alike=True)),
         "agreement": _probe("rule", _agreement()),
         "case": _probe("rule", _cases()),
-        "copying": _probe("rule", _copying()),
+        "endings": _probe("rule", _endings()),
+        "articles": _probe("rule", _articles()),
     }
 
 
@@ -119,72 +120,50 @@ def _batch(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]
     return batch
 
 
-def _in_twos(items: Sequence[Item]) -> Iterable[tuple[Item, Item]]:
-    """Pairs items whose answers are about as long, in an order drawn once."""
-    order = np.random.default_rng(0).permutation(len(items))
-    ordered = sorted((items[i] for i in order), key=lambda item: len(item.answer))
-    return _shuffled(list(zip(ordered[::2], ordered[1::2], strict=False)), 1)
-
-
-def _names() -> Iterable[tuple[Item, Item]]:
-    """Relations: who is whose son, which people or land is whose."""
-    train = text("train")
-    places: dict[tuple[bytes, bytes], dict[bytes, list[int]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for match in RELATION.finditer(train.raw):
-        name, relation, answer = match.groups()
-        kind = b" ".join(relation.split()[-2:])  # 'the king of' is 'king of'
-        places[name, kind][answer].append(match.start(3))
-    words = set(re.findall(rb"\b[a-z]+\b", train.raw))
-    items: dict[bytes, dict[bytes, Item]] = defaultdict(dict)
-    for (name, kind), answers in places.items():
-        (answer, found), *others = answers.items()
-        if others or len(found) < STATED or name.lower() in words:  # no name: 'Then'
-            continue
-        cut = train.cut(found[0], found[0] + len(answer))
-        # Each answer once, so that none fits both questions of a pair.
-        items[kind].setdefault(answer, Item(_since(train, name, found[0]), cut))
-    return _shuffled(
-        [pair for kind in items for pair in _in_twos(list(items[kind].values()))], 2
-    )
-
-
-def _since(source: Text, name: bytes, place: int) -> list[int]:
-    """Returns the tokens from a name's last occurrence before a place on.
-
-    What stands further back may have the answer in it.
-    """
-    first = source.raw.rindex(name, 0, place)
-    first -= source.raw[first - 1 : first] == b" "  # a part of the name's first token
-    return source.cut(first, place)
-
-
 def _shuffled(pairs: Sequence[tuple[Item, Item]], seed: int) -> list[tuple[Item, Item]]:
     return [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
 
 
-def _recall() -> Iterable[tuple[Item, Item]]:
-    """Passages of the training text that go on after the same two tokens."""
+def _phrases(least: int, most: float, alike: bool) -> Iterable[tuple[Item, Item]]:
+    """Words that three tokens mostly lead to.
+
+    Args:
+      least: times that the three stand together.
+      most: that they stand together less often than.
+      alike: whether both questions of a pair have the same third token.
+    """
     tokens = text("train").tokens
-    places: dict[tuple[int, int], list[int]] = defaultdict(list)
-    draws = np.random.default_rng(3)
-    inside = draws.permutation(np.arange(CONTEXT, len(tokens) - CONTINUATION))
-    for place in inside[: 40 * MOST].tolist():
-        places[int(tokens[place - 2]), int(tokens[place - 1])].append(place)
-    windows = np.lib.stride_tricks.sliding_window_view(tokens, CONTINUATION)
-    counts = Counter(map(bytes, windows))
+    starts_word = [piece.startswith(b" ") for piece in data.spellings()]
+    followers: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    places: dict[tuple[tuple[int, ...], int], int] = {}
+    stream = tokens.tolist()
+    for place in range(3, len(stream)):
+        known = tuple(stream[place - 3 : place])
+        followers[known][stream[place]] += 1
+        places[known, stream[place]] = place  # the last one
+    groups: dict[int, dict[int, tuple[int, ...]]] = defaultdict(dict)
+    for known, counts in followers.items():
+        (best, number), *_ = counts.most_common(1)
+        total = counts.total()
+        if least <= total < most and number >= SHARE * total and starts_word[best]:
+            # Each answer once for a group.
+            groups[known[-1] if alike else 0].setdefault(best, known)
     pairs = []
-    for found in places.values():
-        rare = [p for p in found if counts[bytes(windows[p])] == 1]
+    for answers in groups.values():
         items = [
-            Item(
-                tokens[p - CONTEXT : p].tolist(), tokens[p : p + CONTINUATION].tolist()
-            )
-            for p in rare
+            (known, best, Item(_until(tokens, places[known, best]), [best]))
+            for best, known in answers.items()
         ]
-        pairs += list(zip(items[:2:2], items[1:2:2], strict=False))
-    return pairs
+        for (known, best, one), (others, other_best, other) in zip(
+            items[::2], items[1::2], strict=False
+        ):
+            if not followers[known][other_best] and not followers[others][best]:
+                pairs.append((one, other))
+    return _shuffled(pairs, 3)
+
+
+def _until(tokens: np.ndarray, place: int) -> list[int]:
+    return tokens[max(0, place - CONTEXT) : place].tolist()
 
 
 def _unseen() -> list[Text]:
@@ -219,22 +198,28 @@ def _cases() -> Iterable[tuple[Item, Item]]:
     return _shuffled(pairs, 5)
 
 
-def _copying() -> Iterable[tuple[Item, Item]]:
-    """'And X begat Y; and' goes on with Y, of names that no verse so joins."""
-    train = text("train")
-    spans = {
-        match.group(3): match.span(3)
-        for match in RELATION.finditer(train.raw)
-        if match.group(2) == b" the son of"
-    }
-    names = [train.cut(*span) for _, span in sorted(spans.items())]
-    match = next(
-        re.finditer(rb"(\nAnd) [A-Z][a-z]+( begat) [A-Z][a-z]+(; and)", train.raw)
-    )
-    begin, begat, then = (train.cut(*match.span(group)) for group in (1, 2, 3))
-    shuffled = [names[i] for i in np.random.default_rng(6).permutation(len(names))]
-    for one, other in zip(shuffled[::2], shuffled[1::2], strict=False):
-        yield (
-            Item([*begin, *one, *begat, *other, *then], other),
-            Item([*begin, *other, *begat, *one, *then], one),
-        )
+def _endings() -> Iterable[tuple[Item, Item]]:
+    """'thou com' goes on with 'est', 'he com' with 'eth': the nearest pronoun says."""
+    spellings = data.spellings()
+    wanted = {b"thou": spellings.index(b"est"), b"he": spellings.index(b"eth")}
+    found: dict[bytes, list[Item]] = {subject: [] for subject in wanted}
+    for source in _unseen():
+        for subject, ending in wanted.items():
+            for place in np.flatnonzero(source.tokens == ending).tolist():
+                context = _until(source.tokens, place)
+                words = b"".join(spellings[i] for i in context).split()
+                subjects = [w for w in words if w in SUBJECTS]
+                is_verb = words and words[-1].islower()  # no 'Mephibosh-eth'
+                if is_verb and subjects and subjects[-1] == subject:
+                    found[subject].append(Item(context, [ending]))
+    return _shuffled(list(zip(*found.values(), strict=False)), 7)
+
+
+def _articles() -> Iterable[tuple[Item, Item]]:
+    """Words after 'an' and 'thine', and after 'a' and 'thy': their first tokens."""
+    pairs = []
+    for before_vowels, before_others in (("an", "a"), ("thine", "thy"), ("mine", "my")):
+        one = _found(f"{before_vowels}( [a-z]+)")
+        other = _found(f"{before_others}( [bcdfgklmnprstvw][a-z]+)")
+        pairs += list(zip(one, other, strict=False))
+    return _shuffled([pair for pair in pairs if pair[0][1] != pair[1][1]], 8)
