@@ -167,3 +167,21 @@ def test_the_expansion_study_leaves_abilities_and_bytes(tmp_path, capfd):
     assert "| knowledge lost, expansion ratio | " in text
     assert (tmp_path / "expansion_probes.svg").exists()
     assert text in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_compression_study_trains_small_networks(tmp_path):
+    flags = ["--workload=imagenet_resnet", "--max_steps=2", "--studies=1"]
+    flags += ["--study=compression", "--values=16", "--series=narrow,hashed"]
+    assert cli.main(["reparam", *flags, f"--out={tmp_path}"]) == 0
+    header, *rows = (tmp_path / "compression.csv").read_text().splitlines()
+    places = {name: place for place, name in enumerate(header.split(","))}
+    found = {row.split(",")[places["series"]]: row.split(",") for row in rows}
+    assert set(found) == {"narrow", "hashed"}
+    for row in found.values():
+        assert row[places["status"]] == "completed"
+        assert row[places["x"]] == "16.0"
+        # Kernels are 16 times smaller; norms and biases are not, or less.
+        assert 7 < float(row[places["compression_ratio"]]) < 18
+    assert (tmp_path / "compression.svg").exists()
