@@ -135,8 +135,8 @@ def make(runs: Sequence["TrialConfig"]) -> bool:
                 return False
             status = records.read_record(folder_of(run))["status"]
             print(
-                f"[{done}/{len(missing)}: {run.submission.name}, study {run.study}, "
-                f"trial {run.trial}: {status}]",
+                f"[{done}/{len(missing)}: {run.submission.name} on "
+                f"{run.workload.name}, study {run.study}, trial {run.trial}: {status}]",
                 flush=True,
             )
     return True
