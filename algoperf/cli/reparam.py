@@ -1,7 +1,5 @@
 """Study what low rank, sharing, pruning and narrow MLPs cost in quality."""
 
-import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,27 +7,29 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, reparam_runs
 from algoperf.errors import UserError
-from algoperf.records import Status
 
 if TYPE_CHECKING:
     from algoperf.reparam.studies import Series, Setting
+    from algoperf.trials import TrialConfig
     from algoperf.workload import Workload
 
 USAGE = (
-    "algoperf reparam --study rank|compression|expansion --workload NAME [--out DIR]\n"
-    "         [--values X,Y] [--series A,B] [--studies K] [--max_steps N] [--noplot]"
+    "algoperf reparam --study rank|compression|expansion|federated --workload NAME\n"
+    "         [--out DIR] [--values X,Y] [--series A,B] [--studies K] [--steps N]\n"
+    "         [--max_steps N] [--noplot] [--noruntime]"
 )
-STUDIES = ("rank", "compression", "expansion")
+STUDIES = ("rank", "compression", "expansion", "federated")
 # What is varied, and the values that the study takes unless told otherwise.
 AXES = {
     "rank": ("rank, share of full", (0.0625, 0.125, 0.25, 0.5, 1.0)),
-    "compression": ("compression", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)),
+    "compression": ("compression", (1.0, 4.0, 16.0, 64.0)),
     "expansion": ("expansion ratio", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
+    "federated": ("rank", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0)),
 }
 DENSE = "adamw"
-PASSED_ON = ("scale", "out", "seed", "max_steps", "data_dir")
+NARROW = "narrow"  # AdamW on a network with fewer channels
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -38,9 +38,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "study",
         None,
         STUDIES,
-        "rank: low-rank methods at several ranks. compression: one shared memory "
-        "against pruning, at several compressions. expansion: AdamW's trained model "
-        "with a share of its MLPs' neurons removed, without further training.",
+        "rank: low-rank methods at several ranks. compression: shared memories, masks "
+        "and narrow networks at several compressions. expansion: AdamW's trained model "
+        "with a share of its MLPs' neurons removed, without further training. "
+        "federated: experts trained apart on domains, merged at several ranks.",
         required=True,
         flag_values=values,
     )
@@ -54,7 +55,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "values",
         None,
-        "Ranks (shares), compressions, or shares of neurons to remove.",
+        "Ranks (shares; of federated, numbers), compressions, or shares of neurons to "
+        "remove.",
         flag_values=values,
     )
     flags.DEFINE_list("series", None, "Only these methods.", flag_values=values)
@@ -63,6 +65,12 @@ def define_flags(values: flags.FlagValues) -> None:
         3,
         "How many repetitions, each with seeds of its own.",
         lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "runtime",
+        True,
+        "In the expansion study, measure the idealized runtime of each narrow model.",
         flag_values=values,
     )
     flags.DEFINE_boolean("plot", True, "Draw the plot.", flag_values=values)
@@ -79,9 +87,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "seed", 0, "All randomness follows from it.", lower_bound=0, flag_values=values
     )
     flags.DEFINE_integer(
+        "steps",
+        None,
+        "Steps that each run plans for; by default this share of the workload's: "
+        + ", ".join(f"{name} {x}" for name, x in reparam_runs.SHARES.items())
+        + ". In the federated study they are the public model's, and experts take half "
+        "of them.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
         "max_steps",
         None,
-        "End each trial after so many steps.",
+        "End each run after so many of its steps: to try a study out.",
         lower_bound=1,
         flag_values=values,
     )
@@ -89,45 +107,78 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs what is missing, writes table and plot; returns 1 if a trial failed."""
+    """Runs what is missing, writes table and plot; returns 1 if a run failed."""
     common.no_arguments(positional)
     from algoperf import registry
+
+    base = registry.find_workload(values.workload, values.scale)
+    axis = _axis(values, AXES[values.study][1])
+    records.make_folder(common.out_folder(values))
+    if values.study == "federated":
+        from algoperf.cli import reparam_federated
+
+        return reparam_federated.study(values, base, axis)
+    if values.study == "expansion":
+        from algoperf.cli import reparam_expansion
+
+        return reparam_expansion.study(values, base, axis)
+    return _study(values, base, axis)
+
+
+def runs_of(
+    values: flags.FlagValues, base: "Workload", axis: Sequence[float]
+) -> "list[tuple[Setting, int, TrialConfig]]":
+    """Returns all runs of the rank or compression study: setting, study, run."""
     from algoperf.reparam import studies
 
-    workload = registry.find_workload(values.workload, values.scale)
-    x_name, usual = AXES[values.study]
-    axis = _axis(values, usual)
+    workload = reparam_runs.planned(base, values)
     chosen = studies.settings(_series(values, workload), axis)
-    codes = _run(values, workload, chosen)
-    if codes is None:
-        print("stopped; the same command goes on with what is missing")
+    return [
+        (setting, study, _run(values, workload, setting, study))
+        for study in range(values.studies)
+        for setting in chosen
+    ]
+
+
+def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> int:
+    """Trains at each value of the axis, and compares."""
+    from algoperf.reparam import studies
+
+    runs = runs_of(values, base, axis)
+    reparam_runs.announce([run for _, _, run in runs])
+    if not reparam_runs.make([run for _, _, run in runs]):
         return 1
-    rows = []
-    for study in range(values.studies):
-        for setting in chosen:
-            folder = _folder(values, workload, setting, study)
-            if values.study == "expansion":
-                rows += _pruned_rows(values, workload, setting, study, axis)
-                continue
-            rows.append(
-                studies.result_row(
-                    setting,
-                    study,
-                    folder,
-                    workload.target_metric_name,
-                    workload.target_direction,
-                )
-            )
+    rows = [
+        studies.result_row(
+            setting,
+            study,
+            reparam_runs.folder_of(run),
+            base.target_metric_name,
+            base.target_direction,
+            base.validation_target_value,
+        )
+        for setting, study, run in runs
+    ]
+    x_name, _ = AXES[values.study]
+    _write(values, rows, x_name, base.target_metric_name)
+    return 1 if any(row["status"] in studies.BAD for row in rows) else 0
+
+
+def _write(
+    values: flags.FlagValues, rows: Sequence[dict[str, Any]], x_name: str, metric: str
+) -> None:
+    """Writes the rows, their table and plot; prints the table."""
+    from algoperf.reparam import studies
+
     out = Path(values.out)
     records.write_measurements(out / f"{values.study}.csv", rows)
     lines = studies.summary(rows)
-    text = studies.table(lines, x_name, workload.target_metric_name)
+    text = studies.table(lines, x_name, metric)
     records.write_text(out / f"{values.study}.md", text)
     print(text, end="")
-    if values.plot and any("best" in line for line in lines):
+    if values.plot:
         path = out / f"{values.study}.svg"
-        studies.plot(lines, x_name, workload.target_metric_name, path)
-    return 1 if any(codes) else 0
+        studies.plot(lines, x_name, f"best validation {metric}", path)
 
 
 def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
@@ -137,7 +188,7 @@ def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
         raise UserError(f"--values must be numbers: {error}") from error
     if values.study == "rank" and not all(0 < x <= 1 for x in axis):
         raise UserError("a rank is a share of the full one: more than 0, at most 1")
-    if values.study == "compression" and min(axis) < 1:
+    if values.study == "compression" and not all(x >= 1 for x in axis):
         raise UserError("a compression is 1 at least; 4 keeps a quarter of the weights")
     if values.study == "expansion" and not all(0 <= x < 1 for x in axis):
         raise UserError("a share of neurons to remove is at least 0 and less than 1")
@@ -146,8 +197,6 @@ def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
 
 def _series(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
     """Returns the methods of the study, those asked for."""
-    import numpy as np
-
     from algoperf.reparam.studies import Series
 
     found = [Series(DENSE, DENSE, None)]
@@ -155,14 +204,7 @@ def _series(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
         names = ("lora", "relora", "factorised", "galore", "fira", "apollo")
         found += [Series(name, name, "rank") for name in names]
     elif values.study == "compression":
-        found.append(Series("stable_rps", "stable_rps", "share", inverse=True))
-        scores = ["magnitude", "snip", "grasp"]
-        if np.issubdtype(np.dtype(workload.input_dtype), np.floating):
-            scores.append("synflow")  # needs inputs of ones
-        found += [
-            Series(score, "pruned", "density", {"score": score}, inverse=True)
-            for score in scores
-        ]
+        found += _compressions(workload)
     if values.series is None:
         return found
     known = {series.name: series for series in found}
@@ -172,163 +214,36 @@ def _series(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
     return [known[name] for name in values.series]
 
 
+def _compressions(workload: "Workload") -> "list[Series]":
+    """Returns what makes a model smaller; at 1, all but sharing are the baseline."""
+    import numpy as np
+
+    from algoperf.reparam.studies import Series
+
+    layouts = {"stable_rps": "fold", "roast": "tiles", "hashed": "elements"}
+    found = [Series(NARROW, NARROW, "compression", above=1.0)]
+    found += [
+        Series(name, "stable_rps", "share", {"layout": layout}, inverse=True)
+        for name, layout in layouts.items()
+    ]
+    scores = ["magnitude", "snip", "grasp", "lottery_ticket"]
+    if np.issubdtype(np.dtype(workload.input_dtype), np.floating):
+        scores.append("synflow")  # needs inputs of ones
+    return found + [
+        Series(score, "pruned", "density", {"score": score}, inverse=True, above=1.0)
+        for score in scores
+    ]
+
+
 def _run(
-    values: flags.FlagValues, workload: "Workload", chosen: "Sequence[Setting]"
-) -> list[int] | None:
-    """Runs what is not finished; returns exit statuses, None if asked to stop."""
-    from algoperf.launch import local
-
-    spaces = _write_spaces(values, workload, chosen)
-    passed_on = [
-        f"--{name}={values[name].value}"
-        for name in PASSED_ON
-        if values[name].value is not None
-    ]
-    jobs = [
-        local.Job(
-            arguments=(
-                f"--submission={setting.submission}",
-                f"--workload={workload.name}",
-                f"--study={study}",
-                f"--trial_index={setting.trial}",
-                f"--tuning_search_space={spaces[setting.submission]}",
-                *passed_on,
-            ),
-            folder=_folder(values, workload, setting, study),
-        )
-        for study in range(values.studies)
-        for setting in chosen
-    ]
-    print(f"{len(jobs)} trials, records under {values.out}", flush=True)
-    codes = []
-    with common.StopRequest() as stop:
-        for job, code in local.run_jobs(jobs, lambda: stop.is_asked):
-            _check_not_refused(job.folder, code)
-            codes.append(code)
-            print(f"[{len(codes)}/{len(jobs)} done]", flush=True)
-        return None if stop.is_asked else codes
-
-
-def _check_not_refused(folder: Path, code: int) -> None:
-    """Raises UserError if a trial did not run because its folder has another's result.
-
-    Its record would stand in the table for what was asked now.
-    """
-    if code == 0 or not (folder / records.RECORD_FILE).exists():
-        return
-    status = records.read_record(folder)["status"]
-    if status.is_final and status not in (Status.FAILED, Status.DIVERGED):
-        raise UserError(f"{folder} holds a run of another study; give another --out")
-
-
-def _check_points(
-    values: flags.FlagValues,
-    workload: "Workload",
-    chosen: "Sequence[Setting]",
-    points: dict[str, list[dict[str, Any]]],
-) -> None:
-    """Raises UserError if a record is of another point; changes nothing."""
-    for study in range(values.studies):
-        for setting in chosen:
-            folder = _folder(values, workload, setting, study)
-            if not (folder / records.RECORD_FILE).exists():
-                continue
-            before = records.read_record(folder)["hyperparameters"]
-            if before != points[setting.submission][setting.trial - 1]:
-                raise UserError(
-                    f"{folder} holds a run of other --values or --series; give "
-                    "another --out"
-                )
-
-
-def _write_spaces(
-    values: flags.FlagValues, workload: "Workload", chosen: "Sequence[Setting]"
-) -> dict[str, Path]:
-    """Writes a list of points for each submission; returns the files."""
-    from algoperf import registry, tuning
-
-    out = common.out_folder(values)
-    records.make_folder(out)
-    points: dict[str, list[dict[str, Any]]] = {}
-    for setting in chosen:
-        file = registry.find_submission(setting.submission)
-        space = tuning.load_search_space(file.with_name("tuning_search_space.json"))
-        point = {**tuning.trial_point(space, 0, 1), **setting.changes}
-        points.setdefault(setting.submission, []).append(point)
-    _check_points(values, workload, chosen, points)
-    files = {name: out / f"{values.study}_{name}.json" for name in points}
-    for name, file in files.items():
-        records.write_text(file, json.dumps(points[name], indent=1) + "\n")
-    return files
-
-
-def _folder(
     values: flags.FlagValues, workload: "Workload", setting: "Setting", study: int
-) -> Path:
-    return records.trial_folder(
-        Path(values.out), setting.submission, study, workload.name, setting.trial
-    )
+) -> "TrialConfig":
+    from algoperf.reparam import trainers
 
-
-def _pruned_rows(
-    values: flags.FlagValues,
-    workload: "Workload",
-    setting: "Setting",
-    study: int,
-    fractions: Sequence[float],
-) -> list[dict[str, Any]]:
-    """Evaluates the trained model at each share of neurons removed."""
-    from algoperf.reparam import width
-    from algoperf.workload import Evaluator
-
-    folder = _folder(values, workload, setting, study)
-    if not (folder / records.RECORD_FILE).exists():
-        return [{"series": setting.series, "study": study, "status": "missing"}]
-    params, model_state = _restored(values, workload, setting, study)
-    names = width.gated_mlps(params)
-    first = params[names[0]]
-    neurons, size = first[width.SECOND]["kernel"].shape
-    total = workload.num_parameters
-    evaluate, rows = Evaluator(workload), []
-    for fraction in fractions:
-        prune = functools.partial(width.zeroed, fraction=fraction)
-        zeroed = width.map_mlps(prune, params)
-        metrics = evaluate(zeroed, model_state)
-        removed = width.removed_parameters(len(names), size, neurons, fraction)
-        rows.append(
-            {
-                "series": "maximum absolute weight",
-                "study": study,
-                "status": "evaluated",
-                "removed": fraction,
-                "x": width.kept_number(neurons, fraction) / size,
-                "best": metrics[f"validation/{workload.target_metric_name}"],
-                "trainable_parameters": total - removed,
-            }
-        )
-    return rows
-
-
-def _restored(
-    values: flags.FlagValues, workload: "Workload", setting: "Setting", study: int
-) -> tuple[Any, Any]:
-    """Returns the params and model state of a finished trial's last checkpoint."""
-    import jax
-
-    from algoperf import registry, tuning
-    from algoperf.checkpoint import Checkpoints
-    from algoperf.runner import TrainState
-    from algoperf.submission import load_submission
-
-    folder = _folder(values, workload, setting, study)
-    point = tuning.as_namedtuple(records.read_record(folder)["hyperparameters"])
-    functions = load_submission(registry.find_submission(setting.submission)).functions
-    key = jax.random.PRNGKey(0)  # of a state that the checkpoint replaces
-    params, model_state = workload.init_model_fn(key)
-    state = functions.init_optimizer_state(workload, params, model_state, point, key)
-    checkpoints = Checkpoints(folder)
-    found = checkpoints.restore(TrainState(params, model_state, state, 0))
-    checkpoints.close()
-    if found is None:
-        raise UserError(f"{folder} has no checkpoint; remove it and run again")
-    return found[0].params, found[0].model_state
+    if setting.submission == NARROW:
+        chosen, point = trainers.narrow_network(), reparam_runs.point(DENSE)
+    else:
+        chosen = reparam_runs.load(setting.submission)
+        point = reparam_runs.point(setting.submission)
+    point |= setting.changes
+    return reparam_runs.config(values, workload, chosen, point, study, setting.trial)

@@ -6,6 +6,7 @@ of those.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,12 @@ from scipy import stats
 
 from algoperf import records
 from algoperf.errors import UserError
-from algoperf.records import Direction
+from algoperf.records import Direction, Status
 
 CONFIDENCE = 0.95
+LINEAR = ("expansion ratio", "parameters")  # all other axes are logarithmic
+LARGEST_R = 1 - 1e-9  # z of 1 is infinite
+BAD = (Status.FAILED, Status.DIVERGED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Series:
     """One method of a study: a submission, and the hyperparameter that is varied.
 
     `inverse` is for studies over compression c, where the hyperparameter is 1 / c.
+    Values that are not `above` are left out, where the series is the baseline itself.
     Without a hyperparameter the series is a baseline: one setting.
     """
 
@@ -33,6 +38,7 @@ class Series:
     varied: str | None
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inverse: bool = False
+    above: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,8 @@ def settings(series: Iterable[Series], values: Sequence[float]) -> list[Setting]
     numbers: dict[str, int] = {}
     found = []
     for one in series:
-        for x in values if one.varied is not None else [None]:
+        own = [x for x in values if x > one.above]
+        for x in own if one.varied is not None else [None]:
             changes = dict(one.fixed)
             if one.varied is not None and x is not None:
                 changes[one.varied] = 1.0 / x if one.inverse else float(x)
@@ -62,12 +69,17 @@ def settings(series: Iterable[Series], values: Sequence[float]) -> list[Setting]
 
 
 def result_row(
-    setting: Setting, study: int, folder: Path, metric: str, direction: Direction
+    setting: Setting,
+    study: int,
+    folder: Path,
+    metric: str,
+    direction: Direction,
+    target: float,
 ) -> dict[str, Any]:
     """Returns what one trial's record says.
 
-    'best' is the best validation metric, 'steps_to_target' the steps of a trial that
-    reached it; 'sizes' of the record are columns of their own.
+    'best' is the best validation metric, 'steps_to_target' the steps to the first that
+    was as good as the target; 'sizes' of the record are columns of their own.
     """
     row: dict[str, Any] = {"series": setting.series, "study": study}
     if setting.x is not None:
@@ -77,16 +89,17 @@ def result_row(
     record = records.read_record(folder)
     row |= {"status": str(record["status"]), **record.get("sizes", {})}
     evaluations = records.read_measurements(folder / records.EVAL_FILE)
-    values = [e[f"validation/{metric}"] for e in evaluations if _has(e, metric)]
-    if values:
-        row["best"] = (min if direction is Direction.MINIMIZE else max)(values)
-    if record["status"] is records.Status.REACHED:
-        row["steps_to_target"] = evaluations[-1][records.GLOBAL_STEP]
+    found = {
+        e[records.GLOBAL_STEP]: e[f"validation/{metric}"]
+        for e in evaluations
+        if f"validation/{metric}" in e
+    }
+    if found:
+        row["best"] = (min if direction is Direction.MINIMIZE else max)(found.values())
+    reached = [s for s, x in found.items() if records.reaches(x, target, direction)]
+    if reached:
+        row["steps_to_target"] = min(reached)
     return row
-
-
-def _has(evaluation: Mapping[str, float], metric: str) -> bool:
-    return f"validation/{metric}" in evaluation
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -95,11 +108,8 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     'low' and 'high' are the 95 % interval of Student's t for the mean of 'best', where
     there are two values or more; 'reached' counts studies that reached the target.
     """
-    groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["series"], row.get("x")), []).append(row)
     found = []
-    for (series, x), group in groups.items():
+    for (series, x), group in grouped(rows).items():
         line: dict[str, Any] = {"series": series, "studies": len(group)}
         if x is not None:
             line["x"] = x
@@ -117,6 +127,16 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def grouped(
+    rows: Iterable[Mapping[str, Any]],
+) -> dict[tuple[Any, Any], list[Mapping[str, Any]]]:
+    """Returns the rows of each series and x, all studies together."""
+    groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["series"], row.get("x")), []).append(row)
+    return groups
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Returns the 95 % interval of Student's t for a mean of two values or more."""
     mean, spread = statistics.fmean(values), statistics.stdev(values)
@@ -125,25 +145,65 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def table(lines: Sequence[Mapping[str, Any]], x_name: str, metric: str) -> str:
-    """Returns the summary as a Markdown table."""
-    head = f"| series | {x_name} | {metric} | 95 % | reached | steps | trained |"
-    rows = [head, "|---|---|---|---|---|---|---|"]
+def correlation(
+    curves: Iterable[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Returns the correlation over studies, and its 95 % interval.
+
+    Of each study Pearson's r, Fisher's z = artanh r, the mean of z and Student's t
+    interval for it, all as r again (Fisher 1921). Without two studies no interval;
+    None where no study's values vary.
+
+    Args:
+      curves: (x, y) of each study.
+    """
+    found = []
+    for x, y in curves:
+        if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+            continue
+        r = statistics.correlation(list(x), list(y))
+        found.append(math.atanh(max(-LARGEST_R, min(LARGEST_R, r))))
+    if not found:
+        return None
+    mean = math.tanh(statistics.fmean(found))
+    if len(found) < 2:
+        return mean, None
+    low, high = interval(found)
+    return mean, (math.tanh(low), math.tanh(high))
+
+
+def table(
+    lines: Sequence[Mapping[str, Any]],
+    x_name: str,
+    metric: str,
+    has_target: bool = True,
+) -> str:
+    """Returns the summary as a Markdown table; `has_target` tells who reached it."""
+    heading = ["series", x_name, metric, "95 %", "parameters"]
+    heading += ["reached", "steps"] if has_target else []
+    rows = []
     for line in lines:
         bounds = ""
         if "low" in line:
             bounds = f"{line['low']:.4g} to {line['high']:.4g}"
-        cells = (
+        cells = [
             line["series"],
             _number(line.get("x")),
             _number(line.get("best")),
             bounds,
-            f"{line['reached']} of {line['studies']}",
-            _number(line.get("steps_to_target")),
             _number(line.get("trainable_parameters"), "{:.0f}"),
-        )
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        ]
+        if has_target:
+            cells.append(f"{line['reached']} of {line['studies']}")
+            cells.append(_number(line.get("steps_to_target")))
+        rows.append(cells)
+    return markdown(heading, rows)
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _number(value: float | None, form: str = "{:.4g}") -> str:
@@ -151,9 +211,9 @@ def _number(value: float | None, form: str = "{:.4g}") -> str:
 
 
 def plot(
-    lines: Sequence[Mapping[str, Any]], x_name: str, metric: str, path: Path
+    lines: Sequence[Mapping[str, Any]], x_name: str, y_name: str, path: Path
 ) -> None:
-    """Draws the metric against x, a line for each series; baselines are horizontal.
+    """Draws 'best' against x, a line for each series; baselines are horizontal.
 
     Raises:
       UserError: matplotlib is missing.
@@ -182,8 +242,8 @@ def plot(
         lows = [line.get("low", line["best"]) for line in own]
         highs = [line.get("high", line["best"]) for line in own]
         axes.fill_between(xs, lows, highs, alpha=0.15, color=drawn.get_color())
-    axes.set(xlabel=x_name, ylabel=f"best validation {metric}")
-    if x_name != "expansion ratio":
+    axes.set(xlabel=x_name, ylabel=y_name)
+    if x_name not in LINEAR:
         axes.set_xscale("log", base=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -3,6 +3,9 @@
 `score` is 'magnitude', 'snip', 'grasp' or 'synflow'; those that need data take the
 first batch. A share `density` of the kernels' weights stays, by the largest scores of
 all kernels together.
+
+`score` 'lottery_ticket' prunes by magnitude and rewinds, three times within the first
+three eighths of the training steps; what is left trains on (arXiv:1912.05671).
 """
 
 import functools
@@ -16,6 +19,8 @@ from algoperf.reparam import pruning
 from algoperf.submission import from_optax, standard_chain
 
 SYNFLOW_ROUNDS = 100
+TICKET = "lottery_ticket"
+TICKET_ROUNDS = 3
 
 
 def build(workload, hyperparameters):
@@ -49,6 +54,10 @@ def output_for_ones(objective, params):
 def reparametrise(workload, hyperparameters):
     """Returns masks for all kernels."""
     chosen, density = reparam.select(workload), hyperparameters.density
+    if hyperparameters.score == TICKET:
+        period = max(1, workload.step_hint // 8)
+        early = min(workload.step_hint // 50, period - 1)
+        return pruning.lottery_ticket(chosen, density, period, TICKET_ROUNDS, early)
 
     def once(score):
         return lambda params, objective: pruning.keep_largest(
@@ -67,7 +76,7 @@ def reparametrise(workload, hyperparameters):
         "synflow": synflow,
     }
     if hyperparameters.score not in masks:
-        raise unknown_name("score", hyperparameters.score, masks)
+        raise unknown_name("score", hyperparameters.score, [*masks, TICKET])
     return pruning.masked(chosen, masks[hyperparameters.score], density)
 
 

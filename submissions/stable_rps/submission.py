@@ -1,7 +1,9 @@
 """STABLE-RPS: all kernels in one memory (Desai, Shrivastava 2023, arXiv:2310.11611).
 
-`share` is the memory's size over that of the kernels. `rule` is 'sgd', as in the paper,
-where the gradient scaler `scaler` matters, or 'adam', which it hardly touches.
+`share` is the memory's size over that of the kernels, `layout` how it is shared: 'fold'
+(RandomFold, the paper's), 'tiles' (ROAST) or 'elements' (HashedNets). `rule` is 'sgd',
+as in the paper, where the gradient scaler `scaler` matters, or 'adam', which it hardly
+touches.
 """
 
 import optax
@@ -15,7 +17,9 @@ from algoperf.submission import from_optax, mask_without, warmup_cosine
 def plan_of(workload, hyperparameters):
     """Returns which parameters share, and how."""
     chosen = reparam.select(workload)
-    return chosen, sharing.make_plan(workload, chosen, hyperparameters.share)
+    return chosen, sharing.make_plan(
+        workload, chosen, hyperparameters.share, layout=hyperparameters.layout
+    )
 
 
 def build(workload, hyperparameters):

@@ -45,12 +45,18 @@ def tokens(split: str) -> np.ndarray:
     return _load()[f"{split}_tokens"]
 
 
-def decode(ids: np.ndarray) -> str:
-    """Returns the text of token ids, of any shape; end-of-text is a form feed."""
+@functools.cache
+def spellings() -> list[bytes]:
+    """Returns the bytes of each token; end-of-text is a form feed."""
     arrays = _load()
     ends = np.cumsum(arrays["vocabulary_lengths"], dtype=np.int64)
     raw = arrays["vocabulary_bytes"].tobytes()
-    pieces = [b"\f", *(raw[a:b] for a, b in itertools.pairwise(ends))]
+    return [b"\f", *(raw[a:b] for a, b in itertools.pairwise(ends))]
+
+
+def decode(ids: np.ndarray) -> str:
+    """Returns the text of token ids, of any shape; end-of-text is a form feed."""
+    pieces = spellings()
     joined = b"".join(pieces[i] for i in np.ravel(ids))
     return joined.decode(errors="replace")
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from algoperf import spec
+from algoperf.data.apart import Probe
 from algoperf.losses import softmax_cross_entropy
 from algoperf.records import Direction
-from algoperf.workload import Workload
-from workloads.finewebedu_lm import data, prepare
+from algoperf.workload import Workload, derive
+from workloads.finewebedu_lm import data, parts, prepare, probes
 from workloads.finewebedu_lm.model import Decoder
 
 UNIGRAM_BATCHES = 200  # that a predictor by frequency counts
@@ -53,6 +54,27 @@ class FinewebeduLM(Workload):
         """Returns the logarithms of how often tokens occur (B, L, tokens)."""
         logits = jnp.log(self._token_counts)
         return jnp.broadcast_to(logits, (*batch["targets"].shape, len(logits)))
+
+    def by_domain(self) -> dict[str, Workload]:
+        """Returns the workload on each part of the Bible; see `parts`.
+
+        None at full scale, whose text is not told apart.
+        """
+        if self.pipeline is not data.king_james:
+            return {}
+        return {
+            part: derive(
+                self,
+                variant=f"{self.variant}_{part}",
+                pipeline=functools.partial(parts.pipeline, part),
+                **parts.counts(part),
+            )
+            for part in parts.NAMES
+        }
+
+    def probes(self) -> dict[str, Probe]:
+        """Returns tests of knowledge and of rules; see `probes`. None at full scale."""
+        return probes.probes() if self.pipeline is data.king_james else {}
 
     def metrics(self, measured: Mapping[str, Any]) -> dict[str, float]:
         """Returns 'loss' per token and perplexity 'ppl' = exp(loss)."""

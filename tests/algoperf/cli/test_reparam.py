@@ -1,64 +1,128 @@
-"""`reparam` never shows a record for what it is not of."""
+"""The runs of `algoperf reparam`: which, and how long they take."""
 
-from pathlib import Path
+import json
 
 import pytest
+from absl import flags
 
-from algoperf import cli, records, tuning
-from algoperf.launch import local
-from algoperf.records import Status
+from algoperf import registry
+from algoperf.cli import reparam, reparam_runs
+from algoperf.cli.reparam_runs import Pace
+from algoperf.errors import UserError
 
-STUDY = ["reparam", "--study=rank", "--workload=finewebedu_lm", "--studies=1"]
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Calls the command; trials leave what is given, unless they are there already."""
-
-    def run(*more, code=0, **facts):
-        def run_jobs(jobs, should_stop):
-            for job in jobs:
-                if not (job.folder / records.RECORD_FILE).exists():
-                    _leave(job, **facts)
-                yield job, code
-
-        monkeypatch.setattr(local, "run_jobs", run_jobs)
-        return cli.main([*STUDY, "--series=lora", f"--out={tmp_path}", *more])
-
-    return run
+# On two quiet cores: seconds of a step, and of compiling, evaluating and writing.
+LANGUAGE, IMAGES = Pace(0.037, 9.0), Pace(0.043, 14.0)
 
 
-def _leave(job, status=Status.COMPLETED):
-    given = dict(argument[2:].split("=", 1) for argument in job.arguments)
-    space = tuning.load_search_space(Path(given["tuning_search_space"]))
-    job.folder.mkdir(parents=True)
-    row = {records.GLOBAL_STEP: 3, records.SUBMISSION_TIME: 1.0, "validation/ppl": 9.0}
-    records.write_measurements(job.folder / records.EVAL_FILE, [row])
-    record = {
-        "schema_version": records.SCHEMA_VERSION,
-        "status": status,
-        "message": "",
-        "hyperparameters": tuning.trial_point(space, 0, int(given["trial_index"])),
+def _values(*arguments):
+    values = flags.FlagValues()
+    reparam.define_flags(values)
+    values(["reparam", *arguments])
+    return values
+
+
+def _runs(study, workload, *more):
+    values = _values(f"--study={study}", f"--workload={workload}", *more)
+    base = registry.find_workload(workload, "mini")
+    return reparam.runs_of(values, base, reparam.AXES[study][1])
+
+
+@pytest.mark.parametrize(
+    ("study", "workload", "pace"),
+    [("rank", "finewebedu_lm", LANGUAGE), ("compression", "imagenet_resnet", IMAGES)],
+)
+def test_a_study_takes_less_than_90_minutes_unless_told_otherwise(
+    study, workload, pace
+):
+    runs = [run for _, _, run in _runs(study, workload)]
+    assert len(runs) == 3 * 31
+    names = {run.submission.name for run in runs}
+    assert reparam_runs.estimate(runs, dict.fromkeys(names, pace)) < 90 * 60
+
+
+def test_the_series_of_compression_are_what_they_are_called():
+    found = {
+        (setting.series, setting.x): run
+        for setting, _, run in _runs("compression", "imagenet_resnet", "--studies=1")
     }
-    records.write_json(job.folder / records.RECORD_FILE, record)
+    assert {x for series, x in found if series == "narrow"} == {4.0, 16.0, 64.0}
+    assert {x for series, x in found if series == "roast"} == {1.0, 4.0, 16.0, 64.0}
+    assert found["roast", 4.0].hyperparameters["layout"] == "tiles"
+    assert found["hashed", 4.0].hyperparameters["layout"] == "elements"
+    assert found["stable_rps", 4.0].hyperparameters["share"] == 0.25
+    assert found["lottery_ticket", 16.0].hyperparameters["density"] == 1 / 16
+    assert found["synflow", 16.0].hyperparameters["score"] == "synflow"
+    # The small dense network is trained as the baseline is.
+    narrow = dict(found["narrow", 4.0].hyperparameters)
+    assert narrow.pop("compression") == 4.0
+    assert narrow == found["adamw", None].hyperparameters
+    trials = [(run.submission.name, run.trial) for run in found.values()]
+    assert len(set(trials)) == len(trials)
 
 
-def test_a_record_of_another_rank_is_refused(call, capsys, tmp_path):
-    assert call("--values=0.5", "--noplot") == 0
-    table = (tmp_path / "rank.md").read_text()
-    assert "| lora | 0.5 | 9 |" in table
-    assert call("--values=0.25,0.5", "--noplot") == 1
-    assert "holds a run of other --values" in capsys.readouterr().err
-    assert (tmp_path / "rank.md").read_text() == table
-    assert call("--values=0.5,0.25", "--noplot") == 0  # more of the same
+def test_runs_plan_for_their_steps_and_go_on_to_their_end():
+    values = _values(
+        "--study=rank", "--workload=finewebedu_lm", "--steps=600", "--max_steps=50"
+    )
+    base = registry.find_workload("finewebedu_lm", "mini")
+    planned = reparam_runs.planned(base, values)
+    assert planned.name == "finewebedu_lm_steps_600_mini"
+    assert planned.step_hint == 600
+    assert not planned.has_reached_validation_target({"validation/ppl": 1.0})
+    run = reparam_runs.config(values, planned, reparam_runs.load("adamw"), {}, 2)
+    assert (run.max_steps, run.study) == (50, 2)
+    shorter = reparam_runs.with_steps(planned, 300)
+    assert shorter.name == "finewebedu_lm_steps_300_mini"
+    assert reparam_runs.with_steps(base, base.step_hint) is base
 
 
-def test_a_trial_that_was_refused_is_in_no_table(call, capsys, tmp_path):
-    assert call("--values=0.5", "--noplot") == 0
-    assert call("--values=0.5", "--noplot", "--max_steps=9", code=1) == 1
-    assert "holds a run of another study" in capsys.readouterr().err
+def test_estimates_add_up_and_are_spoken():
+    (_, _, one), *_ = _runs("rank", "finewebedu_lm", "--studies=1", "--steps=100")
+    pace = Pace(step_sec=0.5, other_sec=10.0)
+    assert reparam_runs.estimate([one, one], {"adamw": pace}) == 2 * 60
+    assert reparam_runs.spoken(40) == "40 s"
+    assert reparam_runs.spoken(720) == "12 minutes"
+    assert reparam_runs.spoken(12_600) == "3.5 hours"
 
 
-def test_a_failed_trial_is_shown(call, capsys):
-    assert call("--values=0.5", status=Status.FAILED, code=1) == 1
-    assert "| lora | 0.5 |" in capsys.readouterr().out
+def test_a_finished_run_is_left_out_of_the_estimate(tmp_path, capsys):
+    (_, _, one), *_ = _runs(
+        "rank", "finewebedu_lm", "--studies=1", "--max_steps=2", f"--out={tmp_path}"
+    )
+    reparam_runs.announce([one])
+    assert "0 of 1 training runs are done" in capsys.readouterr().out
+    assert not reparam_runs.is_done(one)
+    folder = reparam_runs.folder_of(one)
+    folder.mkdir(parents=True)
+    record = {"schema_version": 1, "status": "completed"}
+    (folder / "record.json").write_text(json.dumps(record))
+    assert reparam_runs.is_done(one)
+
+
+@pytest.mark.parametrize(
+    ("study", "given", "says"),
+    [
+        ("rank", "0", "more than 0, at most 1"),
+        ("rank", "two", "--values must be numbers"),
+        ("compression", "nan", "a compression is 1 at least"),
+        ("expansion", "1", "at least 0 and less than 1"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(study, given, says, tmp_path):
+    values = _values(
+        f"--study={study}",
+        "--workload=finewebedu_lm",
+        f"--values={given}",
+        f"--out={tmp_path}",
+    )
+    with pytest.raises(UserError, match=says):
+        reparam.main(values, [])
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    values = _values(
+        "--study=rank", "--workload=finewebedu_lm", f"--out={tmp_path / 'file' / 'x'}"
+    )
+    with pytest.raises(UserError, match="cannot make .*; choose another --out"):
+        reparam.main(values, [])

@@ -13,6 +13,7 @@ from algoperf.errors import UserError
 from algoperf.reparam import pruning
 from algoperf.submission import from_optax
 from algoperf.tuning import as_namedtuple
+from submissions.pruned import submission as pruned
 
 CHOSEN = reparam.select(WORKLOAD)
 N = 24 + 35 + 24
@@ -194,6 +195,23 @@ def test_a_lottery_ticket_goes_back_to_its_early_weights():
     full = small.materialise(seen[7].small)
     kernels = [full["attention"]["query"], full["hidden"], full["head"]]
     assert sum(np.count_nonzero(k["kernel"]) for k in kernels) == round(0.25 * N)
+
+
+def test_the_submission_draws_its_ticket_in_three_eighths_of_the_steps():
+    """Of 20 steps a period is 2; the last pruning is at step 6."""
+    point = as_namedtuple({"score": "lottery_ticket", "density": 0.25})
+    small = pruned.reparametrise(WORKLOAD, point)
+    training = reparam.start(small, optax.identity(), PARAMS, KEY)
+    step = jax.jit(lambda t: reparam.begin_step(small, t, None))
+    kept = []
+    for _ in range(8):
+        training = step(training)
+        masks = jax.tree.leaves(training.small.frozen[0])
+        kept.append(sum(int(mask.sum()) for mask in masks))
+        training = training._replace(steps=training.steps + 1)
+    shares = [1, 1, 0.25 ** (1 / 3), 0.25 ** (1 / 3), 0.25 ** (2 / 3)]
+    shares += [0.25 ** (2 / 3), 0.25, 0.25]
+    assert kept == [round(share * N) for share in shares]
 
 
 def test_a_bad_lottery():

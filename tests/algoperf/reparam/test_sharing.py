@@ -22,6 +22,8 @@ from problems import (
 from algoperf import reparam
 from algoperf.errors import UserError
 from algoperf.reparam import sharing
+from algoperf.tuning import as_namedtuple
+from submissions.stable_rps import submission as stable_rps
 
 CHOSEN = reparam.select(WORKLOAD)
 N = 24 + 35 + 24  # in three matrices
@@ -40,6 +42,16 @@ def test_random_fold_is_balanced(slots, seed):
     for first in range(0, N, slots):
         piece = h[first : first + slots]
         np.testing.assert_array_equal(np.diff(piece) % slots, 1 % slots)
+
+
+@pytest.mark.parametrize("layout", sharing.LAYOUTS)
+def test_the_submission_takes_any_layout(layout):
+    point = as_namedtuple({"share": 0.5, "layout": layout})
+    _, plan = stable_rps.plan_of(WORKLOAD, point)
+    assert (plan.layout, plan.slots) == (layout, round(0.5 * N))
+    slots = np.asarray(sharing.slot_of_weight(plan))
+    assert slots.shape == (N,)
+    assert 0 <= slots.min() <= slots.max() < plan.slots
 
 
 def test_a_memory_of_full_size_is_a_bijection_and_trains_as_the_dense_weights():
