@@ -124,5 +124,5 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     values = _values(
         "--study=rank", "--workload=finewebedu_lm", f"--out={tmp_path / 'file' / 'x'}"
     )
-    with pytest.raises(UserError, match="cannot make .*; choose another --out"):
+    with pytest.raises(UserError, match=r"cannot make .*; choose another --out"):
         reparam.main(values, [])
