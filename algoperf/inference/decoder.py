@@ -8,7 +8,7 @@ Dimension key: B batch, T new tokens, P prompt, S capacity of the cache, D width
 key-value heads x B, K width of a head, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from algoperf.inference.shapes import DecoderShape, param_shapes
 
 Params = dict[str, Any]
 Cache = list[tuple[jax.Array, jax.Array]]  # for each layer: keys, values (N, S, K)
+
+
+class Model(NamedTuple):
+    """A decoder: its shape and its weights."""
+
+    shape: DecoderShape
+    params: Params
+
 
 INIT_STDDEV = 0.02
 SMALLEST_CAPACITY = 32
@@ -91,12 +99,19 @@ def empty_cache(
 
 def forward(shape: DecoderShape, params: Params, tokens_BT: jax.Array) -> jax.Array:
     """Returns logits (B, T, V) of all positions, without a cache."""
+    return output_logits(shape, params, forward_hidden(shape, params, tokens_BT))
+
+
+def forward_hidden(
+    shape: DecoderShape, params: Params, tokens_BT: jax.Array
+) -> jax.Array:
+    """Returns what `output_logits` reads, (B, T, D), of all positions."""
     positions = jnp.arange(tokens_BT.shape[1])
-    x_BTD = _embed(shape, params, tokens_BT, positions)
+    x_BTD = embed(shape, params, tokens_BT, positions)
     causal = positions[:, None] >= positions
     for layer in params["layers"]:
-        x_BTD, _, _ = _block_on_fresh(shape, layer, x_BTD, positions, causal)
-    return _logits(shape, params, x_BTD)
+        x_BTD, _, _ = block_on_fresh(shape, layer, x_BTD, positions, causal)
+    return layers.norm(shape, params["final_norm"], x_BTD)
 
 
 def prefill(
@@ -120,14 +135,15 @@ def prefill(
       logits (B, V) after the last token of the prompt, float32, and the cache.
     """
     positions = jnp.arange(tokens_BP.shape[1])
-    x_BPD = _embed(shape, params, tokens_BP, positions)
+    x_BPD = embed(shape, params, tokens_BP, positions)
     causal = positions[:, None] >= positions
     filled: Cache = []
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
-        x_BPD, k, v = _block_on_fresh(shape, layer, x_BPD, positions, causal)
+        x_BPD, k, v = block_on_fresh(shape, layer, x_BPD, positions, causal)
         filled.append((_written(keys, k, 0), _written(values, v, 0)))
     last_B1D = jax.lax.dynamic_slice_in_dim(x_BPD, length - 1, 1, axis=1)
-    return _logits(shape, params, last_B1D)[:, 0], filled
+    h_B1D = layers.norm(shape, params["final_norm"], last_B1D)
+    return output_logits(shape, params, h_B1D)[:, 0], filled
 
 
 def extend(
@@ -150,8 +166,20 @@ def extend(
     Returns:
       logits (B, T, V), float32, and the cache.
     """
+    h_BTD, filled = extend_hidden(shape, params, tokens_BT, position, cache)
+    return output_logits(shape, params, h_BTD), filled
+
+
+def extend_hidden(
+    shape: DecoderShape,
+    params: Params,
+    tokens_BT: jax.Array,
+    position: jax.Array | int,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """As `extend`, but returns what `output_logits` reads, (B, T, D), and the cache."""
     positions_T = position + jnp.arange(tokens_BT.shape[1])
-    x_BTD = _embed(shape, params, tokens_BT, positions_T)
+    x_BTD = embed(shape, params, tokens_BT, positions_T)
     capacity = cache[0][0].shape[1]
     seen_TS = positions_T[:, None] >= jnp.arange(capacity)
     filled: Cache = []
@@ -162,7 +190,7 @@ def extend(
         mixed = layers.attend(q, keys, values, seen_TS, len(x_BTD))
         x_BTD = _rest_of_block(shape, layer, x_BTD, h, mixed)
         filled.append((keys, values))
-    return _logits(shape, params, x_BTD), filled
+    return layers.norm(shape, params["final_norm"], x_BTD), filled
 
 
 def decode(
@@ -228,6 +256,13 @@ def choose(logits_BV: jax.Array, key: jax.Array, temperature: float) -> jax.Arra
     return drawn.astype(jnp.int32)
 
 
+def probabilities(logits: jax.Array, temperature: float) -> jax.Array:
+    """Returns what `choose` draws from (..., V): one-hot of the likeliest at 0."""
+    if temperature == 0:
+        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    return jax.nn.softmax(logits / temperature, axis=-1)
+
+
 # Compiled once for each shape and size; the cache's buffers are used again.
 compiled_forward = jax.jit(forward, static_argnums=0)
 compiled_prefill = jax.jit(prefill, static_argnums=0, donate_argnums=4)
@@ -272,24 +307,24 @@ def generate(
     return tokens_BS[:, :num_tokens]
 
 
-def _embed(
+def embed(
     shape: DecoderShape, params: Params, tokens_BT: jax.Array, positions_T: jax.Array
 ) -> jax.Array:
+    """Returns what the first block reads, (B, T, D)."""
     x_BTD = params["embedding"][tokens_BT]
     if shape.positions == "learned":
         x_BTD = x_BTD + params["positions"][positions_T]
     return x_BTD
 
 
-def _logits(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
-    """Returns float32 logits (B, T, V)."""
-    h = layers.norm(shape, params["final_norm"], x_BTD)
+def output_logits(shape: DecoderShape, params: Params, h_BTD: jax.Array) -> jax.Array:
+    """Returns float32 logits (B, T, V) of the last block's normed output."""
     if shape.ties_head:
-        return (h @ params["embedding"].T).astype(jnp.float32)
-    return layers.dense(params["head"], h).astype(jnp.float32)
+        return (h_BTD @ params["embedding"].T).astype(jnp.float32)
+    return layers.dense(params["head"], h_BTD).astype(jnp.float32)
 
 
-def _block_on_fresh(
+def block_on_fresh(
     shape: DecoderShape,
     layer: dict[str, Any],
     x_BTD: jax.Array,
