@@ -1,4 +1,4 @@
-"""DistillSpec: divergences by SciPy and by hand; what falls is what acceptance rises."""
+"""DistillSpec: divergences by SciPy; their fall is the rise of acceptance."""
 
 import dataclasses
 
@@ -84,18 +84,23 @@ def distilled():
     return _distilled(60)
 
 
-def _accepted(draft, samples=20_000):
-    """Share of guesses that the real loop keeps: one guess, one round, many times."""
+@jax.jit
+def _rounds(params, keys):
+    """Guesses kept in one round with one guess, for each key."""
     strategy = Strategy(longest=1, temperature=TEMPERATURE)
 
     def one(key):
-        state = speculative.compiled(
-            TARGET_SHAPE, DRAFT_SHAPE, TARGET.params, draft.params,
+        return speculative.compiled(
+            TARGET_SHAPE, DRAFT_SHAPE, TARGET.params, params,
             PROMPT, 2, 16, strategy, key,
-        )  # fmt: skip
-        return state.accepted
+        ).accepted  # fmt: skip
 
-    return np.mean(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), samples)))
+    return jax.vmap(one)(keys)
+
+
+def _accepted(draft, samples=20_000):
+    """Share of guesses that the real loop keeps."""
+    return np.mean(_rounds(draft.params, jax.random.split(jax.random.key(7), samples)))
 
 
 def _distance(draft):
@@ -131,22 +136,31 @@ def test_every_divergence_brings_the_draft_nearer(name):
 
 
 def test_on_policy_text_is_the_draft_s_own(monkeypatch):
-    """Each step on policy asks the draft as it is then; the others ask for nothing."""
+    """A step on policy asks the draft as it is then; the others ask for nothing."""
     asked = []
 
     def sample(shape, params, prompts, num_tokens, temperature, key):
-        asked.append((params["embedding"], prompts, num_tokens, temperature))
+        asked.append((params, prompts, num_tokens, temperature))
         return jnp.concatenate([prompts, jnp.zeros((16, num_tokens), jnp.int32)], 1)
 
+    def descend(loss, params, constants, batch_at, num_steps, rate, key):
+        read = [batch_at(step, f"after {step} steps") for step in range(num_steps)]
+        return read, np.zeros(num_steps)
+
     monkeypatch.setattr(fitting, "sample", sample)
-    _distilled(4, on_policy=1.0, temperature=0.7)
-    assert len(asked) == 4
+    monkeypatch.setattr(fitting, "descend", descend)
+    (_, read), _ = _distilled(100, on_policy=1.0, temperature=0.7)
+    assert len(asked) == 100
+    assert [params for params, *_ in asked[:2]] == ["after 0 steps", "after 1 steps"]
     np.testing.assert_array_equal(asked[1][1], _given(1)[:, :5])
     assert asked[1][2:] == (7, 0.7)
-    assert not np.array_equal(asked[0][0], asked[3][0])
+    assert not read[1][:, 5:].any()
     asked.clear()
-    _distilled(4, on_policy=0.0)
+    (_, read), _ = _distilled(100, on_policy=0.0)
     assert not asked
+    np.testing.assert_array_equal(read[1], _given(1))
+    _distilled(100, on_policy=0.3)
+    assert 15 <= len(asked) <= 45
 
 
 def test_sampling_writes_what_the_decoder_would():
