@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, infer_speculate
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 USAGE = """algoperf infer [profile [NAME]] [--out DIR] [--flag value ...]
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
        algoperf infer shapes
+       algoperf infer speculate [WORKLOAD] [--train_steps N] [--guesses 1,2,4]
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
 default finewebedu_lm. Writes NAME.json and a page with a plot, NAME.html."""
 _WORKLOAD = "finewebedu_lm"
-_ACTIONS = ("profile", "predict", "shapes")
+_ACTIONS = ("profile", "predict", "shapes", "speculate")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -47,6 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "predict: take a profile of other hardware; the prediction is for that.",
         flag_values=values,
     )
+    infer_speculate.define_flags(values)
     common.define_json_flag(values)
 
 
@@ -119,6 +121,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     elif action == "predict":
         path = common.one_argument(rest, "PROFILE to predict from", "infer")
         _predict(values, Path(path))
+    elif action == "speculate":
+        infer_speculate.run(values, rest, _pin(values.cores), _here, _say)
     else:
         if len(rest) > 1:
             raise UserError(f"give one NAME to profile, not {len(rest)}")
