@@ -140,7 +140,7 @@ def prefill(
     filled: Cache = []
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
         x_BPD, k, v = block_on_fresh(shape, layer, x_BPD, positions, causal)
-        filled.append((_written(keys, k, 0), _written(values, v, 0)))
+        filled.append((written(keys, k, 0), written(values, v, 0)))
     last_B1D = jax.lax.dynamic_slice_in_dim(x_BPD, length - 1, 1, axis=1)
     h_B1D = layers.norm(shape, params["final_norm"], last_B1D)
     return output_logits(shape, params, h_B1D)[:, 0], filled
@@ -186,7 +186,7 @@ def extend_hidden(
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
         h = layers.norm(shape, layer["attention_norm"], x_BTD)
         q, k, v = layers.queries_keys_values(shape, layer, h, positions_T)
-        keys, values = _written(keys, k, position), _written(values, v, position)
+        keys, values = written(keys, k, position), written(values, v, position)
         mixed = layers.attend(q, keys, values, seen_TS, len(x_BTD))
         x_BTD = _rest_of_block(shape, layer, x_BTD, h, mixed)
         filled.append((keys, values))
@@ -356,10 +356,10 @@ def _rest_of_block(
     return out + attended if shape.is_parallel else out
 
 
-def _written(
+def written(
     cached: jax.Array, fresh: jax.Array, position: jax.Array | int
 ) -> jax.Array:
-    """Writes (N, T, K) into (N, S, K) from `position` on."""
+    """Returns (N, S, K) with (N, T, K) written from `position` on."""
     return jax.lax.dynamic_update_slice_in_dim(
         cached, fresh.astype(cached.dtype), position, axis=1
     )

@@ -99,29 +99,66 @@ def queries_keys_values(
     batch, tokens, _ = x_BTD.shape
     heads, kv_heads, size = shape.num_heads, shape.kv_heads, shape.head_width
     q = dense(layer["query"], x_BTD).reshape(batch, tokens, heads, size)
-    k = dense(layer["key"], x_BTD).reshape(batch, tokens, kv_heads, size)
-    v = dense(layer["value"], x_BTD).reshape(batch, tokens, kv_heads, size)
-    wide_q, wide_k = q.astype(jnp.float32), k.astype(jnp.float32)
     scale: Any = size**-0.5
-    if shape.query_key_norm == "rms":
-        wide_q = _scaled(wide_q, layer["query_norm"], shape.norm_epsilon)
-        wide_k = _scaled(wide_k, layer["key_norm"], shape.norm_epsilon)
-    if shape.positions == "rotary":
-        wide_q = rotate(shape, wide_q, positions_T)
-        wide_k = rotate(shape, wide_k, positions_T)
     if shape.query_key_norm == "unit":
-        wide_q = _unit(wide_q, shape.norm_epsilon)
-        wide_k = _unit(wide_k, shape.norm_epsilon)
         scale = layer["attention_scale"]
+    wide_q = _placed(shape, layer.get("query_norm"), q, positions_T)
     group = heads // kv_heads
     q_BTCGK = (wide_q * scale).astype(x_BTD.dtype)
     q_BTCGK = q_BTCGK.reshape(batch, tokens, kv_heads, group, size)
     q_NRK = q_BTCGK.transpose(2, 0, 3, 1, 4).reshape(-1, group * tokens, size)
+    k_BTE, v_BTE = raw_keys_values(layer, x_BTD)
+    return q_NRK, *placed_keys_values(shape, layer, k_BTE, v_BTE, positions_T)
+
+
+def raw_keys_values(
+    layer: dict[str, Any], x_BTD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values (B, T, C K) before norm and rotation."""
+    return dense(layer["key"], x_BTD), dense(layer["value"], x_BTD)
+
+
+def placed_keys_values(
+    shape: DecoderShape,
+    layer: dict[str, Any],
+    k_BTE: jax.Array,
+    v_BTE: jax.Array,
+    positions_T: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values (N, T, K) as a cache holds them.
+
+    Args:
+      shape: the model's.
+      layer: its parameters; norms of keys are read.
+      k_BTE: from `raw_keys_values`, or predicted.
+      v_BTE: likewise.
+      positions_T: of the tokens.
+    """
+    batch, tokens, _ = k_BTE.shape
+    split = (batch, tokens, shape.kv_heads, shape.head_width)
+    wide_k = _placed(shape, layer.get("key_norm"), k_BTE.reshape(split), positions_T)
     k_NTK, v_NTK = (
-        x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, size)
-        for x_BTCK in (wide_k.astype(x_BTD.dtype), v)
+        x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, shape.head_width)
+        for x_BTCK in (wide_k.astype(k_BTE.dtype), v_BTE.reshape(split))
     )
-    return q_NRK, k_NTK, v_NTK
+    return k_NTK, v_NTK
+
+
+def _placed(
+    shape: DecoderShape,
+    norm_params: dict[str, jax.Array] | None,
+    x_BTHK: jax.Array,
+    positions_T: jax.Array,
+) -> jax.Array:
+    """Queries or keys, normed and rotated as the shape says, in float32."""
+    wide = x_BTHK.astype(jnp.float32)
+    if shape.query_key_norm == "rms" and norm_params is not None:
+        wide = _scaled(wide, norm_params, shape.norm_epsilon)
+    if shape.positions == "rotary":
+        wide = rotate(shape, wide, positions_T)
+    if shape.query_key_norm == "unit":
+        wide = _unit(wide, shape.norm_epsilon)
+    return wide
 
 
 def attend(

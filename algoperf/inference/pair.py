@@ -8,24 +8,19 @@ What is made is saved, so that an interrupted study goes on where it was.
 
 import dataclasses
 import functools
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from algoperf import records
 from algoperf.errors import UserError
 from algoperf.inference import acceptance_head, decoder, distill, fitting
 from algoperf.inference.acceptance_head import Head
 from algoperf.inference.decoder import Model
+from algoperf.inference.keep import Keep, Say, fingerprint
 from algoperf.inference.shapes import DecoderShape
-
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,52 +120,73 @@ def make(
     Raises:
       UserError: the folder holds another pair.
     """
-    keep = _Keep(folder, say)
+    keep = Keep(folder, say)
     keep.check_is_of(
         {
             "target": dataclasses.asdict(target),
             "draft": dataclasses.asdict(draft),
             "settings": dataclasses.asdict(settings),
-            "target is given": target_params is not None,
+            "given": None if target_params is None else fingerprint(target_params),
+            "prompt": text.prompts.shape[1],
         }
     )
-    prompt = text.prompts.shape[1]
-
-    def trained(shape: DecoderShape, seed: int) -> Callable[[], decoder.Params]:
-        fresh = Model(shape, decoder.init_params(shape, jax.random.key(seed)))
-        return lambda: (
-            fitting.train_decoder(
-                fresh, text.batch_at, settings.train_steps, settings.learning_rate
-            )[0].params
-        )
-
-    if target_params is None:
-        target_params = keep.stage("target", trained(target, 0))
-    large = Model(target, target_params)
-    drafts = {"draft": Model(draft, keep.stage("draft", trained(draft, 1)))}
+    large, small = two_models(target, draft, text, settings, keep, target_params)
+    drafts = {"draft": small}
     drafts["distilled"] = Model(
         draft,
-        keep.stage(
-            "distilled",
-            lambda: (
-                distill.distil(
-                    large,
-                    drafts["draft"],
-                    text.batch_at,
-                    prompt,
-                    settings.distil,
-                    jax.random.key(2),
-                )[0].params
-            ),
-        ),
+        keep.stage("distilled", lambda: _distilled(large, small, text, settings)),
     )
     heads = {
         name: keep.stage(
-            f"{name}_head", functools.partial(_head, large, small, text, settings)
+            f"{name}_head", functools.partial(_head, large, model, text, settings)
         )
-        for name, small in drafts.items()
+        for name, model in drafts.items()
     }
     return Pair(large, drafts, heads, facts(large, drafts, text))
+
+
+def two_models(
+    target: DecoderShape,
+    draft: DecoderShape,
+    text: Text,
+    settings: PairSettings,
+    keep: Keep,
+    target_params: decoder.Params | None = None,
+) -> tuple[Model, Model]:
+    """Returns the target and a draft, each trained on the text alone, or kept.
+
+    Args:
+      target: its shape.
+      draft: its shape.
+      text: of a workload.
+      settings: the steps and the learning rate.
+      keep: where they are kept.
+      target_params: a trained target; None trains one.
+    """
+
+    def trained(shape: DecoderShape, seed: int) -> decoder.Params:
+        fresh = Model(shape, decoder.init_params(shape, jax.random.key(seed)))
+        model, _ = fitting.train_decoder(
+            fresh, text.batch_at, settings.train_steps, settings.learning_rate
+        )
+        return model.params
+
+    if target_params is None:
+        target_params = keep.stage("target", lambda: trained(target, 0))
+    return (
+        Model(target, target_params),
+        Model(draft, keep.stage("draft", lambda: trained(draft, 1))),
+    )
+
+
+def _distilled(
+    target: Model, draft: Model, text: Text, settings: PairSettings
+) -> decoder.Params:
+    prompt, key = text.prompts.shape[1], jax.random.key(2)
+    model, _ = distill.distil(
+        target, draft, text.batch_at, prompt, settings.distil, key
+    )
+    return model.params
 
 
 def _head(target: Model, draft: Model, text: Text, settings: PairSettings) -> Head:
@@ -211,75 +227,3 @@ def facts(target: Model, drafts: dict[str, Model], text: Text) -> dict[str, floa
         found[f"{name}_overlap"] = float(1 - jnp.mean(apart))
         found[f"{name}_agreement"] = float(jnp.mean(agree))
     return found
-
-
-class _Keep:
-    """Trees of arrays in a folder, one file for each stage."""
-
-    def __init__(self, folder: Path, say: Say):
-        self._folder, self._say = folder, say
-
-    def check_is_of(self, what: dict[str, Any]) -> None:
-        """Raises UserError where the folder holds the stages of something else."""
-        file = self._folder / "pair.json"
-        wanted = json.loads(json.dumps(what))
-        if file.is_file():
-            if json.loads(file.read_text()) != wanted:
-                raise UserError(
-                    f"{self._folder} holds a pair of other settings; take another "
-                    "--out, or delete it"
-                )
-            return
-        records.write_json(file, wanted)
-
-    def stage(self, name: str, make: Callable[[], Any]) -> Any:
-        """Returns what was saved under a name, else makes and saves it."""
-        file = self._folder / f"{name}.npz"
-        if file.is_file():
-            return load_tree(file)
-        self._say(f"training: {name}")
-        tree = make()
-        save_tree(file, tree)
-        return tree
-
-
-def save_tree(file: Path, tree: Any) -> None:
-    """Writes a tree of dicts, lists and arrays as one npz file, whole."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named: dict[str, Any] = {
-        "/".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in path): leaf
-        for path, leaf in leaves
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **named)
-    records.write_bytes(file, buffer.getvalue())
-
-
-def load_tree(file: Path) -> Any:
-    """Returns what `save_tree` wrote; a dict with keys 0, 1, ... is a list.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            named = {name: jnp.asarray(stored[name]) for name in stored.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete it") from error
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *branches, last = name.split("/")
-        at = tree
-        for branch in branches:
-            at = at.setdefault(branch, {})
-        at[last] = leaf
-    return _with_lists(tree)
-
-
-def _with_lists(tree: Any) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    inner = {key: _with_lists(branch) for key, branch in tree.items()}
-    if inner and all(key.isdigit() for key in inner):
-        return [inner[str(i)] for i in range(len(inner))]
-    return inner

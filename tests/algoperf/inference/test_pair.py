@@ -7,7 +7,7 @@ import pytest
 from decoders import TRAINED, drawn_params
 
 from algoperf.errors import UserError
-from algoperf.inference import acceptance_head, distill, pair
+from algoperf.inference import acceptance_head, distill, keep, pair
 from algoperf.inference.pair import PairSettings
 from algoperf.inference.shapes import param_shapes
 
@@ -45,15 +45,15 @@ def test_a_draft_is_a_smaller_target():
 
 def test_trees_come_back_as_they_were(tmp_path):
     tree = drawn_params(TRAINED)
-    pair.save_tree(tmp_path / "a.npz", tree)
-    found = pair.load_tree(tmp_path / "a.npz")
+    keep.save_tree(tmp_path / "a.npz", tree)
+    found = keep.load_tree(tmp_path / "a.npz")
     assert jax.tree.structure(found) == jax.tree.structure(tree)
     jax.tree.map(np.testing.assert_array_equal, found, tree)
     shapes = jax.tree.map(jnp.shape, found)
     assert shapes == param_shapes(TRAINED)
     (tmp_path / "b.npz").write_text("no archive")
     with pytest.raises(UserError, match="delete it"):
-        pair.load_tree(tmp_path / "b.npz")
+        keep.load_tree(tmp_path / "b.npz")
 
 
 @pytest.mark.slow
