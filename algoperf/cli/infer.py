@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common, infer_speculate
+from algoperf.cli import (
+    common,
+    infer_first_token,
+    infer_speculate,
+    infer_strategies,
+)
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -19,22 +24,22 @@ USAGE = """algoperf infer [profile [NAME]] [--out DIR] [--flag value ...]
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
        algoperf infer shapes
        algoperf infer speculate [WORKLOAD] [--train_steps N] [--guesses 1,2,4]
+       algoperf infer first_token [WORKLOAD] [--train_steps N] [--prompt TOKENS]
+       algoperf infer strategies PROFILE [--draft PROFILE] --prompt TOKENS --output N
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
 default finewebedu_lm. Writes NAME.json and a page with a plot, NAME.html."""
 _WORKLOAD = "finewebedu_lm"
-_ACTIONS = ("profile", "predict", "shapes", "speculate")
+_ACTIONS = (
+    "profile", "predict", "shapes", "speculate", "first_token", "strategies",
+)  # fmt: skip
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf infer`."""
     _define_profile_flags(values)
-    flags.DEFINE_integer(
-        "prompt", None, "predict: tokens of the prompt.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "output", None, "predict: tokens of the output.", flag_values=values
-    )
+    flags.DEFINE_integer("prompt", None, "Tokens of the prompt.", flag_values=values)
+    flags.DEFINE_integer("output", None, "Tokens of the output.", flag_values=values)
     for name, what in (
         ("dollars_per_hour", "the price of one device for an hour"),
         ("watts", "what one device draws"),
@@ -49,6 +54,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     infer_speculate.define_flags(values)
+    infer_strategies.define_flags(values)
     common.define_json_flag(values)
 
 
@@ -123,6 +129,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         _predict(values, Path(path))
     elif action == "speculate":
         infer_speculate.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "first_token":
+        infer_first_token.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "strategies":
+        infer_strategies.run(values, rest, _here)
     else:
         if len(rest) > 1:
             raise UserError(f"give one NAME to profile, not {len(rest)}")

@@ -25,15 +25,18 @@ HELD_OUT = 32  # sequences
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf infer speculate`."""
     for name, default, least, text in (
-        ("train_steps", 1000, 1, "steps that train target and draft, each."),
-        ("tune_steps", 300, 1, "steps that distil the draft and train its head, each."),
-        ("draft_layers", 1, 1, "layers of the draft."),
-        ("draft_width", 32, 1, "width of the draft, a multiple of a head's."),
+        ("train_steps", 1000, 1, "steps that train the large and the small model."),
+        ("tune_steps", 300, 1, "steps that distil the draft, train its head, or train "
+         "maps, each."),
+        ("draft_layers", None, 1, "layers of the small model; by default 1 for "
+         "speculate, as many as the large one's for first_token."),
+        ("draft_width", 32, 1, "width of the small model, a multiple of a head's."),
         ("num_prompts", 8, 1, "prompts that every strategy answers in a round."),
-    ):
+    ):  # fmt: skip
         flags.DEFINE_integer(
-            name, default, f"speculate: {text}", lower_bound=least, flag_values=values
-        )
+            name, default, f"speculate, first_token: {text}", lower_bound=least,
+            flag_values=values,
+        )  # fmt: skip
     flags.DEFINE_list(
         "guesses", [str(k) for k in range(1, 9)],
         "speculate: fixed numbers of guesses a round; the greatest is also the most "
@@ -110,12 +113,12 @@ def run(
     name = positional[0] if positional else WORKLOAD
     workload = registry.find_workload(name, values.scale)
     target = trained_shape(workload.name, workload.model)
-    draft = pair.draft_shape(target, values.draft_layers, values.draft_width)
+    draft = pair.draft_shape(target, values.draft_layers or 1, values.draft_width)
     plan = _plan(values, target.max_length)
     settings = _settings(values)
     folder = Path(values.out) / f"{target.name}_speculate"
-    _make(folder)
-    text = _text(workload, plan)
+    make_folder(folder)
+    text = text_of(workload, plan.prompt, plan.num_prompts)
     made = pair.make(target, draft, text, settings, folder, say)
     wanted = strategy_bench.cells(
         list(made.drafts), plan.guesses, plan.thresholds, True, plan.temperature == 0
@@ -131,7 +134,7 @@ def run(
         wanted,
         values.rounds,
         values.seconds,
-        _clock(cores),
+        clock(cores),
         done,
         lambda all_: records.write_json(
             file, {"plan": dataclasses.asdict(plan), "rounds": all_}
@@ -183,15 +186,15 @@ def _settings(values: flags.FlagValues) -> "PairSettings":
     )
 
 
-def _text(workload: "Workload", plan: Plan) -> "Text":
-    """Training text, and prompts and sequences of the validation split."""
+def text_of(workload: "Workload", prompt: int, num_prompts: int) -> "Text":
+    """Returns training text, and prompts and sequences of the validation split."""
     import numpy as np
 
     from algoperf.inference.pair import Text
 
     train = workload.dataset("train", workload.default_batch_size, seed=0)
-    rest = plan.num_prompts + HELD_OUT
-    validation = workload.dataset("validation", rest, seed=0)[0]
+    both = num_prompts + HELD_OUT
+    validation = workload.dataset("validation", both, seed=0)[0]
 
     def whole(batch: Any) -> np.ndarray:
         """Inputs (B, L), and the target after them: (B, L + 1)."""
@@ -200,8 +203,8 @@ def _text(workload: "Workload", plan: Plan) -> "Text":
     held_out = whole(validation)
     return Text(
         batch_at=lambda step: whole(train[step]),
-        prompts=held_out[: plan.num_prompts, : plan.prompt],
-        held_out=held_out[plan.num_prompts :],
+        prompts=held_out[:num_prompts, :prompt],
+        held_out=held_out[num_prompts:],
     )
 
 
@@ -222,8 +225,8 @@ def _earlier_rounds(file: Path, plan: Plan) -> list[dict[str, float]]:
     return stored["rounds"]
 
 
-def _clock(cores: int | None) -> Callable[[], float]:
-    """Process time where this process has one core of a processor; else wall time."""
+def clock(cores: int | None) -> Callable[[], float]:
+    """Returns process time where there is one core of a processor, else wall time."""
     import jax
 
     from algoperf.inference import measure
@@ -277,7 +280,12 @@ def _report(
     common.show(values.json, found, print_text)
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results.
+
+    Raises:
+      UserError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -164,7 +164,17 @@ def prefill(
     return logits_B1V[:, 0], cache
 
 
+def own_prefill(
+    shape: DecoderShape, params: decoder.Params, tokens_BP: jax.Array, capacity: int
+) -> tuple[jax.Array, decoder.Cache]:
+    """Returns the same of a model that reads its prompt itself, to compare with."""
+    dtype = params["embedding"].dtype
+    cache = decoder.empty_cache(shape, tokens_BP.shape[0], capacity, dtype)
+    return decoder.prefill(shape, params, tokens_BP, tokens_BP.shape[1], cache)
+
+
 compiled_prefill = jax.jit(prefill, static_argnums=(0, 1, 6))
+compiled_own_prefill = jax.jit(own_prefill, static_argnums=(0, 3))
 
 
 def generate(

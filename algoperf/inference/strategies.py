@@ -12,7 +12,7 @@ PDR, arXiv:2510.01123, section 2).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from algoperf.errors import UserError
 from algoperf.inference import costs, scaling, speculation
@@ -305,31 +305,40 @@ class Plan:
 
 def table(
     base: RuntimeModel, plan: Plan, draft: RuntimeModel | None = None
-) -> dict[str, Cost]:
-    """Returns the cost of every strategy by name; those of two models need a draft.
+) -> tuple[dict[str, Cost], dict[str, str]]:
+    """Returns the cost of every strategy by name, and why others are left out.
+
+    Strategies of two models need a draft. Left out is what a model cannot hold: the
+    drafts that are read at once, say.
 
     Raises:
-      UserError: a request that a model does not hold.
+      UserError: the models do not hold even one plain answer.
     """
-    p, o = plan.prompt, plan.output
-    found = {"plain": request(base, p, o)}
+    p, o, many = plan.prompt, plan.output, plan.samples
+    ways: dict[str, Callable[[], Cost]] = {}
     if draft is not None:
-        length = best_length(draft, base, plan.acceptance)
-        found["the draft alone"] = request(draft, p, o)
-        found[f"speculative, {length} guesses"] = speculative(
-            draft, base, p, o, plan.acceptance, length
+        small = draft
+        length = best_length(small, base, plan.acceptance)
+        ways["the draft alone"] = lambda: request(small, p, o)
+        ways[f"speculative, {length} guesses"] = lambda: speculative(
+            small, base, p, o, plan.acceptance, length
         )
-        found["SpecReason"] = step_level(
-            draft, base, p, o, plan.step_tokens, plan.judge_tokens, plan.acceptance
+        ways["SpecReason"] = lambda: step_level(
+            small, base, p, o, plan.step_tokens, plan.judge_tokens, plan.acceptance
         )
-        found["KV prediction"] = predicted_cache(draft, base, p, o)
-    many = plan.samples
-    found[f"best of {many}"] = best_of(base, p, o, many)
-    found[f"best of {many}, judged"] = best_of(base, p, o, many, draft or base)
-    found[f"sequential refinement, {plan.revisions}"] = sequential_refinement(
+        ways["KV prediction"] = lambda: predicted_cache(small, base, p, o)
+    ways[f"best of {many}"] = lambda: best_of(base, p, o, many)
+    ways[f"best of {many}, judged"] = lambda: best_of(base, p, o, many, draft or base)
+    ways[f"sequential refinement, {plan.revisions}"] = lambda: sequential_refinement(
         base, p, o, plan.revisions
     )
-    found[f"parallel-distill-refine, {many}"] = parallel_distill_refine(
+    ways[f"parallel-distill-refine, {many}"] = lambda: parallel_distill_refine(
         base, p, o, [many], plan.summary
     )
-    return found
+    found, left_out = {"plain": request(base, p, o)}, {}
+    for name, way in ways.items():
+        try:
+            found[name] = way()
+        except UserError as error:
+            left_out[name] = str(error)
+    return found, left_out
