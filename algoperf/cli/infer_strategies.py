@@ -51,14 +51,14 @@ def run(
       positional: the profile of the large model.
       here: describes this machine.
     """
-    from algoperf.inference import strategies
+    from algoperf.inference import profiles, strategies
 
     path = common.one_argument(positional, "PROFILE of the large model", "infer")
     if values.prompt is None or values.output is None:
         raise UserError("give --prompt TOKENS and --output TOKENS of one answer")
     base = _profile(values, path, here)
     draft = None if values.draft is None else _profile(values, values.draft, here)
-    if draft is not None and draft.hardware != base.hardware:
+    if draft is not None and profiles.other_hardware(draft, base.hardware, None):
         raise UserError(
             f"{values.draft} was measured on other hardware than {path}; their seconds "
             "cannot be added: profile both on one machine"
