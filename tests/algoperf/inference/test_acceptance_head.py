@@ -1,6 +1,7 @@
 """SpecDec++'s head: its loss in closed form, what it learns from, the loop it ends."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algoperf.errors import UserError
-from algoperf.inference import acceptance_head, decoder, oracle, speculative
+from algoperf.inference import (
+    acceptance_head,
+    decoder,
+    drafting,
+    oracle,
+    speculative,
+)
 from algoperf.inference.acceptance_head import Settings
 from algoperf.inference.speculative import Model, Strategy
 
@@ -241,3 +248,43 @@ def test_what_makes_no_sense_is_an_error():
         acceptance_head.train(
             TARGET, DRAFT, np.zeros((2, 4), int), 4, Settings(), jax.random.key(0)
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("head", "threshold"), [(HEAD, 0.8), (None, 0.5)], ids=["head", "confidence"]
+)
+def test_sampled_tokens_have_the_distribution_of_the_target(head, threshold):
+    """Chi-square over all 216 sequences of three tokens, where a rule ends guessing.
+
+    The rule looks at the guesses themselves, so this is no matter of course.
+    """
+    samples, temperature = 20_000, 2.5
+    draft = Model(TARGET_SHAPE, jax.tree.map(jnp.asarray, OTHER))
+    strategy = Strategy(longest=2, threshold=threshold, temperature=temperature)
+
+    def one(key):
+        help_ = drafting.Help(threshold, head)
+        state = speculative.compiled(
+            TARGET_SHAPE, TARGET_SHAPE, TARGET.params, draft.params,
+            PROMPT, 3, 16, strategy, key, help_,
+        )  # fmt: skip
+        return state.text_S[5:8], state.drafted / state.verified
+
+    keys = jax.random.split(jax.random.key(7), samples)
+    tokens, drafted = jax.jit(jax.vmap(one))(keys)
+    assert 1.05 < np.mean(drafted) < 1.95  # the rule ends some rounds, not all
+
+    sequences = np.array(list(itertools.product(range(VOCABULARY), repeat=3)))
+    text = jnp.concatenate([jnp.tile(PROMPT, (216, 1)), jnp.asarray(sequences)], axis=1)
+    logits = decoder.compiled_forward(*TARGET, text) / temperature
+    logs = np.asarray(jax.nn.log_softmax(logits))[:, 4:-1]
+    taken = np.take_along_axis(logs, sequences[..., None], axis=-1)
+    expected = samples * np.exp(taken.sum(axis=(1, 2)))
+    counts = np.bincount(np.asarray(tokens) @ np.array([36, 6, 1]), minlength=216)
+    is_common = expected >= 5
+    degrees = is_common.sum()
+    assert degrees > 20
+    statistic = ((counts - expected)[is_common] ** 2 / expected[is_common]).sum()
+    # Mean and standard deviation of chi-square; 4 deviations.
+    assert statistic < degrees + 4 * np.sqrt(2 * degrees)
