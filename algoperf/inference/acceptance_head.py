@@ -153,7 +153,8 @@ def examples(
     counts = (is_own & is_new).astype(jnp.float32)
     read = jnp.where(counts > 0, guesses, texts_BT[:, 1:])
     read_BT = jnp.concatenate([texts_BT[:, :1], read], axis=1)
-    hidden_BTD = decoder.forward_hidden(draft.shape, draft.params, read_BT)
+    x_BTD = decoder.forward_hidden(draft.shape, draft.params, read_BT)
+    hidden_BTD = decoder.final_hidden(draft.shape, draft.params, x_BTD)
     first = ((0, 0), (1, 0))  # nothing is known of the first token
     return hidden_BTD, jnp.pad(accepted, first), jnp.pad(counts, first)
 

@@ -99,19 +99,34 @@ def empty_cache(
 
 def forward(shape: DecoderShape, params: Params, tokens_BT: jax.Array) -> jax.Array:
     """Returns logits (B, T, V) of all positions, without a cache."""
-    return output_logits(shape, params, forward_hidden(shape, params, tokens_BT))
+    x_BTD = forward_hidden(shape, params, tokens_BT)
+    return output_logits(shape, params, x_BTD)
 
 
 def forward_hidden(
     shape: DecoderShape, params: Params, tokens_BT: jax.Array
 ) -> jax.Array:
-    """Returns what `output_logits` reads, (B, T, D), of all positions."""
+    """Returns what the last block gives, (B, T, D), without a cache."""
     positions = jnp.arange(tokens_BT.shape[1])
-    x_BTD = embed(shape, params, tokens_BT, positions)
+    x_BTD = _embed(shape, params, tokens_BT, positions)
     causal = positions[:, None] >= positions
     for layer in params["layers"]:
-        x_BTD, _, _ = block_on_fresh(shape, layer, x_BTD, positions, causal)
-    return layers.norm(shape, params["final_norm"], x_BTD)
+        x_BTD, _, _ = _block_on_fresh(shape, layer, x_BTD, positions, causal)
+    return x_BTD
+
+
+def attention_inputs(
+    shape: DecoderShape, params: Params, tokens_BT: jax.Array
+) -> list[jax.Array]:
+    """Returns what the attention of each block reads, (B, T, D), without a cache."""
+    positions = jnp.arange(tokens_BT.shape[1])
+    x_BTD = _embed(shape, params, tokens_BT, positions)
+    causal = positions[:, None] >= positions
+    inputs = []
+    for layer in params["layers"]:
+        inputs.append(layers.norm(shape, layer["attention_norm"], x_BTD))
+        x_BTD, _, _ = _block_on_fresh(shape, layer, x_BTD, positions, causal)
+    return inputs
 
 
 def prefill(
@@ -135,15 +150,14 @@ def prefill(
       logits (B, V) after the last token of the prompt, float32, and the cache.
     """
     positions = jnp.arange(tokens_BP.shape[1])
-    x_BPD = embed(shape, params, tokens_BP, positions)
+    x_BPD = _embed(shape, params, tokens_BP, positions)
     causal = positions[:, None] >= positions
     filled: Cache = []
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
-        x_BPD, k, v = block_on_fresh(shape, layer, x_BPD, positions, causal)
+        x_BPD, k, v = _block_on_fresh(shape, layer, x_BPD, positions, causal)
         filled.append((written(keys, k, 0), written(values, v, 0)))
     last_B1D = jax.lax.dynamic_slice_in_dim(x_BPD, length - 1, 1, axis=1)
-    h_B1D = layers.norm(shape, params["final_norm"], last_B1D)
-    return output_logits(shape, params, h_B1D)[:, 0], filled
+    return output_logits(shape, params, last_B1D)[:, 0], filled
 
 
 def extend(
@@ -166,8 +180,8 @@ def extend(
     Returns:
       logits (B, T, V), float32, and the cache.
     """
-    h_BTD, filled = extend_hidden(shape, params, tokens_BT, position, cache)
-    return output_logits(shape, params, h_BTD), filled
+    x_BTD, filled = extend_hidden(shape, params, tokens_BT, position, cache)
+    return output_logits(shape, params, x_BTD), filled
 
 
 def extend_hidden(
@@ -177,9 +191,9 @@ def extend_hidden(
     position: jax.Array | int,
     cache: Cache,
 ) -> tuple[jax.Array, Cache]:
-    """As `extend`, but returns what `output_logits` reads, (B, T, D), and the cache."""
+    """As `extend`, but returns what the last block gives, (B, T, D), and the cache."""
     positions_T = position + jnp.arange(tokens_BT.shape[1])
-    x_BTD = embed(shape, params, tokens_BT, positions_T)
+    x_BTD = _embed(shape, params, tokens_BT, positions_T)
     capacity = cache[0][0].shape[1]
     seen_TS = positions_T[:, None] >= jnp.arange(capacity)
     filled: Cache = []
@@ -190,7 +204,7 @@ def extend_hidden(
         mixed = layers.attend(q, keys, values, seen_TS, len(x_BTD))
         x_BTD = _rest_of_block(shape, layer, x_BTD, h, mixed)
         filled.append((keys, values))
-    return layers.norm(shape, params["final_norm"], x_BTD), filled
+    return x_BTD, filled
 
 
 def decode(
@@ -263,6 +277,11 @@ def probabilities(logits: jax.Array, temperature: float) -> jax.Array:
     return jax.nn.softmax(logits / temperature, axis=-1)
 
 
+def final_hidden(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
+    """Returns what the output layer reads, (..., D): the last block, normed."""
+    return layers.norm(shape, params["final_norm"], x_BTD)
+
+
 # Compiled once for each shape and size; the cache's buffers are used again.
 compiled_forward = jax.jit(forward, static_argnums=0)
 compiled_prefill = jax.jit(prefill, static_argnums=0, donate_argnums=4)
@@ -307,24 +326,24 @@ def generate(
     return tokens_BS[:, :num_tokens]
 
 
-def embed(
+def _embed(
     shape: DecoderShape, params: Params, tokens_BT: jax.Array, positions_T: jax.Array
 ) -> jax.Array:
-    """Returns what the first block reads, (B, T, D)."""
     x_BTD = params["embedding"][tokens_BT]
     if shape.positions == "learned":
         x_BTD = x_BTD + params["positions"][positions_T]
     return x_BTD
 
 
-def output_logits(shape: DecoderShape, params: Params, h_BTD: jax.Array) -> jax.Array:
-    """Returns float32 logits (B, T, V) of the last block's normed output."""
+def output_logits(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
+    """Returns float32 logits (..., V) of what the last block gives, (..., D)."""
+    h = layers.norm(shape, params["final_norm"], x_BTD)
     if shape.ties_head:
-        return (h_BTD @ params["embedding"].T).astype(jnp.float32)
-    return layers.dense(params["head"], h_BTD).astype(jnp.float32)
+        return (h @ params["embedding"].T).astype(jnp.float32)
+    return layers.dense(params["head"], h).astype(jnp.float32)
 
 
-def block_on_fresh(
+def _block_on_fresh(
     shape: DecoderShape,
     layer: dict[str, Any],
     x_BTD: jax.Array,

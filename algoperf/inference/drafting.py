@@ -117,16 +117,16 @@ def guess(
     if help_.lengths_R is not None:
         most = jnp.minimum(help_.lengths_R[text.round], longest)
 
-    def one(h_D: jax.Array, made: Guesses) -> tuple[Guesses, jax.Array]:
-        return _one_more(draft, strategy.temperature, key, h_D, made)
+    def one(x_D: jax.Array, made: Guesses) -> tuple[Guesses, jax.Array]:
+        return _one_more(draft, strategy.temperature, key, x_D, made)
 
     def first() -> tuple[Guesses, jax.Array]:
         start = jnp.maximum(text.known - window, 0)
         read = jax.lax.dynamic_slice_in_dim(text.tokens_S, start, window)
-        h_1TD, cache = decoder.extend_hidden(
+        x_1TD, cache = decoder.extend_hidden(
             draft.shape, draft.params, read[None], start, text.cache
         )
-        return one(h_1TD[0, text.known - 1 - start], none._replace(cache=cache))
+        return one(x_1TD[0, text.known - 1 - start], none._replace(cache=cache))
 
     def goes_on(carry: Any) -> jax.Array:
         made, sure, is_feared = carry
@@ -140,7 +140,7 @@ def guess(
     def one_more(carry: Any) -> Any:
         made, sure, is_feared = carry
         last = made.guesses_K[made.number - 1]
-        h_11D, cache = decoder.extend_hidden(
+        x_11D, cache = decoder.extend_hidden(
             draft.shape,
             draft.params,
             last[None, None],
@@ -148,10 +148,11 @@ def guess(
             made.cache,
         )
         made = made._replace(cache=cache)
-        further, confidence = one(h_11D[0, 0], made)
+        further, confidence = one(x_11D[0, 0], made)
         if help_.head is None:
             return further, sure * confidence, is_feared
-        sure = sure * acceptance_head.probability(help_.head, h_11D[0, 0])
+        h_D = decoder.final_hidden(draft.shape, draft.params, x_11D[0, 0])
+        sure = sure * acceptance_head.probability(help_.head, h_D)
         is_feared = (1 - sure > help_.threshold) & (made.number >= strategy.shortest)
         # The pass has told that guessing should have ended before it: what it guesses
         # does not count.
@@ -172,10 +173,10 @@ def guess(
 
 
 def _one_more(
-    draft: Model, temperature: float, key: jax.Array, h_D: jax.Array, made: Guesses
+    draft: Model, temperature: float, key: jax.Array, x_D: jax.Array, made: Guesses
 ) -> tuple[Guesses, jax.Array]:
     """Makes one guess more; returns the draft's probability of it too."""
-    logits_V = decoder.output_logits(draft.shape, draft.params, h_D)
+    logits_V = decoder.output_logits(draft.shape, draft.params, x_D)
     i = made.number
     token = decoder.choose(logits_V[None], jax.random.fold_in(key, i), temperature)[0]
     q_V = decoder.probabilities(logits_V, temperature)

@@ -92,13 +92,17 @@ def predicted_cache(
       capacity: S >= P.
     """
     positions_P = jnp.arange(tokens_BP.shape[1])
-    raw = _raw_keys_values(auxiliary, tokens_BP)
+    read = decoder.attention_inputs(*auxiliary, tokens_BP)
     cache = decoder.empty_cache(
         base.shape, tokens_BP.shape[0], capacity, base.params["embedding"].dtype
     )
     filled: decoder.Cache = []
     for i, (keys, values) in enumerate(cache):
-        k_BPE, v_BPE = raw[source_layer(i, auxiliary.shape, base.shape)]
+        source = source_layer(i, auxiliary.shape, base.shape)
+        k_BPE, v_BPE = (
+            layers.dense(auxiliary.params["layers"][source][name], read[source])
+            for name in ("key", "value")
+        )
         k_NPK, v_NPK = layers.placed_keys_values(
             base.shape,
             base.params["layers"][i],
@@ -110,22 +114,6 @@ def predicted_cache(
             (decoder.written(keys, k_NPK, 0), decoder.written(values, v_NPK, 0))
         )
     return filled
-
-
-def _raw_keys_values(
-    model: Model, tokens_BP: jax.Array
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Keys and values of each layer before norm and rotation, (B, P, E)."""
-    shape, params = model
-    positions = jnp.arange(tokens_BP.shape[1])
-    x_BPD = decoder.embed(shape, params, tokens_BP, positions)
-    causal = positions[:, None] >= positions
-    raw = []
-    for layer in params["layers"]:
-        h_BPD = layers.norm(shape, layer["attention_norm"], x_BPD)
-        raw.append(layers.raw_keys_values(layer, h_BPD))
-        x_BPD, _, _ = decoder.block_on_fresh(shape, layer, x_BPD, positions, causal)
-    return raw
 
 
 def prefill(

@@ -99,23 +99,25 @@ def queries_keys_values(
     batch, tokens, _ = x_BTD.shape
     heads, kv_heads, size = shape.num_heads, shape.kv_heads, shape.head_width
     q = dense(layer["query"], x_BTD).reshape(batch, tokens, heads, size)
+    k = dense(layer["key"], x_BTD).reshape(batch, tokens, kv_heads, size)
+    v = dense(layer["value"], x_BTD).reshape(batch, tokens, kv_heads, size)
+    wide_q, wide_k = q.astype(jnp.float32), k.astype(jnp.float32)
     scale: Any = size**-0.5
     if shape.query_key_norm == "unit":
         scale = layer["attention_scale"]
-    wide_q = _placed(shape, layer.get("query_norm"), q, positions_T)
+    wide_q = _placed(shape, layer.get("query_norm"), wide_q, positions_T)
+    wide_k = _placed(shape, layer.get("key_norm"), wide_k, positions_T)
     group = heads // kv_heads
     q_BTCGK = (wide_q * scale).astype(x_BTD.dtype)
     q_BTCGK = q_BTCGK.reshape(batch, tokens, kv_heads, group, size)
     q_NRK = q_BTCGK.transpose(2, 0, 3, 1, 4).reshape(-1, group * tokens, size)
-    k_BTE, v_BTE = raw_keys_values(layer, x_BTD)
-    return q_NRK, *placed_keys_values(shape, layer, k_BTE, v_BTE, positions_T)
+    return q_NRK, _heads_first(wide_k.astype(x_BTD.dtype)), _heads_first(v)
 
 
-def raw_keys_values(
-    layer: dict[str, Any], x_BTD: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns keys and values (B, T, C K) before norm and rotation."""
-    return dense(layer["key"], x_BTD), dense(layer["value"], x_BTD)
+def _heads_first(x_BTCK: jax.Array) -> jax.Array:
+    """Returns keys or values as a cache holds them, (N, T, K)."""
+    _, tokens, _, size = x_BTCK.shape
+    return x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, size)
 
 
 def placed_keys_values(
@@ -129,36 +131,31 @@ def placed_keys_values(
 
     Args:
       shape: the model's.
-      layer: its parameters; norms of keys are read.
-      k_BTE: from `raw_keys_values`, or predicted.
+      layer: its parameters, of which norms of keys are read.
+      k_BTE: products before norm and rotation, E = C K; predicted ones, say.
       v_BTE: likewise.
       positions_T: of the tokens.
     """
-    batch, tokens, _ = k_BTE.shape
-    split = (batch, tokens, shape.kv_heads, shape.head_width)
-    wide_k = _placed(shape, layer.get("key_norm"), k_BTE.reshape(split), positions_T)
-    k_NTK, v_NTK = (
-        x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, shape.head_width)
-        for x_BTCK in (wide_k.astype(k_BTE.dtype), v_BTE.reshape(split))
-    )
-    return k_NTK, v_NTK
+    split = (*k_BTE.shape[:2], shape.kv_heads, shape.head_width)
+    wide_k = k_BTE.reshape(split).astype(jnp.float32)
+    wide_k = _placed(shape, layer.get("key_norm"), wide_k, positions_T)
+    return _heads_first(wide_k.astype(k_BTE.dtype)), _heads_first(v_BTE.reshape(split))
 
 
 def _placed(
     shape: DecoderShape,
     norm_params: dict[str, jax.Array] | None,
-    x_BTHK: jax.Array,
+    wide_BTHK: jax.Array,
     positions_T: jax.Array,
 ) -> jax.Array:
-    """Queries or keys, normed and rotated as the shape says, in float32."""
-    wide = x_BTHK.astype(jnp.float32)
+    """Queries or keys in float32, normed and rotated as the shape says."""
     if shape.query_key_norm == "rms" and norm_params is not None:
-        wide = _scaled(wide, norm_params, shape.norm_epsilon)
+        wide_BTHK = _scaled(wide_BTHK, norm_params, shape.norm_epsilon)
     if shape.positions == "rotary":
-        wide = rotate(shape, wide, positions_T)
+        wide_BTHK = rotate(shape, wide_BTHK, positions_T)
     if shape.query_key_norm == "unit":
-        wide = _unit(wide, shape.norm_epsilon)
-    return wide
+        wide_BTHK = _unit(wide_BTHK, shape.norm_epsilon)
+    return wide_BTHK
 
 
 def attend(

@@ -125,7 +125,8 @@ def test_the_head_reads_the_guess_that_it_judges(learned_from):
     @jax.jit
     def both(key):
         found = acceptance_head.examples(TARGET, DRAFT, texts, 3, plan, key)
-        return found, decoder.forward_hidden(*DRAFT, texts)
+        x = decoder.forward_hidden(*DRAFT, texts)
+        return found, decoder.final_hidden(*DRAFT, x)
 
     (hidden, _, counts), want = both(jax.random.key(0))
     assert not counts.any()
@@ -188,8 +189,8 @@ def test_the_loop_stops_where_the_rule_says(plain):
     def after(known):
         """The draft's logits and the head's word on the last token."""
         padded = jnp.asarray([known + [0] * (40 - len(known))])
-        h = hidden(padded)[0, len(known) - 1]
-        logits = decoder.output_logits(*DRAFT, h)
+        x = hidden(padded)[0, len(known) - 1]
+        logits, h = decoder.output_logits(*DRAFT, x), decoder.final_hidden(*DRAFT, x)
         return int(jnp.argmax(logits)), float(acceptance_head.probability(HEAD, h))
 
     while len(text) < len(answer):
