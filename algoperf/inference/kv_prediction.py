@@ -36,7 +36,7 @@ Maps = list[dict[str, Any]]  # for each layer of the base: 'key' and 'value'
 class Settings:
     """How maps and auxiliary model are trained; the base model stays as it is.
 
-    The loss is the sum of three (arXiv:2410.08391, section 3.3), each with a weight:
+    The loss is the sum of three, as in the paper, each with a weight:
 
     Attributes:
       base_weight: of the base model's loss on what follows, from the predicted cache.

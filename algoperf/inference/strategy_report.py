@@ -64,9 +64,9 @@ def _short(value: float) -> str:
 def svg(rows: Sequence[Row], title: str) -> str:
     """Returns two panels: discards against verifications, and measured speed-ups.
 
-    Down and to the left is better in the first (SpecDec++, arXiv:2405.19715, figure
-    4): fewer guesses thrown away, fewer passes of the target. Hollow points are of the
-    distilled draft.
+    Down and to the left is better in the first, the plane of SpecDec++
+    (arXiv:2405.19715): fewer guesses thrown away, fewer passes of the target. Hollow
+    points are of the distilled draft.
     """
     height = max(_PLANE, 60 + _LINE * len(rows)) + 20
     body = _plane([row for row in rows if not math.isnan(row.discard_rate)])
