@@ -81,7 +81,8 @@ class Text(NamedTuple):
 class Guesses(NamedTuple):
     """Of one round: guesses (K,), the draft's probabilities (K, V), what it took.
 
-    The first `number` of them count; `unused` passes of the draft gave none.
+    The first `number` of them count; `unused` passes of the draft gave none. Greedy
+    guesses need no probabilities: (K, 0).
     """
 
     guesses_K: jax.Array
@@ -108,7 +109,7 @@ def guess(
     zero = jnp.int32(0)
     none = Guesses(
         jnp.zeros(longest, jnp.int32),
-        jnp.zeros((longest, vocab_size)),
+        jnp.zeros((longest, vocab_size if strategy.temperature else 0)),
         zero,
         zero,
         text.cache,
@@ -150,7 +151,9 @@ def guess(
         made = made._replace(cache=cache)
         further, confidence = one(x_11D[0, 0], made)
         if help_.head is None:
-            return further, sure * confidence, is_feared
+            if strategy.threshold is not None:
+                sure = sure * confidence
+            return further, sure, is_feared
         h_D = decoder.final_hidden(draft.shape, draft.params, x_11D[0, 0])
         sure = sure * acceptance_head.probability(help_.head, h_D)
         is_feared = (1 - sure > help_.threshold) & (made.number >= strategy.shortest)
@@ -167,8 +170,11 @@ def guess(
         made, confidence = jax.lax.cond(
             most > 0, first, lambda: (none, jnp.float32(1.0))
         )
-    sure = confidence if help_.head is None else jnp.float32(1.0)
-    made, _, _ = jax.lax.while_loop(goes_on, one_more, (made, sure, jnp.bool(False)))
+    if help_.head is not None or strategy.threshold is None:
+        confidence = jnp.float32(1.0)
+    made, _, _ = jax.lax.while_loop(
+        goes_on, one_more, (made, confidence, jnp.bool(False))
+    )
     return made
 
 
@@ -179,10 +185,8 @@ def _one_more(
     logits_V = decoder.output_logits(draft.shape, draft.params, x_D)
     i = made.number
     token = decoder.choose(logits_V[None], jax.random.fold_in(key, i), temperature)[0]
-    q_V = decoder.probabilities(logits_V, temperature)
-    made = made._replace(
-        guesses_K=made.guesses_K.at[i].set(token),
-        q_KV=made.q_KV.at[i].set(q_V),
-        number=i + 1,
-    )
+    made = made._replace(guesses_K=made.guesses_K.at[i].set(token), number=i + 1)
+    if temperature > 0:
+        q_V = decoder.probabilities(logits_V, temperature)
+        made = made._replace(q_KV=made.q_KV.at[i].set(q_V))
     return made, jax.nn.softmax(logits_V)[token]

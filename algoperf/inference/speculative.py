@@ -209,7 +209,9 @@ def _round(
     state: _State,
 ) -> _State:
     """Guesses, verifies, keeps what is accepted and one token of the target's own."""
-    key, guess_key, verify_key = jax.random.split(state.key, 3)
+    key = guess_key = verify_key = state.key
+    if strategy.temperature > 0:  # greedy tokens need no draws
+        key, guess_key, verify_key = jax.random.split(state.key, 3)
     guesses_K, q_KV, count, unused, draft_cache = guesses(state, guess_key)
     last = jax.lax.dynamic_slice_in_dim(state.text_S, state.known - 1, 1)
     logits, target_cache = decoder.extend(
@@ -259,9 +261,14 @@ def _verify(
       key: for the draws.
     """
     longest = strategy.longest
+    places = jnp.arange(longest)
+    if strategy.temperature == 0:
+        likeliest_K = jnp.argmax(logits_KV, axis=-1).astype(jnp.int32)
+        is_kept = (guesses_K == likeliest_K[:-1]) & (places < count)
+        kept = jnp.sum(jnp.cumprod(is_kept.astype(jnp.int32)))
+        return kept, likeliest_K[kept]
     accept_key, own_key = jax.random.split(key)
     p_KV = decoder.probabilities(logits_KV, strategy.temperature)
-    places = jnp.arange(longest)
     of_guess = p_KV[places, guesses_K], q_KV[places, guesses_K]
     draws = jax.random.uniform(accept_key, (longest,))
     is_kept = (draws * of_guess[1] < of_guess[0]) & (places < count)
@@ -271,7 +278,5 @@ def _verify(
     left_V = jnp.maximum(p_V - q_V, 0.0)
     # Rounding can leave nothing where p and q agree.
     left_V = jnp.where(jnp.sum(left_V) > 0, left_V, p_V)
-    own = decoder.choose(
-        jnp.log(left_V)[None], own_key, float(strategy.temperature > 0)
-    )
+    own = decoder.choose(jnp.log(left_V)[None], own_key, 1.0)
     return kept, own[0]
