@@ -50,8 +50,9 @@ def test_speculate_writes_its_figures_and_goes_on(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "training" not in captured.err
     assert json.loads(captured.out)["rounds"] == 4
-    assert cli.main([*command, "--prompt=8"]) == 1
-    assert "other prompts" in capsys.readouterr().err
+    for other, says in (("--output=20", "other prompts"), ("--prompt=8", "settings")):
+        assert cli.main([*command, other]) == 1
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
