@@ -11,9 +11,12 @@ from absl import flags
 from algoperf.cli import (
     common,
     infer_compare,
+    infer_first_token,
     infer_models,
     infer_pareto,
     infer_roofline,
+    infer_speculate,
+    infer_strategies,
     infer_workload,
 )
 from algoperf.errors import UserError, unknown_name
@@ -28,6 +31,9 @@ USAGE = """algoperf infer [profile [NAME | RUNS ...]] [--out DIR] [--flag value 
        algoperf infer shapes
        algoperf infer roofline [WORKLOAD ...] [--program forward|step] [--batch N]
        algoperf infer compare WORKLOAD [--batch N]
+       algoperf infer speculate [WORKLOAD] [--train_steps N] [--guesses 1,2,4]
+       algoperf infer first_token [WORKLOAD] [--train_steps N] [--prompt TOKENS]
+       algoperf infer strategies PROFILE [--draft PROFILE] --prompt TOKENS --output N
 
 NAME is a shape that `algoperf infer shapes` lists, or a language-model workload, by
 default finewebedu_lm; RUNS are folders of trials, whose trained models are served.
@@ -35,7 +41,10 @@ Writes NAME.json and a page with a plot, NAME.html. Of other workloads, NAME.jso
 the times of a translation, or of a forward pass. roofline compares ideal with measured
 time, of all workloads where none is named; compare the variants and sizes of one:
 multiply-adds, throughput and latency."""
-_ACTIONS = ("profile", "predict", "pareto", "shapes", "roofline", "compare")
+_ACTIONS = (
+    "profile", "predict", "pareto", "shapes", "roofline", "compare", "speculate",
+    "first_token", "strategies",
+)  # fmt: skip
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -43,12 +52,8 @@ def define_flags(values: flags.FlagValues) -> None:
     _define_profile_flags(values)
     infer_models.define_flags(values)
     infer_pareto.define_flags(values)
-    flags.DEFINE_integer(
-        "prompt", None, "predict, pareto: tokens of the prompt.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "output", None, "predict, pareto: tokens of the output.", flag_values=values
-    )
+    flags.DEFINE_integer("prompt", None, "Tokens of the prompt.", flag_values=values)
+    flags.DEFINE_integer("output", None, "Tokens of the output.", flag_values=values)
     for name, what in (
         ("dollars_per_hour", "the price of one device for an hour"),
         ("watts", "what one device draws"),
@@ -63,6 +68,8 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     infer_roofline.define_flags(values)
+    infer_speculate.define_flags(values)
+    infer_strategies.define_flags(values)
     common.define_json_flag(values)
 
 
@@ -144,6 +151,12 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         infer_roofline.run(values, rest, _pin(values.cores), _here, _say)
     elif action == "compare":
         infer_compare.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "speculate":
+        infer_speculate.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "first_token":
+        infer_first_token.run(values, rest, _pin(values.cores), _here, _say)
+    elif action == "strategies":
+        infer_strategies.run(values, rest, _here)
     elif infer_workload.takes(rest):
         infer_workload.run(values, rest[0], _pin(values.cores), _here, _say)
     else:

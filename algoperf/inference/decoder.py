@@ -8,7 +8,7 @@ Dimension key: B batch, T new tokens, P prompt, S capacity of the cache, D width
 key-value heads x B, K width of a head, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from algoperf.inference.shapes import DecoderShape, param_shapes
 
 Params = dict[str, Any]
 Cache = list[tuple[jax.Array, jax.Array]]  # for each layer: keys, values (N, S, K)
+
+
+class Model(NamedTuple):
+    """A decoder: its shape and its weights."""
+
+    shape: DecoderShape
+    params: Params
+
 
 INIT_STDDEV = 0.02
 SMALLEST_CAPACITY = 32
@@ -91,12 +99,34 @@ def empty_cache(
 
 def forward(shape: DecoderShape, params: Params, tokens_BT: jax.Array) -> jax.Array:
     """Returns logits (B, T, V) of all positions, without a cache."""
+    x_BTD = forward_hidden(shape, params, tokens_BT)
+    return output_logits(shape, params, x_BTD)
+
+
+def forward_hidden(
+    shape: DecoderShape, params: Params, tokens_BT: jax.Array
+) -> jax.Array:
+    """Returns what the last block gives, (B, T, D), without a cache."""
     positions = jnp.arange(tokens_BT.shape[1])
     x_BTD = _embed(shape, params, tokens_BT, positions)
     causal = positions[:, None] >= positions
     for layer in params["layers"]:
         x_BTD, _, _ = _block_on_fresh(shape, layer, x_BTD, positions, causal)
-    return _logits(shape, params, x_BTD)
+    return x_BTD
+
+
+def attention_inputs(
+    shape: DecoderShape, params: Params, tokens_BT: jax.Array
+) -> list[jax.Array]:
+    """Returns what the attention of each block reads, (B, T, D), without a cache."""
+    positions = jnp.arange(tokens_BT.shape[1])
+    x_BTD = _embed(shape, params, tokens_BT, positions)
+    causal = positions[:, None] >= positions
+    inputs = []
+    for layer in params["layers"]:
+        inputs.append(layers.norm(shape, layer["attention_norm"], x_BTD))
+        x_BTD, _, _ = _block_on_fresh(shape, layer, x_BTD, positions, causal)
+    return inputs
 
 
 def prefill(
@@ -125,9 +155,9 @@ def prefill(
     filled: Cache = []
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
         x_BPD, k, v = _block_on_fresh(shape, layer, x_BPD, positions, causal)
-        filled.append((_written(keys, k, 0), _written(values, v, 0)))
+        filled.append((written(keys, k, 0), written(values, v, 0)))
     last_B1D = jax.lax.dynamic_slice_in_dim(x_BPD, length - 1, 1, axis=1)
-    return _logits(shape, params, last_B1D)[:, 0], filled
+    return output_logits(shape, params, last_B1D)[:, 0], filled
 
 
 def extend(
@@ -150,6 +180,18 @@ def extend(
     Returns:
       logits (B, T, V), float32, and the cache.
     """
+    x_BTD, filled = extend_hidden(shape, params, tokens_BT, position, cache)
+    return output_logits(shape, params, x_BTD), filled
+
+
+def extend_hidden(
+    shape: DecoderShape,
+    params: Params,
+    tokens_BT: jax.Array,
+    position: jax.Array | int,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """As `extend`, but returns what the last block gives, (B, T, D), and the cache."""
     positions_T = position + jnp.arange(tokens_BT.shape[1])
     x_BTD = _embed(shape, params, tokens_BT, positions_T)
     capacity = cache[0][0].shape[1]
@@ -158,11 +200,11 @@ def extend(
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
         h = layers.norm(shape, layer["attention_norm"], x_BTD)
         q, k, v = layers.queries_keys_values(shape, layer, h, positions_T)
-        keys, values = _written(keys, k, position), _written(values, v, position)
+        keys, values = written(keys, k, position), written(values, v, position)
         mixed = layers.attend(q, keys, values, seen_TS, len(x_BTD))
         x_BTD = _rest_of_block(shape, layer, x_BTD, h, mixed)
         filled.append((keys, values))
-    return _logits(shape, params, x_BTD), filled
+    return x_BTD, filled
 
 
 def decode(
@@ -228,6 +270,18 @@ def choose(logits_BV: jax.Array, key: jax.Array, temperature: float) -> jax.Arra
     return drawn.astype(jnp.int32)
 
 
+def probabilities(logits: jax.Array, temperature: float) -> jax.Array:
+    """Returns what `choose` draws from (..., V): one-hot of the likeliest at 0."""
+    if temperature == 0:
+        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    return jax.nn.softmax(logits / temperature, axis=-1)
+
+
+def final_hidden(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
+    """Returns what the output layer reads, (..., D): the last block, normed."""
+    return layers.norm(shape, params["final_norm"], x_BTD)
+
+
 # Compiled once for each shape and size; the cache's buffers are used again.
 compiled_forward = jax.jit(forward, static_argnums=0)
 compiled_prefill = jax.jit(prefill, static_argnums=0, donate_argnums=4)
@@ -281,8 +335,8 @@ def _embed(
     return x_BTD
 
 
-def _logits(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
-    """Returns float32 logits (B, T, V)."""
+def output_logits(shape: DecoderShape, params: Params, x_BTD: jax.Array) -> jax.Array:
+    """Returns float32 logits (..., V) of what the last block gives, (..., D)."""
     h = layers.norm(shape, params["final_norm"], x_BTD)
     if shape.ties_head:
         return weights.product_with_rows(h, params["embedding"]).astype(jnp.float32)
@@ -321,10 +375,10 @@ def _rest_of_block(
     return out + attended if shape.is_parallel else out
 
 
-def _written(
+def written(
     cached: jax.Array, fresh: jax.Array, position: jax.Array | int
 ) -> jax.Array:
-    """Writes (N, T, K) into (N, S, K) from `position` on."""
+    """Returns (N, S, K) with (N, T, K) written from `position` on."""
     return jax.lax.dynamic_update_slice_in_dim(
         cached, fresh.astype(cached.dtype), position, axis=1
     )

@@ -128,25 +128,59 @@ def queries_keys_values(
     q, k, v = (part.reshape(batch, tokens, -1, size) for part in parts)
     wide_q, wide_k = q.astype(jnp.float32), k.astype(jnp.float32)
     scale: Any = size**-0.5
-    if shape.query_key_norm == "rms":
-        wide_q = _scaled(wide_q, layer["query_norm"], shape.norm_epsilon)
-        wide_k = _scaled(wide_k, layer["key_norm"], shape.norm_epsilon)
-    if shape.positions == "rotary":
-        wide_q = rotate(shape, wide_q, positions_T)
-        wide_k = rotate(shape, wide_k, positions_T)
     if shape.query_key_norm == "unit":
-        wide_q = _unit(wide_q, shape.norm_epsilon)
-        wide_k = _unit(wide_k, shape.norm_epsilon)
         scale = layer["attention_scale"]
+    wide_q = _placed(shape, layer.get("query_norm"), wide_q, positions_T)
+    wide_k = _placed(shape, layer.get("key_norm"), wide_k, positions_T)
     group = heads // kv_heads
     q_BTCGK = (wide_q * scale).astype(x_BTD.dtype)
     q_BTCGK = q_BTCGK.reshape(batch, tokens, kv_heads, group, size)
     q_NRK = q_BTCGK.transpose(2, 0, 3, 1, 4).reshape(-1, group * tokens, size)
-    k_NTK, v_NTK = (
-        x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, size)
-        for x_BTCK in (wide_k.astype(x_BTD.dtype), v)
-    )
-    return q_NRK, k_NTK, v_NTK
+    return q_NRK, _heads_first(wide_k.astype(x_BTD.dtype)), _heads_first(v)
+
+
+def _heads_first(x_BTCK: jax.Array) -> jax.Array:
+    """Returns keys or values as a cache holds them, (N, T, K)."""
+    _, tokens, _, size = x_BTCK.shape
+    return x_BTCK.transpose(2, 0, 1, 3).reshape(-1, tokens, size)
+
+
+def placed_keys_values(
+    shape: DecoderShape,
+    layer: dict[str, Any],
+    k_BTE: jax.Array,
+    v_BTE: jax.Array,
+    positions_T: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values (N, T, K) as a cache holds them.
+
+    Args:
+      shape: the model's.
+      layer: its parameters, of which norms of keys are read.
+      k_BTE: products before norm and rotation, E = C K; predicted ones, say.
+      v_BTE: likewise.
+      positions_T: of the tokens.
+    """
+    split = (*k_BTE.shape[:2], shape.kv_heads, shape.head_width)
+    wide_k = k_BTE.reshape(split).astype(jnp.float32)
+    wide_k = _placed(shape, layer.get("key_norm"), wide_k, positions_T)
+    return _heads_first(wide_k.astype(k_BTE.dtype)), _heads_first(v_BTE.reshape(split))
+
+
+def _placed(
+    shape: DecoderShape,
+    norm_params: dict[str, jax.Array] | None,
+    wide_BTHK: jax.Array,
+    positions_T: jax.Array,
+) -> jax.Array:
+    """Queries or keys in float32, normed and rotated as the shape says."""
+    if shape.query_key_norm == "rms" and norm_params is not None:
+        wide_BTHK = _scaled(wide_BTHK, norm_params, shape.norm_epsilon)
+    if shape.positions == "rotary":
+        wide_BTHK = rotate(shape, wide_BTHK, positions_T)
+    if shape.query_key_norm == "unit":
+        wide_BTHK = _unit(wide_BTHK, shape.norm_epsilon)
+    return wide_BTHK
 
 
 def attend(

@@ -90,11 +90,14 @@ class Counts:
       drafted: guesses made.
       verified: passes of the target.
       accepted: guesses kept. Every pass of the target adds one token of its own.
+      unused: passes of the draft that gave no guess: a head reads a guess before it
+        says to stop after it.
     """
 
     drafted: int
     verified: int
     accepted: int
+    unused: int = 0
 
     @property
     def tokens(self) -> int:
@@ -112,12 +115,21 @@ class Counts:
         return self.verified / self.tokens
 
     def seconds(self, draft_seconds: float, target_seconds: float) -> float:
-        """Returns the modelled time: t_d drafted + t_t verified.
+        """Returns the modelled time: t_d (drafted + unused) + t_t verified.
 
-        It equals t_d tokens + t_d discarded + (t_t - t_d) verified (SpecDec++,
-        arXiv:2405.19715, section 3), so that the two rates decide.
+        Without unused passes it equals t_d tokens + t_d discarded + (t_t - t_d)
+        verified (SpecDec++, arXiv:2405.19715, section 3), so that the two rates decide.
         """
-        return draft_seconds * self.drafted + target_seconds * self.verified
+        passes = self.drafted + self.unused
+        return draft_seconds * passes + target_seconds * self.verified
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.drafted + other.drafted,
+            self.verified + other.verified,
+            self.accepted + other.accepted,
+            self.unused + other.unused,
+        )
 
 
 def round_seconds(draft: RuntimeModel, target: RuntimeModel, length: int) -> float:

@@ -3,63 +3,35 @@
 Greedy, it gives the target's own tokens; sampling, tokens with the target's own
 distribution (Leviathan et al. 2023, arXiv:2211.17192, appendix A.1). The whole
 generation is one loop on the device. `algoperf.inference.speculation` has the
-arithmetic of what it costs.
+arithmetic of what it costs, `algoperf.inference.drafting` the ways to end a round's
+guessing.
 
 Dimension key: P prompt, S capacity, K guesses a round at most, V vocabulary. One
 sequence at a time.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from algoperf.errors import UserError
-from algoperf.inference import decoder
+from algoperf.inference import acceptance_head, decoder
+from algoperf.inference.decoder import Model
+from algoperf.inference.drafting import Guesses, Help, Strategy, Text, guess
 from algoperf.inference.shapes import DecoderShape
 from algoperf.inference.speculation import Counts
 
-
-@dataclasses.dataclass(frozen=True)
-class Strategy:
-    """How many tokens to guess before the target is asked.
-
-    Attributes:
-      longest: K, guesses a round at most.
-      threshold: h; guessing ends once 1 - (product of the draft's probabilities of its
-        guesses) exceeds it (SpecDec++, arXiv:2405.19715, section 3.3, with the draft's
-        confidence in place of a trained head). None: always K guesses.
-      shortest: guesses a round at least.
-      temperature: 0 for the likeliest tokens; else both models' logits are divided by
-        it.
-    """
-
-    longest: int = 4
-    threshold: float | None = None
-    shortest: int = 1
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shortest <= self.longest:
-            raise UserError(
-                f"guesses a round: at least {self.shortest}, at most {self.longest}; "
-                "they must be 1 or more, and in order"
-            )
-
-
-class Model(NamedTuple):
-    """A decoder: its shape and its weights."""
-
-    shape: DecoderShape
-    params: decoder.Params
+__all__ = ["Counts", "Help", "Model", "Strategy", "check_pair", "generate", "run"]
 
 
 class _State(NamedTuple):
     """Between two rounds.
 
     The text's first `known` tokens are fixed. The target's cache holds all of them but
-    the last, the draft's at least all but the last two.
+    the last, the draft's at least all but the last `window`.
     """
 
     text_S: jax.Array
@@ -69,6 +41,7 @@ class _State(NamedTuple):
     drafted: jax.Array
     verified: jax.Array
     accepted: jax.Array
+    unused: jax.Array
     key: jax.Array
 
 
@@ -79,6 +52,7 @@ def generate(
     num_tokens: int,
     strategy: Strategy,
     key: jax.Array | None = None,
+    head: acceptance_head.Head | None = None,
 ) -> tuple[jax.Array, Counts]:
     """Returns new tokens (num_tokens,), int32, and what it took to get them.
 
@@ -91,22 +65,53 @@ def generate(
       num_tokens: at least 1.
       strategy: how many tokens to guess.
       key: for sampling.
+      head: foresees acceptance, in place of the draft's confidence.
+
+    Raises:
+      UserError: the vocabularies differ, the request does not fit a model, or a head
+        has no threshold.
+    """
+    if head is not None and strategy.threshold is None:
+        raise UserError("a head needs a threshold; give Strategy(threshold=...)")
+    help_ = Help(strategy.threshold, head)
+    return run(target, draft, prompt_P, num_tokens, strategy, help_, key)
+
+
+def run(
+    target: Model,
+    draft: Model,
+    prompt_P: jax.Array,
+    num_tokens: int,
+    strategy: Strategy,
+    help_: Help,
+    key: jax.Array | None = None,
+    window: int = 2,
+) -> tuple[jax.Array, Counts]:
+    """As `generate`, with all that may help; programs are shared by all thresholds.
+
+    Args:
+      target: the model whose tokens are wanted.
+      draft: a faster model with the same vocabulary.
+      prompt_P: int32.
+      num_tokens: at least 1.
+      strategy: how many tokens to guess.
+      help_: threshold, head, lengths.
+      key: for sampling.
+      window: tokens that the draft reads before its first guess of a round: 2, and one
+        more for each round without guesses in a row.
 
     Raises:
       UserError: the vocabularies differ, or the request does not fit a model.
     """
-    if target.shape.vocab_size != draft.shape.vocab_size:
-        raise UserError(
-            f"{draft.shape.name} has {draft.shape.vocab_size} tokens, "
-            f"{target.shape.name} has {target.shape.vocab_size}; a draft must have the "
-            "target's vocabulary"
-        )
+    check_pair(target.shape, draft.shape)
     if num_tokens < 1:
         raise UserError(f"an output of {num_tokens} tokens; ask for at least one")
     prompt = prompt_P.shape[0]
     beyond = num_tokens + strategy.longest
     for model in (target, draft):
         decoder.check_lengths(model.shape, prompt, beyond)
+    if strategy.threshold is not None:  # its value is in `help_`
+        strategy = dataclasses.replace(strategy, threshold=0.0)
     state = compiled(
         target.shape,
         draft.shape,
@@ -117,9 +122,23 @@ def generate(
         decoder.capacity_for(prompt + beyond + 1),
         strategy,
         jax.random.key(0) if key is None else key,
+        help_,
+        window,
     )
-    counts = Counts(*(int(n) for n in (state.drafted, state.verified, state.accepted)))
-    return state.text_S[prompt : prompt + num_tokens], counts
+    counts = (state.drafted, state.verified, state.accepted, state.unused)
+    return (
+        state.text_S[prompt : prompt + num_tokens],
+        Counts(*(int(n) for n in counts)),
+    )
+
+
+def check_pair(target: DecoderShape, draft: DecoderShape) -> None:
+    """Raises UserError unless the two have one vocabulary."""
+    if target.vocab_size != draft.vocab_size:
+        raise UserError(
+            f"{draft.name} has {draft.vocab_size} tokens, {target.name} has "
+            f"{target.vocab_size}; a draft must have the target's vocabulary"
+        )
 
 
 def _generate(
@@ -132,6 +151,8 @@ def _generate(
     capacity: int,
     strategy: Strategy,
     key: jax.Array,
+    help_: Help = Help(),  # noqa: B008, immutable
+    window: int = 2,
 ) -> _State:
     """Prefills both models, then goes round by round until enough tokens are known."""
     target, draft = Model(target_shape, target_params), Model(draft_shape, draft_params)
@@ -150,17 +171,25 @@ def _generate(
         zero,
         zero,
         zero,
+        zero,
         key,
     )
+    if help_.threshold is None:
+        help_ = help_._replace(threshold=strategy.threshold)
+
+    def guesses(state: _State, key: jax.Array) -> Guesses:
+        text = Text(state.text_S, state.known, state.verified, state.draft_cache)
+        return guess(draft, strategy, help_, window, text, key)
+
     return jax.lax.while_loop(
         lambda state: state.known < prompt + num_tokens,
-        lambda state: _round(target, draft, strategy, state),
+        lambda state: _round(target, guesses, strategy, state),
         state,
     )
 
 
-# Compiled for each pair of shapes, prompt length, capacity and strategy.
-compiled = jax.jit(_generate, static_argnums=(0, 1, 6, 7))
+# Compiled for each pair of shapes, prompt length, capacity, strategy and kind of help.
+compiled = jax.jit(_generate, static_argnums=(0, 1, 6, 7, 10))
 
 
 def _prefilled(
@@ -173,10 +202,17 @@ def _prefilled(
     )
 
 
-def _round(target: Model, draft: Model, strategy: Strategy, state: _State) -> _State:
+def _round(
+    target: Model,
+    guesses: Callable[[_State, jax.Array], Guesses],
+    strategy: Strategy,
+    state: _State,
+) -> _State:
     """Guesses, verifies, keeps what is accepted and one token of the target's own."""
-    key, guess_key, verify_key = jax.random.split(state.key, 3)
-    guesses_K, q_KV, count, draft_cache = _guess(draft, strategy, state, guess_key)
+    key = guess_key = verify_key = state.key
+    if strategy.temperature > 0:  # greedy tokens need no draws
+        key, guess_key, verify_key = jax.random.split(state.key, 3)
+    guesses_K, q_KV, count, unused, draft_cache = guesses(state, guess_key)
     last = jax.lax.dynamic_slice_in_dim(state.text_S, state.known - 1, 1)
     logits, target_cache = decoder.extend(
         target.shape,
@@ -197,57 +233,9 @@ def _round(target: Model, draft: Model, strategy: Strategy, state: _State) -> _S
         state.drafted + count,
         state.verified + 1,
         state.accepted + kept,
+        state.unused + unused,
         key,
     )
-
-
-def _guess(
-    draft: Model, strategy: Strategy, state: _State, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, decoder.Cache]:
-    """Returns guesses (K,), the draft's probabilities (K, V), their count, the cache.
-
-    The first pass reads two tokens, since after a round in which all was accepted the
-    draft has not seen the last guess; reading the other again changes nothing.
-    """
-    longest, vocab_size = strategy.longest, draft.shape.vocab_size
-
-    def one(
-        logits_V: jax.Array, i: Any, guesses_K: jax.Array, q_KV: jax.Array, sure: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Makes guess number i, 0 first."""
-        q_V = _probabilities(logits_V, strategy.temperature)
-        guess = decoder.choose(
-            logits_V[None], jax.random.fold_in(key, i), strategy.temperature
-        )[0]
-        confidence = jax.nn.softmax(logits_V)[guess]
-        return guess, guesses_K.at[i].set(guess), q_KV.at[i].set(q_V), sure * confidence
-
-    two = jax.lax.dynamic_slice_in_dim(state.text_S, state.known - 2, 2)
-    logits, cache = decoder.extend(
-        draft.shape, draft.params, two[None], state.known - 2, state.draft_cache
-    )
-    empty = (jnp.zeros(longest, jnp.int32), jnp.zeros((longest, vocab_size)))
-    made = one(logits[0, -1], 0, *empty, 1.0)
-
-    def goes_on(carry: Any) -> jax.Array:
-        count, (_, _, _, sure), _ = carry
-        if strategy.threshold is None:
-            return count < longest
-        is_sure = 1 - sure <= strategy.threshold
-        return (count < longest) & (is_sure | (count < strategy.shortest))
-
-    def one_more(carry: Any) -> Any:
-        count, (last, guesses_K, q_KV, sure), cache = carry
-        position = state.known - 1 + count
-        logits, cache = decoder.extend(
-            draft.shape, draft.params, last[None, None], position, cache
-        )
-        return count + 1, one(logits[0, 0], count, guesses_K, q_KV, sure), cache
-
-    count, (_, guesses_K, q_KV, _), cache = jax.lax.while_loop(
-        goes_on, one_more, (jnp.int32(1), made, cache)
-    )
-    return guesses_K, q_KV, count, cache
 
 
 def _verify(
@@ -273,9 +261,14 @@ def _verify(
       key: for the draws.
     """
     longest = strategy.longest
-    accept_key, own_key = jax.random.split(key)
-    p_KV = _probabilities(logits_KV, strategy.temperature)
     places = jnp.arange(longest)
+    if strategy.temperature == 0:
+        likeliest_K = jnp.argmax(logits_KV, axis=-1).astype(jnp.int32)
+        is_kept = (guesses_K == likeliest_K[:-1]) & (places < count)
+        kept = jnp.sum(jnp.cumprod(is_kept.astype(jnp.int32)))
+        return kept, likeliest_K[kept]
+    accept_key, own_key = jax.random.split(key)
+    p_KV = decoder.probabilities(logits_KV, strategy.temperature)
     of_guess = p_KV[places, guesses_K], q_KV[places, guesses_K]
     draws = jax.random.uniform(accept_key, (longest,))
     is_kept = (draws * of_guess[1] < of_guess[0]) & (places < count)
@@ -285,14 +278,5 @@ def _verify(
     left_V = jnp.maximum(p_V - q_V, 0.0)
     # Rounding can leave nothing where p and q agree.
     left_V = jnp.where(jnp.sum(left_V) > 0, left_V, p_V)
-    own = decoder.choose(
-        jnp.log(left_V)[None], own_key, float(strategy.temperature > 0)
-    )
+    own = decoder.choose(jnp.log(left_V)[None], own_key, 1.0)
     return kept, own[0]
-
-
-def _probabilities(logits: jax.Array, temperature: float) -> jax.Array:
-    """Returns (..., V): softmax at a temperature; one-hot of the likeliest at 0."""
-    if temperature == 0:
-        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-    return jax.nn.softmax(logits / temperature, axis=-1)

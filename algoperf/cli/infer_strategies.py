@@ -1,0 +1,119 @@
+"""`algoperf infer strategies`: what ways to an answer cost, from profiles."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from algoperf.cli import common
+from algoperf.errors import UserError
+
+if TYPE_CHECKING:
+    from algoperf.inference.profiles import Profile
+
+COLUMNS = ("strategy", "seconds", "times_plain", "device_seconds",
+           "device_times_plain", "tokens_in_a_row", "tokens_in_all")  # fmt: skip
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `algoperf infer strategies`."""
+    flags.DEFINE_string(
+        "draft", None, "strategies: the profile of a smaller model, for ways that take "
+        "two.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "acceptance", 0.8, "strategies: share of guesses, and of steps, that the large "
+        "model keeps.", lower_bound=0.0, upper_bound=1.0, flag_values=values,
+    )  # fmt: skip
+    for name, default, least, text in (
+        ("step_tokens", 16, 1, "tokens of a step of SpecReason."),
+        ("judge_tokens", 8, 0, "tokens of the question that a judge is asked."),
+        ("samples", 4, 1, "answers side by side."),
+        ("revisions", 3, 0, "answers in a row after the first."),
+        ("summary_tokens", 16, 1, "tokens that drafts are distilled to."),
+    ):
+        flags.DEFINE_integer(
+            name, default, f"strategies: {text}", lower_bound=least, flag_values=values
+        )
+
+
+def run(
+    values: flags.FlagValues,
+    positional: Sequence[str],
+    here: Callable[[], dict[str, Any]],
+) -> None:
+    """Prints a table of strategies; runs no model.
+
+    Args:
+      values: of the flags.
+      positional: the profile of the large model.
+      here: describes this machine.
+    """
+    from algoperf.inference import profiles, strategies
+
+    path = common.one_argument(positional, "PROFILE of the large model", "infer")
+    if values.prompt is None or values.output is None:
+        raise UserError("give --prompt TOKENS and --output TOKENS of one answer")
+    base = _profile(values, path, here)
+    draft = None if values.draft is None else _profile(values, values.draft, here)
+    if draft is not None and profiles.other_hardware(draft, base.hardware, None):
+        raise UserError(
+            f"{values.draft} was measured on other hardware than {path}; their seconds "
+            "cannot be added: profile both on one machine"
+        )
+    plan = strategies.Plan(
+        prompt=values.prompt,
+        output=values.output,
+        acceptance=values.acceptance,
+        step_tokens=values.step_tokens,
+        judge_tokens=values.judge_tokens,
+        samples=values.samples,
+        revisions=values.revisions,
+        summary=values.summary_tokens,
+    )
+    costs, left_out = strategies.table(
+        base.runtime, plan, None if draft is None else draft.runtime
+    )
+    plain = costs["plain"]
+    columns = list(COLUMNS)
+    if values.dollars_per_hour is not None:
+        columns.append("dollars")
+    rows = []
+    for name, cost in costs.items():
+        row = {
+            "strategy": name,
+            "seconds": cost.seconds,
+            "times_plain": cost.seconds / plain.seconds,
+            "device_seconds": cost.device_seconds,
+            "device_times_plain": cost.device_seconds / plain.device_seconds,
+            "tokens_in_a_row": cost.budget.sequential,
+            "tokens_in_all": cost.budget.total,
+        }
+        if values.dollars_per_hour is not None:
+            row["dollars"] = cost.device_seconds / 3600 * values.dollars_per_hour
+        rows.append(row)
+
+    def print_text() -> None:
+        shown = [[_shown(row[column]) for column in columns] for row in rows]
+        common.print_table([c.replace("_", " ") for c in columns], shown)
+        for name, reason in left_out.items():
+            print(f"Left out: {name}: {reason}.")
+
+    common.show(values.json, {"strategies": rows, "left_out": left_out}, print_text)
+
+
+def _profile(
+    values: flags.FlagValues, path: str, here: Callable[[], dict[str, Any]]
+) -> "Profile":
+    from algoperf.inference import profiles
+
+    profile = profiles.load_profile(Path(path))
+    if not values.any_hardware:
+        profiles.check_hardware(profile, here(), os.cpu_count())
+    return profile
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
