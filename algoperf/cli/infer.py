@@ -22,8 +22,8 @@ from algoperf.cli import (
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from algoperf.inference.profiles import Profile, Setting
-    from algoperf.inference.shapes import DecoderShape
+    from algoperf.inference.models.shapes import DecoderShape
+    from algoperf.inference.timing.profiles import Profile, Setting
 
 USAGE = """algoperf infer [profile [NAME | RUNS ...]] [--out DIR] [--flag value ...]
        algoperf infer predict PROFILE --prompt TOKENS --output TOKENS
@@ -165,8 +165,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
 
 def _profile(values: flags.FlagValues, names: list[str]) -> None:
-    from algoperf.inference import profiler
-    from algoperf.inference.shapes import SHAPES
+    from algoperf.inference.models.shapes import SHAPES
+    from algoperf.inference.timing import profiler
 
     infer_models.check_names(names, SHAPES)
     out = Path(values.out)
@@ -202,7 +202,9 @@ def _timed(
     mesh: Any,
 ) -> tuple[Any, float | None]:
     """Returns measured times and their fit, and bytes that a decoding step moves."""
-    from algoperf.inference import decoder, measure, profiler, traffic
+    from algoperf.inference.models import decoder
+    from algoperf.inference.rooflines import traffic
+    from algoperf.inference.timing import measure, profiler
 
     measured = profiler.profile(
         measure.decoder_measure(
@@ -229,7 +231,7 @@ def _timed(
 def _report(values: flags.FlagValues, profile: "Profile", base: Path) -> None:
     """Writes and shows a profile, or refuses it; `base` is a path without an ending."""
     from algoperf import records
-    from algoperf.inference import plot, profiler, profiles
+    from algoperf.inference.timing import plot, profiler, profiles
 
     reason = profiler.refusal(profile.result)
     if reason is not None and not values.accept_noise:
@@ -254,7 +256,7 @@ def _described(
     shape: "DecoderShape", setting: "Setting", result: Any, served: dict[str, Any]
 ) -> "Profile":
     from algoperf import hardware
-    from algoperf.inference.profiles import Profile
+    from algoperf.inference.timing.profiles import Profile
 
     versions = hardware.describe_versions()
     return Profile(shape, setting, result, _here(), versions, served)
@@ -270,8 +272,8 @@ def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any
     """Returns how to measure, and the mesh; None for one device."""
     import jax
 
-    from algoperf.inference import parallel
-    from algoperf.inference.profiles import Setting
+    from algoperf.inference.models import parallel
+    from algoperf.inference.timing.profiles import Setting
 
     if values.parallel > jax.device_count():
         raise UserError(
@@ -321,7 +323,8 @@ def _has_accelerator() -> bool:
 
 
 def _predict(values: flags.FlagValues, path: Path) -> None:
-    from algoperf.inference import costs, profiles
+    from algoperf.inference.timing import profiles
+    from algoperf.inference.tradeoffs import costs
 
     if values.prompt is None or values.output is None:
         raise UserError("give --prompt TOKENS and --output TOKENS to predict")
@@ -356,7 +359,7 @@ def _predict(values: flags.FlagValues, path: Path) -> None:
 
 def _flops(shape: "DecoderShape", prompt: int, output: int) -> float:
     """Of a request: the prompt, and each output token after the first."""
-    from algoperf.inference import costs
+    from algoperf.inference.tradeoffs import costs
 
     further = max(output - 1, 0)
     middle = prompt + output // 2  # FLOPs are linear in the context
@@ -369,7 +372,7 @@ def _shown(value: Any) -> str:
 
 
 def _list_shapes(values: flags.FlagValues) -> None:
-    from algoperf.inference.shapes import SHAPES
+    from algoperf.inference.models.shapes import SHAPES
 
     rows = [
         {

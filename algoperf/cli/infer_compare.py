@@ -39,7 +39,8 @@ def run(
     ]
     import jax
 
-    from algoperf.inference import comparison, measure, profiler
+    from algoperf.inference.rooflines import comparison
+    from algoperf.inference.timing import measure, profiler
 
     clock = "cpu" if jax.default_backend() == "cpu" and cores == 1 else "wall"
     models = comparison.compare(

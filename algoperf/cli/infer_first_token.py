@@ -12,10 +12,10 @@ from algoperf.cli import common, infer_speculate
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference.decoder import Model
-    from algoperf.inference.kv_prediction import Maps
-    from algoperf.inference.pair import Text
-    from algoperf.inference.strategy_bench import Cell, Row
+    from algoperf.inference.decoding.kv_prediction import Maps
+    from algoperf.inference.decoding.pair import Text
+    from algoperf.inference.decoding.strategy_bench import Cell, Row
+    from algoperf.inference.models.decoder import Model
 
 COLUMNS = ("who_reads", "seconds", "speed_up", "speed_up_low", "speed_up_high", "flops",
            "loss", "perplexity")  # fmt: skip
@@ -39,8 +39,8 @@ def run(
       say: told of progress.
     """
     from algoperf import registry
-    from algoperf.inference import kv_prediction, pair, strategy_bench
-    from algoperf.inference.trained import trained_shape
+    from algoperf.inference.decoding import kv_prediction, pair, strategy_bench
+    from algoperf.inference.models.trained import trained_shape
 
     if len(positional) > 1:
         raise UserError(f"give one workload, not {len(positional)}")
@@ -87,8 +87,8 @@ def _made(
     """Trains the models and the maps, or reads them from the folder."""
     import jax
 
-    from algoperf.inference import kv_prediction, pair
-    from algoperf.inference.keep import Keep
+    from algoperf.inference.decoding import kv_prediction, pair
+    from algoperf.inference.decoding.keep import Keep
 
     prompt = text.prompts.shape[1]
     plan = kv_prediction.Settings(num_steps=values.tune_steps)
@@ -121,7 +121,8 @@ def _asker(
     """Returns what gives the first token after each prompt, in one of three ways."""
     import jax.numpy as jnp
 
-    from algoperf.inference import decoder, kv_prediction
+    from algoperf.inference.decoding import kv_prediction
+    from algoperf.inference.models import decoder
 
     prompts = [jnp.asarray(row[None], jnp.int32) for row in text.prompts]
     capacity = decoder.capacity_for(text.prompts.shape[1] + 1)
@@ -154,7 +155,9 @@ def _report(
     import jax.numpy as jnp
 
     from algoperf.cli.numerics_runs import write_csv
-    from algoperf.inference import costs, decoder, kv_prediction, strategies
+    from algoperf.inference.decoding import kv_prediction, strategies
+    from algoperf.inference.models import decoder
+    from algoperf.inference.tradeoffs import costs
 
     base, auxiliary, maps = models
     prompt = text.prompts.shape[1]

@@ -14,8 +14,8 @@ from algoperf import records
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from algoperf.inference.serving import Recipe
-    from algoperf.inference.shapes import DecoderShape
+    from algoperf.inference.models.serving import Recipe
+    from algoperf.inference.models.shapes import DecoderShape
     from algoperf.workload import Workload
 
 WORKLOAD = "finewebedu_lm"
@@ -83,7 +83,7 @@ def recipe_of(values: flags.FlagValues, is_trained: bool) -> "Recipe":
     Raises:
       UserError: no model can be.
     """
-    from algoperf.inference import serving
+    from algoperf.inference.models import serving
 
     recipe = serving.Recipe(
         weight_format=values.weights,
@@ -145,7 +145,7 @@ def models(values: flags.FlagValues, names: list[str]) -> Iterator[Model]:
     Raises:
       UserError: an unknown name, a recipe or a folder that nothing is served from.
     """
-    from algoperf.inference.shapes import SHAPES
+    from algoperf.inference.models.shapes import SHAPES
 
     if not _is_known(names[0], SHAPES):
         yield from _trials(values, [Path(name) for name in names])
@@ -162,7 +162,7 @@ def _of_shape(shape: "DecoderShape", recipe: "Recipe") -> Model:
     def load(dtype: str, mesh: Any) -> Any:
         import jax.numpy as jnp
 
-        from algoperf.inference import measure
+        from algoperf.inference.timing import measure
 
         if not recipe.changes:
             params = measure.random_params(shape, jnp.dtype(dtype), mesh)
@@ -174,7 +174,7 @@ def _of_shape(shape: "DecoderShape", recipe: "Recipe") -> Model:
 
 
 def _of_workload(workload: "Workload", recipe: "Recipe") -> Model:
-    from algoperf.inference import trained
+    from algoperf.inference.models import trained
 
     shape = trained.trained_shape(workload.name, workload.model)
 
@@ -190,7 +190,7 @@ def _of_workload(workload: "Workload", recipe: "Recipe") -> Model:
 
 def _trials(values: flags.FlagValues, folders: list[Path]) -> Iterator[Model]:
     """Yields the language models that trials under some folders have left."""
-    from algoperf.inference import trained, trial
+    from algoperf.inference.models import trained, trial
 
     recipe = recipe_of(values, is_trained=True)
     found = [path for folder in folders for path in trial.find_trials(folder)]
@@ -227,7 +227,7 @@ def _load_trial(
     dtype: str,
     mesh: Any,
 ) -> tuple["DecoderShape", Any, dict[str, Any]]:
-    from algoperf.inference import evaluation, trained
+    from algoperf.inference.models import evaluation, trained
 
     shape = trained.trained_shape(workload.name, workload.model)
     params = trained.trained_params(shape, left.params)
@@ -249,7 +249,7 @@ def _served(
 ) -> tuple["DecoderShape", Any, dict[str, Any]]:
     import jax.numpy as jnp
 
-    from algoperf.inference import parallel, serving
+    from algoperf.inference.models import parallel, serving
 
     shape, params = serving.served(shape, params, recipe, jnp.dtype(dtype))
     facts = _facts(recipe, dtype, params)
@@ -259,7 +259,7 @@ def _served(
 
 
 def _facts(recipe: "Recipe", dtype: str, params: Any) -> dict[str, Any]:
-    from algoperf.inference import serving
+    from algoperf.inference.models import serving
 
     return {"recipe": recipe.label(dtype), **serving.described(params)}
 

@@ -11,9 +11,9 @@ from algoperf.cli import common
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference.pareto import Request, Row, Run
-    from algoperf.inference.pareto_text import Comparison
-    from algoperf.inference.profiles import Profile
+    from algoperf.inference.timing.profiles import Profile
+    from algoperf.inference.tradeoffs.pareto import Request, Row, Run
+    from algoperf.inference.tradeoffs.pareto_text import Comparison
 
 _REQUEST = (32, 16)  # tokens that every language model here has room for
 
@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Joins runs and profiles, writes pareto.csv, .md, .svg and .html, shows tables."""
-    from algoperf.inference import pareto, pareto_text
+    from algoperf.inference.tradeoffs import pareto, pareto_text
 
     if not positional:
         raise UserError("give RUNS to compare: folders that `algoperf run` has written")
@@ -93,7 +93,7 @@ def _budgets(texts: Sequence[str]) -> dict[str, float]:
 
 def _profiles(paths: Sequence[str]) -> "tuple[dict[str, Profile], list[str]]":
     """Returns profiles by the names of their files, and what was no profile."""
-    from algoperf.inference import profiles
+    from algoperf.inference.timing import profiles
 
     found, notes = {}, []
     for path in map(Path, paths):
@@ -135,7 +135,7 @@ def _comparison(
     budgets: Mapping[str, float],
     goal: float | None,
 ) -> "Comparison":
-    from algoperf.inference import pareto, pareto_text, pareto_views
+    from algoperf.inference.tradeoffs import pareto, pareto_text, pareto_views
 
     own = [row for row in rows if row.workload == run.workload]
     points = pareto.points(own, run.direction)
@@ -173,8 +173,8 @@ def _write(
     notes: Sequence[str],
     facts: Sequence[str],
 ) -> None:
-    from algoperf.inference import pareto_plot, pareto_text
-    from algoperf.inference.pareto_views import AXES
+    from algoperf.inference.tradeoffs import pareto_plot, pareto_text
+    from algoperf.inference.tradeoffs.pareto_views import AXES
     from scoring.serving_page import Group, write_serving_page
 
     try:

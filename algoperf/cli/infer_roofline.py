@@ -10,9 +10,9 @@ from algoperf.cli import common
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference.programs import Program
-    from algoperf.inference.roofline import Peak
-    from algoperf.inference.roofline_report import Row
+    from algoperf.inference.rooflines.roofline import Peak
+    from algoperf.inference.rooflines.roofline_report import Row
+    from algoperf.inference.timing.programs import Program
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -60,8 +60,9 @@ def run(
     import jax
 
     from algoperf import registry
-    from algoperf.inference import measure, peak_rates, profiler, roofline_report
-    from algoperf.inference.programs import NAMES, compile_program
+    from algoperf.inference.rooflines import peak_rates, roofline_report
+    from algoperf.inference.timing import measure, profiler
+    from algoperf.inference.timing.programs import NAMES, compile_program
 
     workloads = registry.select_workloads(list(names) or ["all"], values.scale)
     wanted = [values.program] if values.program else list(NAMES)
@@ -94,7 +95,7 @@ def run(
 
 def _stated_peak(values: flags.FlagValues) -> "Peak | None":
     """The peak rates that the flags state; None if they state none."""
-    from algoperf.inference.roofline import Peak
+    from algoperf.inference.rooflines.roofline import Peak
 
     given = values.peak_flops, values.bandwidth
     if given == (None, None):
@@ -127,7 +128,7 @@ def _write(
     described: dict[str, Any],
 ) -> None:
     from algoperf import records
-    from algoperf.inference import roofline_plot, roofline_report
+    from algoperf.inference.rooflines import roofline_plot, roofline_report
 
     texts = {
         "roofline.csv": roofline_report.to_csv(rows),
@@ -160,7 +161,7 @@ def _as_json(
 
 
 def _print(rows: "Sequence[Row]", out: Path) -> None:
-    from algoperf.inference import roofline_report
+    from algoperf.inference.rooflines import roofline_report
 
     shown = [roofline_report.table_row(row) for row in rows]
     common.print_table(roofline_report.COLUMNS, shown)

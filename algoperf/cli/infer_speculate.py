@@ -13,8 +13,8 @@ from algoperf.cli import common
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference.pair import Pair, PairSettings, Text
-    from algoperf.inference.strategy_bench import Row
+    from algoperf.inference.decoding.pair import Pair, PairSettings, Text
+    from algoperf.inference.decoding.strategy_bench import Row
     from algoperf.workload import Workload
 
 WORKLOAD = "finewebedu_lm"
@@ -105,8 +105,8 @@ def run(
       say: told of progress.
     """
     from algoperf import registry
-    from algoperf.inference import pair, strategy_bench, strategy_runs
-    from algoperf.inference.trained import trained_shape
+    from algoperf.inference.decoding import pair, strategy_bench, strategy_runs
+    from algoperf.inference.models.trained import trained_shape
 
     if len(positional) > 1:
         raise UserError(f"give one workload to speculate on, not {len(positional)}")
@@ -173,8 +173,8 @@ def _numbers(texts: Sequence[str], kind: Callable[[str], Any], flag: str) -> lis
 
 
 def _settings(values: flags.FlagValues) -> "PairSettings":
-    from algoperf.inference import acceptance_head, distill
-    from algoperf.inference.pair import PairSettings
+    from algoperf.inference.decoding import acceptance_head, distill
+    from algoperf.inference.decoding.pair import PairSettings
 
     steps = values.tune_steps
     return PairSettings(
@@ -190,7 +190,7 @@ def text_of(workload: "Workload", prompt: int, num_prompts: int) -> "Text":
     """Returns training text, and prompts and sequences of the validation split."""
     import numpy as np
 
-    from algoperf.inference.pair import Text
+    from algoperf.inference.decoding.pair import Text
 
     train = workload.dataset("train", workload.default_batch_size, seed=0)
     both = num_prompts + HELD_OUT
@@ -229,7 +229,7 @@ def clock(cores: int | None) -> Callable[[], float]:
     """Returns process time where there is one core of a processor, else wall time."""
     import jax
 
-    from algoperf.inference import measure
+    from algoperf.inference.timing import measure
 
     return measure.CLOCKS[
         "cpu" if cores == 1 and jax.default_backend() == "cpu" else "wall"
@@ -246,7 +246,7 @@ def _report(
     hardware: dict[str, Any],
 ) -> None:
     from algoperf.cli.numerics_runs import write_csv
-    from algoperf.inference import strategy_report
+    from algoperf.inference.decoding import strategy_report
 
     target, draft = pair.target.shape, pair.drafts["draft"].shape
     title = f"Guessing ahead: {target.name} and a draft"

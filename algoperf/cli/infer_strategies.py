@@ -11,7 +11,7 @@ from algoperf.cli import common
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference.profiles import Profile
+    from algoperf.inference.timing.profiles import Profile
 
 COLUMNS = ("strategy", "seconds", "times_plain", "device_seconds",
            "device_times_plain", "tokens_in_a_row", "tokens_in_all")  # fmt: skip
@@ -51,7 +51,8 @@ def run(
       positional: the profile of the large model.
       here: describes this machine.
     """
-    from algoperf.inference import profiles, strategies
+    from algoperf.inference.decoding import strategies
+    from algoperf.inference.timing import profiles
 
     path = common.one_argument(positional, "PROFILE of the large model", "infer")
     if values.prompt is None or values.output is None:
@@ -107,7 +108,7 @@ def run(
 def _profile(
     values: flags.FlagValues, path: str, here: Callable[[], dict[str, Any]]
 ) -> "Profile":
-    from algoperf.inference import profiles
+    from algoperf.inference.timing import profiles
 
     profile = profiles.load_profile(Path(path))
     if not values.any_hardware:

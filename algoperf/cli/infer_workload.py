@@ -14,7 +14,7 @@ from algoperf.cli import common
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference.profiler import Plan
+    from algoperf.inference.timing.profiler import Plan
 
 # The language model is profiled as a decoder.
 DECODERS = ("finewebedu_lm",)
@@ -60,8 +60,8 @@ def run(
     workload = registry.find_workload(name, values.scale)
     import jax
 
-    from algoperf.inference import measure, profiler
-    from algoperf.inference.encoder_decoder import has_decode_path
+    from algoperf.inference.timing import measure, profiler
+    from algoperf.inference.timing.encoder_decoder import has_decode_path
 
     clock = "cpu" if jax.default_backend() == "cpu" and cores == 1 else "wall"
     plan = profiler.Plan(
@@ -107,8 +107,8 @@ def _translation(
     say: Callable[[str], None],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """F(p) and g; what is shown, and what is written."""
-    from algoperf.inference import encoder_decoder, profiler
-    from algoperf.inference.programs import params_for_speed
+    from algoperf.inference.timing import encoder_decoder, profiler
+    from algoperf.inference.timing.programs import params_for_speed
 
     params, _ = params_for_speed(workload)
     longest = workload.model.max_length
@@ -159,7 +159,7 @@ def _forward(
     say: Callable[[str], None],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """T(n); what is shown, and what is written."""
-    from algoperf.inference import forward_time, profiler
+    from algoperf.inference.timing import forward_time, profiler
 
     sizes = _lengths(values.prompts)
     result = forward_time.profile_forward(
@@ -203,7 +203,7 @@ def _finish(
 ) -> None:
     """Writes and shows, or refuses."""
     from algoperf import hardware, records
-    from algoperf.inference.profiler import NoisyMachineError
+    from algoperf.inference.timing.profiler import NoisyMachineError
 
     reason = found["reason_not_to_trust"]
     if reason and not values.accept_noise:

@@ -120,8 +120,8 @@ def _add_runtimes(
     Returns:
       a line that says what they are, or why there are none.
     """
-    from algoperf.inference import costs
-    from algoperf.inference.trained import trained_params, trained_shape
+    from algoperf.inference.models.trained import trained_params, trained_shape
+    from algoperf.inference.tradeoffs import costs
     from algoperf.reparam import width
 
     params, _ = reparam_runs.restored(run)
@@ -163,7 +163,7 @@ def _runtimes(
     Returns:
       the fitted models, and why they should not be used; None where they may be.
     """
-    from algoperf.inference import measure, profiler
+    from algoperf.inference.timing import measure, profiler
 
     measures = [
         measure.decoder_measure(*pair) for pair in zip(shapes, served, strict=True)

@@ -1,17 +1,18 @@
 """What a trained model costs to run: decoder, profiler, idealized runtime, costs.
 
-These names need no JAX; `decoder`, `measure`, `parallel` and `trained` do and are
-imported by themselves.
+Rooms, each of which imports from those before it alone: `models`, `timing`,
+`rooflines`, `tradeoffs`, `decoding`. The names here need no JAX; what does is imported by
+itself.
 """
 
-from algoperf.inference.prompt_time import PromptTime
-from algoperf.inference.runtime import (
+from algoperf.inference.models.shapes import SHAPES, DecoderShape, find_shape
+from algoperf.inference.timing.prompt_time import PromptTime
+from algoperf.inference.timing.runtime import (
     DecodeRegression,
     RuntimeModel,
     decode_regression,
     fit_runtime,
 )
-from algoperf.inference.shapes import SHAPES, DecoderShape, find_shape
 
 __all__ = [
     "SHAPES",

@@ -44,8 +44,9 @@ def compared(name: str, prompt: int, tokens: int, rounds: int) -> dict[str, floa
     """Returns seconds a token, by who took them."""
     import jax
 
-    from algoperf.inference import decoder, measure
-    from algoperf.inference.shapes import find_shape
+    from algoperf.inference.models import decoder
+    from algoperf.inference.models.shapes import find_shape
+    from algoperf.inference.timing import measure
 
     shape = find_shape(name)
     params = decoder.init_params(shape, jax.random.key(0))

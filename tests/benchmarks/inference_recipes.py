@@ -64,8 +64,10 @@ def compared(
     import jax
     import jax.numpy as jnp
 
-    from algoperf.inference import decoder, measure, serving, traffic, weights
-    from algoperf.inference.shapes import find_shape
+    from algoperf.inference.models import decoder, serving, weights
+    from algoperf.inference.models.shapes import find_shape
+    from algoperf.inference.rooflines import traffic
+    from algoperf.inference.timing import measure
 
     shape = find_shape(name)
     dense = decoder.init_params(shape, jax.random.key(0))

@@ -70,7 +70,7 @@ def test_shapes(capsys):
 
 
 def test_a_noisy_machine_is_refused(tmp_path, capsys, monkeypatch):
-    from algoperf.inference import profiler
+    from algoperf.inference.timing import profiler
 
     monkeypatch.setattr(profiler, "refusal", lambda result: "it is loud")
     command = ["infer", "profile", f"--out={tmp_path}"]

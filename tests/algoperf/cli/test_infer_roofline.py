@@ -6,7 +6,7 @@ import json
 import pytest
 
 from algoperf import cli
-from algoperf.inference import peak_rates
+from algoperf.inference.rooflines import peak_rates
 
 SMALL = peak_rates.Ladder(widths=(64,), sizes=(2**14, 2**20), moved=2**20)
 STATED = ("--no_measure", "--peak_flops=1e12", "--bandwidth=1e11")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from algoperf import cli
-from algoperf.inference import profiler
-from algoperf.inference.profiles import Profile, Setting, load_profile
-from algoperf.inference.shapes import find_shape
+from algoperf.inference.models.shapes import find_shape
+from algoperf.inference.timing import profiler
+from algoperf.inference.timing.profiles import Profile, Setting, load_profile
 
 HARDWARE = {"platform": "cpu", "device_kind": "cpu", "device_count": 1, "cpu": "One"}
 REQUEST = ("--prompt=100", "--output=50", "--any_hardware")

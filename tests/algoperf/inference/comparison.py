@@ -3,9 +3,9 @@
 import json
 
 from algoperf import records
-from algoperf.inference import profiler
-from algoperf.inference.profiles import Profile, Setting
-from algoperf.inference.shapes import DecoderShape
+from algoperf.inference.models.shapes import DecoderShape
+from algoperf.inference.timing import profiler
+from algoperf.inference.timing.profiles import Profile, Setting
 
 GRID = profiler.make_grid(64, prompts=(1, 16, 32), outputs=(1, 4, 16))
 HERE = {"platform": "cpu", "device_kind": "cpu", "device_count": 1, "cpu": "Some CPU"}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from algoperf.inference.shapes import DecoderShape, RotaryScaling, param_shapes
+from algoperf.inference.models.shapes import DecoderShape, RotaryScaling, param_shapes
 
 _GPT2 = DecoderShape(
     name="like gpt2",

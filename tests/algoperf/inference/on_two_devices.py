@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from decoders import SHAPES, drawn_params, drawn_tokens
 
-from algoperf.inference import decoder, parallel
+from algoperf.inference.models import decoder, parallel
 
 PROMPT, OUTPUT, CAPACITY = 5, 4, 16
 

@@ -1,0 +1,1 @@
+"""Ways to an answer: speculative decoding and its kin, measured and modelled."""
