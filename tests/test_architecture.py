@@ -184,3 +184,14 @@ def test_scoring_loads_what_draws_only_to_draw():
         "assert all(hasattr(scoring, name) for name in scoring.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+INFERENCE = ("models", "timing", "rooflines", "tradeoffs", "decoding")
+
+
+@pytest.mark.parametrize("room", INFERENCE)
+def test_rooms_of_inference_import_from_those_before_them(room):
+    later = INFERENCE[INFERENCE.index(room) + 1 :]
+    for module in _modules(f"algoperf.inference.{room}"):
+        above = {f"algoperf.inference.{name}" for name in later}
+        assert not [m for m in ours(module) if _is_in(m, *above)], module

@@ -1,8 +1,8 @@
 """What a trained model costs to run: decoder, profiler, idealized runtime, costs.
 
 Rooms, each of which imports from those before it alone: `models`, `timing`,
-`rooflines`, `tradeoffs`, `decoding`. The names here need no JAX; what does is imported by
-itself.
+`rooflines`, `tradeoffs`, `decoding`. The names here need no JAX; what does is imported
+by itself.
 """
 
 from algoperf.inference.models.shapes import SHAPES, DecoderShape, find_shape
