@@ -22,8 +22,7 @@ PARALLEL := --numprocesses 2 --dist loadfile
 .PHONY: demo test test-slow test-long test-slurm lint clean
 
 demo: .venv/core
-	$(BIN)/algoperf sweep --submissions adamw,momentum --suite mini_fast --out runs/demo
-	$(BIN)/algoperf score runs/demo --benchmark mini_fast --report runs/demo.html --csv runs/demo-csv
+	$(BIN)/algoperf demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow and not alone and not slurm" $(PARALLEL)

@@ -18,6 +18,7 @@ from absl import flags, logging
 from algoperf.errors import UserError, unknown_name
 
 COMMANDS = (
+    "demo",
     "run",
     "sweep",
     "status",
