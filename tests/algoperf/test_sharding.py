@@ -139,6 +139,7 @@ def trials(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_devices(trials):
     found = []
     for count, seen in trials.items():

@@ -277,6 +277,7 @@ def test_tasks_of_a_molecule(make):
     assert found["two rings"] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_build_makes_new_molecules_that_leave_held_out_frameworks_alone(
     make, monkeypatch
 ):

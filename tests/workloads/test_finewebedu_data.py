@@ -166,6 +166,7 @@ def test_missing_downloads_are_named(raw, tmp_path):
         prepare.prepare(tmp_path, tmp_path, print)
 
 
+@pytest.mark.slow
 def test_evaluation_needs_no_test_split(prepared):
     model = {"num_layers": 1, "width": 16, "num_heads": 2, "mlp_width": 16}
     small = derive(FULL, model=model)

@@ -170,10 +170,10 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     factors = (1, 2, 5) if high - low <= 1 else (1, 3) if high - low == 2 else (1,)
     every = [f * 10.0**power for power in range(low, high + 1) for f in factors]
-    below = [tick for tick in every if tick <= min(values)]
-    above = [tick for tick in every if tick >= max(values)]
-    first, last = every.index(below[-1]), every.index(above[0])
-    found = every[first : last + 1]
+    # A value may be next to a power of ten, on the wrong side of its logarithm.
+    first = max((i for i, tick in enumerate(every) if tick <= min(values)), default=0)
+    last = [i for i, tick in enumerate(every) if tick >= max(values)]
+    found = every[first : min(last, default=len(every)) + 1]
     if len(found) <= 8:
         return found
     return [*found[: -1 : max(1, len(found) // 6)], found[-1]]

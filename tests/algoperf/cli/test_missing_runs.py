@@ -117,7 +117,6 @@ def test_a_run_that_was_told_to_end_before_us_is_not_begun_again(call, tmp_path)
     "arguments",
     [
         ["sweep", "--submissions=adamw", "--workloads=ogbg"],
-        ["reparam", "--study=rank", "--workload=ogbg", "--series=lora", "--values=1"],
         ["calibrate", "--workload=ogbg", "--points=1"],
         ["numerics", "sweep", "--workloads=ogbg", "--recipes=mxfp8"],
     ],

@@ -1,11 +1,12 @@
 """The runs of `algoperf reparam`: which, and how long they take."""
 
 import json
+import signal
 
 import pytest
 from absl import flags
 
-from algoperf import registry
+from algoperf import registry, runner
 from algoperf.cli import reparam, reparam_runs
 from algoperf.cli.reparam_runs import Pace
 from algoperf.errors import UserError
@@ -83,6 +84,19 @@ def test_estimates_add_up_and_are_spoken():
     assert reparam_runs.spoken(40) == "40 s"
     assert reparam_runs.spoken(720) == "12 minutes"
     assert reparam_runs.spoken(12_600) == "3.5 hours"
+
+
+def test_a_study_that_was_asked_to_stop_says_so(tmp_path, monkeypatch, capsys):
+    (_, _, one), *_ = _runs("rank", "finewebedu_lm", f"--out={tmp_path}")
+
+    def run_study(*_, should_stop, **__):
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        return []
+
+    monkeypatch.setattr(runner, "run_study", run_study)
+    assert not reparam_runs.make([one])
+    assert capsys.readouterr().out.startswith("stopped; the same command goes on")
 
 
 def test_a_finished_run_is_left_out_of_the_estimate(tmp_path, capsys):

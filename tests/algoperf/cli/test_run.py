@@ -87,6 +87,7 @@ def test_an_unreadable_record_is_named_and_gives_a_bad_status(out, tmp_path, cap
     assert "1 cells, the header has 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bad_trial_does_not_stop_the_others(tmp_path, capfd):
     bad = tmp_path / "bad.py"
     bad.write_text(

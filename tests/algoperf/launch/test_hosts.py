@@ -203,6 +203,7 @@ def _steps(out):
     return [row[records.GLOBAL_STEP] for row in rows]
 
 
+@pytest.mark.slow
 def test_two_hosts_are_one_run(tmp_path):
     """Metrics, and the record that one of them writes."""
     alone, together = tmp_path / "alone", tmp_path / "together"

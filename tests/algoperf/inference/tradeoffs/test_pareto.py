@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from comparison import NAME, write_profile, write_run
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from algoperf.errors import UserError
@@ -298,6 +298,7 @@ def test_the_picture_has_every_point_in_its_panel(comparison):
 
 
 @given(st.floats(1e-9, 1e9), st.floats(6.0, 1e12))
+@example(999999999.9999999, 6.0)
 @settings(max_examples=60, deadline=None)
 def test_ticks_hold_the_values(low, factor):
     high = low * factor
