@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 LONG = (
     "criteo1tb",
     "fastmri",
+    "imagenet_resnet",
     "imagenet_vit",
     "librispeech_conformer",
     "librispeech_deepspeech",
@@ -27,7 +28,6 @@ LONG = (
 )
 MINI = (
     "finewebedu_lm",
-    "imagenet_resnet",
     *(pytest.param(name, marks=pytest.mark.long) for name in LONG),
 )
 

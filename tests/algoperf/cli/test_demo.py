@@ -32,6 +32,7 @@ def test_an_address_is_no_folder(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_demo_leaves_records_a_page_and_tables(tmp_path, capsys):
     out = tmp_path / "demo"
     assert (
