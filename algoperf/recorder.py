@@ -112,9 +112,8 @@ class Recorder:
                 found = cls._look(config, seeds, batch_size, resume)
                 if not Status(found[1]["status"]).is_final:
                     lock = stack.enter_context(locks.hold(Path(found[0])))
-                    found = cls._look(
-                        config, seeds, batch_size, resume
-                    )  # now it stands
+                    # Another process may have finished it before we had the lock.
+                    found = cls._look(config, seeds, batch_size, resume)
                 return found
 
             folder, record, is_resumed = hosts.call(look)

@@ -281,12 +281,9 @@ class _Trial:
             return True
         self.state = self._next_state("update_params", outputs, step=state.step + 1)
         if self.in_flight.add(self.state.params):
-            finished = (
-                self.state.step - self.in_flight.period
-            )  # known to have, at least
-            self.step_times.step_finished(
-                self.clock.now(), finished, self.compiled.events
-            )
+            # The newest step that is known to have finished on the device.
+            done = self.state.step - self.in_flight.period
+            self.step_times.step_finished(self.clock.now(), done, self.compiled.events)
         self.watch(self._progress(is_new_evaluation=False))
         return False
 

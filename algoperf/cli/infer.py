@@ -273,6 +273,7 @@ def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any
     import jax
 
     from algoperf.inference.models import parallel
+    from algoperf.inference.timing import measure
     from algoperf.inference.timing.profiles import Setting
 
     if values.parallel > jax.device_count():
@@ -286,7 +287,7 @@ def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any
     setting = Setting(
         dtype=values.dtype or ("float32" if is_cpu else "bfloat16"),
         batch_size=values.batch_size,
-        clock="cpu" if is_cpu and cores == 1 else "wall",
+        clock=measure.clock_name(cores),
         capacity=values.capacity,
         parallel=values.parallel,
         cores=cores if is_cpu else None,

@@ -37,12 +37,10 @@ def run(
         and workload.scale == base.scale
         and not workload.for_development
     ]
-    import jax
-
     from algoperf.inference.rooflines import comparison
     from algoperf.inference.timing import measure, profiler
 
-    clock = "cpu" if jax.default_backend() == "cpu" and cores == 1 else "wall"
+    clock = measure.clock_name(cores)
     models = comparison.compare(
         comparison.family(workloads),
         values.batch,

@@ -67,7 +67,7 @@ def run(
     workloads = registry.select_workloads(list(names) or ["all"], values.scale)
     wanted = [values.program] if values.program else list(NAMES)
     is_cpu = jax.default_backend() == "cpu"
-    clock_name = "cpu" if is_cpu and cores == 1 else "wall"
+    clock_name = measure.clock_name(cores)
     programs = []
     for workload in workloads:
         for name in wanted:

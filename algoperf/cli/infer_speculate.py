@@ -227,13 +227,9 @@ def _earlier_rounds(file: Path, plan: Plan) -> list[dict[str, float]]:
 
 def clock(cores: int | None) -> Callable[[], float]:
     """Returns process time where there is one core of a processor, else wall time."""
-    import jax
-
     from algoperf.inference.timing import measure
 
-    return measure.CLOCKS[
-        "cpu" if cores == 1 and jax.default_backend() == "cpu" else "wall"
-    ]
+    return measure.CLOCKS[measure.clock_name(cores)]
 
 
 def _report(

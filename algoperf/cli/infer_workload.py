@@ -58,12 +58,11 @@ def run(
     from algoperf import registry
 
     workload = registry.find_workload(name, values.scale)
-    import jax
 
     from algoperf.inference.timing import measure, profiler
     from algoperf.inference.timing.encoder_decoder import has_decode_path
 
-    clock = "cpu" if jax.default_backend() == "cpu" and cores == 1 else "wall"
+    clock = measure.clock_name(cores)
     plan = profiler.Plan(
         rounds=values.rounds,
         max_rounds=max(values.rounds, profiler.Plan.max_rounds),

@@ -23,7 +23,6 @@ from algoperf.errors import UserError
 from algoperf.hosts import LOST, Hosts
 from algoperf.records import Status
 
-KINDS = ("none", "flags", "slurm", "open_mpi", "kubernetes", "tpu")
 CONNECT_SEC = 45.0  # from the start until all hosts must be there
 HEARTBEAT_SEC = 30  # after so long a silent host counts as lost
 SHUTDOWN_SEC = 10  # at the end hosts wait for each other, so long at most

@@ -104,7 +104,7 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
     if item.primitive not in (DOT, CONVOLUTION):
         return Cost()
     left, right, out = (float(math.prod(shape)) for shape in item.shapes)
-    multiply_adds = out * _inner_length(item)
+    multiply_adds = out * inner_length(item)
     x, w = (right, left) if item.weight_is_left else (left, right)
     width = FULL_BITS
     if item.reason is not None:
@@ -137,7 +137,7 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
     return cost.times(item.repeats)
 
 
-def _inner_length(item: Found) -> int:
+def inner_length(item: Found) -> int:
     """How many products make one element of the result."""
     params, (left, right, _) = item.params, item.shapes
     if item.primitive == DOT:

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 
-from algoperf.numerics.find import CONVOLUTION, DOT, Found, find_products
+from algoperf.errors import UserError
+from algoperf.numerics.cost import inner_length
+from algoperf.numerics.find import CONVOLUTION, DOT, find_products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +41,16 @@ def count_products(function: Callable[..., Any], *arguments: Any) -> Counts:
     Args:
       function: that JAX can trace.
       arguments: arrays, or their shapes (`jax.ShapeDtypeStruct`).
+
+    Raises:
+      UserError: a kind of product that nobody counts here.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     found = find_products(jaxpr, [None] * len(jaxpr.invars))
+    if other := {item.primitive for item in found} - {DOT, CONVOLUTION}:
+        raise UserError(f"cannot count the products of {', '.join(sorted(other))}")
     outputs = [item.repeats * math.prod(item.shapes[2]) for item in found]
     products = (
-        output * _inner(item) for item, output in zip(found, outputs, strict=True)
+        output * inner_length(item) for item, output in zip(found, outputs, strict=True)
     )
     return Counts(float(sum(products)), float(sum(outputs)))
-
-
-def _inner(item: Found) -> int:
-    """Multiply-adds for one element of the result."""
-    left, right, _ = item.shapes
-    if item.primitive == DOT:
-        (contracted, _), _ = item.params["dimension_numbers"]
-        return math.prod(left[axis] for axis in contracted)
-    if item.primitive == CONVOLUTION:
-        out_axis = item.params["dimension_numbers"].rhs_spec[0]
-        return math.prod(right) // right[out_axis]
-    raise NotImplementedError(f"no count for {item.primitive}")

@@ -16,6 +16,13 @@ CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.perf_counter,
     "cpu": time.process_time,
 }
+
+
+def clock_name(cores: int | None) -> str:
+    """Returns 'cpu', process time, for one core of a processor, else 'wall'."""
+    return "cpu" if cores == 1 and jax.default_backend() == "cpu" else "wall"
+
+
 # A measurement repeats a request until it is about this long.
 SHORTEST_SECONDS = 0.002
 MOST_REPEATS = 20
