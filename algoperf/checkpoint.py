@@ -18,6 +18,7 @@ from absl import logging
 
 from algoperf import sharding
 from algoperf.errors import UserError
+from algoperf.hosts import Hosts
 from algoperf.records import CHECKPOINT_PREFIX
 
 KEEP = 2  # the newest, and the one to fall back on
@@ -27,9 +28,10 @@ SPACE_EXTRA = 2**20
 
 
 class Checkpoints:
-    """The checkpoints of one trial folder."""
+    """The checkpoints of one trial folder, which several hosts may write together."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, hosts: Hosts | None = None):
+        self._hosts = hosts or Hosts()
         python_logging.getLogger("absl").addFilter(_is_ours)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -50,7 +52,10 @@ class Checkpoints:
         leaves = _saved_leaves(state)
         kinds = {path: _kind(leaf) for path, leaf in leaves.items()}
         arrays = {str(i): _to_array(leaf) for i, leaf in enumerate(leaves.values())}
-        self._check_space(sum(array.nbytes for array in arrays.values()))
+        # One host asks for all: it sees no part that another has begun to write.
+        self._hosts.call(
+            lambda: self._check_space(sum(array.nbytes for array in arrays.values()))
+        )
         try:
             if step in self._manager.all_steps():
                 self._manager.delete(step)

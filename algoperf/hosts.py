@@ -6,6 +6,7 @@ of `jax.distributed`, not through the devices, so that no step waits for them.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ from typing import Any, Protocol
 from algoperf.errors import UserError
 from algoperf.records import Status
 
-DAY_MS = 24 * 3600 * 1000  # a host that dies ends a wait by other means
 FAILURE_WAIT_SEC = 5.0
+ASK_SEC = 1.0  # how often a host that waits for a decision looks for failures
 KEYS_KEPT = 256  # no host is so many decisions behind
 
 
@@ -56,18 +57,34 @@ class Hosts:
         return self.index == 0
 
     def share(self, value: Any) -> Any:
-        """Returns the leader's value, which JSON can hold, on every host."""
+        """Returns the leader's value, which JSON can hold, on every host.
+
+        Raises:
+          OtherHostError: the leader, or another host, has failed meanwhile.
+        """
         if self._store is None:
             return value
         self._number += 1
         key = f"algoperf/decision/{self._number}"
         if not self.is_leader:
-            return json.loads(self._store.blocking_key_value_get(key, DAY_MS))
+            return json.loads(self._wait(self._store, key))
         self._store.key_value_set(key, json.dumps(value))
         if self._number > KEYS_KEPT:
             old = self._number - KEYS_KEPT
             self._store.key_value_delete(f"algoperf/decision/{old}")
         return value
+
+    def _wait(self, store: Store, key: str) -> str:
+        """Waits for a value; a host that dies ends the wait by other means."""
+        while True:
+            try:
+                return store.blocking_key_value_get(key, round(ASK_SEC * 1000))
+            except Exception as error:  # what the store raises has no public name
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+                if told := self._told():
+                    host, (_, about) = min(told.items())
+                    raise OtherHostError(f"on host {host}: {about['text']}") from error
 
     def any_says(self, flag: bool) -> bool:
         """Returns on every host whether one has said so, now or at an earlier call."""
@@ -141,13 +158,8 @@ class Hosts:
         if self._store is None:
             return Status.FAILED, text
         if not is_exchange(error):
-            self.tell(error, text)
-        deadline = time.monotonic() + FAILURE_WAIT_SEC
-        told = self._told()
-        while len(told) < self.count and time.monotonic() < deadline:
-            time.sleep(0.1)
-            told = self._told()
-        self.is_broken = len(told) < self.count
+            self._tell(error, text)
+        told = self._all_told(error)
         if not told:
             return Status.PREEMPTED, f"{LOST} ({text[:200]})"
         self._known |= {key for key, _ in told.values()}
@@ -158,8 +170,47 @@ class Hosts:
         where = "" if len(told) == self.count else f"on host {host}: "
         return Status.FAILED, where + about["text"]
 
-    def tell(self, error: BaseException, text: str) -> None:
-        """Tells the other hosts what ends the trial here."""
+    def stop(self, error: UserError) -> None:
+        """Tells the other hosts of an error that ends the run here."""
+        self._tell(error, str(error))
+        self._all_told(error)
+
+    def listen(self, heard: Callable[[str], None]) -> Callable[[], None]:
+        """Calls `heard` when another host tells a failure; returns how to stop that.
+
+        In a thread of its own, since a host that waits for what devices exchange hears
+        nothing, and JAX aborts it when host 0 has gone.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            before: set[str] = set()
+            while not over.wait(ASK_SEC):
+                for host, (key, about) in self._told().items():
+                    if host != self.index and key not in before:
+                        heard(f"on host {host}: {about['text']}")
+                    before.add(key)
+
+        threading.Thread(target=watch, daemon=True).start()
+        return over.set
+
+    def _all_told(self, error: BaseException) -> dict[int, tuple[str, dict[str, Any]]]:
+        """Gives the others time to hear what was told, and to tell the same.
+
+        If they do not, they are lost, or wait for this host: the run is broken.
+        """
+        if self._store is None:
+            return {}
+        wait = 0.0 if isinstance(error, OtherHostError) else FAILURE_WAIT_SEC
+        deadline = time.monotonic() + wait
+        told = self._told()
+        while len(told) < self.count and time.monotonic() < deadline:
+            time.sleep(0.1)
+            told = self._told()
+        self.is_broken = len(told) < self.count
+        return told
+
+    def _tell(self, error: BaseException, text: str) -> None:
         if self._store is None:
             return
         about = {"text": text, "is_user_error": isinstance(error, UserError)}
@@ -182,6 +233,10 @@ class Hosts:
         }
 
 
+class OtherHostError(Exception):
+    """What another host has told ends the trial here."""
+
+
 LOST = "another host is lost; go on with --resume, on as many hosts as there are"
 # What XLA says when a collective or the store fails; not what a program's errors say.
 _EXCHANGE = (
@@ -199,6 +254,8 @@ _EXCHANGE = (
 
 def is_exchange(error: BaseException) -> bool:
     """Whether an error says that what hosts exchange did not come through."""
+    if isinstance(error, OtherHostError):
+        return True
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool({"JaxRuntimeError", "XlaRuntimeError"} & kinds) and any(
         word in str(error) for word in _EXCHANGE

@@ -6,6 +6,7 @@ evaluates, records and checkpoints. Rules: MLCommons AlgoPerf (Dahl et al. 2023,
 arXiv:2306.07179, section 4); where ours differ, docs/rules.md says why.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -140,9 +141,10 @@ def run_trial(
             recorder.start(flags or {})
             status, message = trial.run()
         except UserError as error:
-            hosts.tell(error, str(error))
+            hosts.stop(error)
             if recorder.is_started:
-                recorder.finish(Status.PREEMPTED, str(error), {})
+                with contextlib.suppress(UserError):  # the disk may be full
+                    recorder.finish(Status.PREEMPTED, str(error), {})
             raise
         except (Exception, SystemExit) as error:  # sys.exit ends no study
             if not recorder.is_started:
@@ -186,7 +188,7 @@ class _Trial:
         self._step_key = seeds.key(3)
         data = self.workload.dataset("train", batch_size, seed=seeds.data_seed)
         fresh = self._fresh_state(seeds)
-        self.checkpoints = Checkpoints(recorder.folder)
+        self.checkpoints = Checkpoints(recorder.folder, hosts)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
         state, facts = restored or (fresh, {})
         self.state = dataclasses.replace(state, step=facts.get("step", 0))

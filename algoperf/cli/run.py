@@ -1,6 +1,7 @@
 """Train with one submission on one workload; leave a record of each trial."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -87,14 +88,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
         return _run(values, Hosts(), lambda _: None)
 
-    def run(announce: Callable[[Path], None]) -> int:
-        hosts = launch.connect(config)
-        try:
-            return _run(values, hosts, announce)
-        finally:
-            launch.leave(hosts)
-
-    return launch.supervised(run)
+    return launch.supervised(config, functools.partial(_run, values))
 
 
 def _run(

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,22 +229,34 @@ def facts_in_common(
     }
 
 
-def leave(hosts: Hosts) -> None:
-    """Waits for the other hosts at the end, unless they are lost."""
-    if hosts.count > 1 and not hosts.is_broken:
-        import jax
+@contextlib.contextmanager
+def _together(config: HostConfig, heard: Callable[[str], None]) -> Iterator[Hosts]:
+    """Connects, and waits for the other hosts at the end, unless they are lost."""
+    hosts = connect(config)
+    stop = hosts.listen(heard)
+    try:
+        yield hosts
+    finally:
+        stop()
+        if hosts.count > 1 and not hosts.is_broken:
+            import jax
 
-        jax.distributed.shutdown()
+            jax.distributed.shutdown()
 
 
-def supervised(run: Callable[[Callable[[Path], None]], int]) -> int:
-    """Runs in a child process, and says how its trial ended if it is aborted.
+Announce = Callable[[Path], None]
+
+
+def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int:
+    """Runs as a host in a child process; says how its trial ended if it is aborted.
 
     JAX aborts the process, with no chance to write, when host 0 is gone or another one
     has been silent for HEARTBEAT_SEC. Call before JAX has started any thread.
 
     Args:
-      run: gets a function to call with the folder of each trial that begins.
+      config: which host this is.
+      run: gets this host and a function to call with the folder of each trial that
+        begins; returns an exit status.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -253,7 +266,8 @@ def supervised(run: Callable[[Callable[[Path], None]], int]) -> int:
         _die_with_parent()
         status = 1
         try:
-            status = run(lambda folder: _send(writer, folder))
+            with _together(config, lambda text: _send(writer, failure=text)) as hosts:
+                status = run(hosts, lambda f: _send(writer, folder=str(f.absolute())))
         except UserError as error:
             print(f"algoperf: {error}", file=sys.stderr)
         except BaseException:
@@ -271,17 +285,28 @@ def supervised(run: Callable[[Callable[[Path], None]], int]) -> int:
     for number, handler in before.items():
         signal.signal(number, handler)
     with os.fdopen(reader) as lines:
-        folders = lines.read().split("\n")
+        said = [json.loads(line) for line in lines]
     status = os.waitstatus_to_exitcode(code)
-    if status >= 0:
-        return status
-    name = signal.Signals(-status).name
-    message = f"{LOST} (this one ended with {name})"
-    if len(folders) < 2:
-        print(f"algoperf: {NOT_TOGETHER} ({name})", file=sys.stderr)
-        return 1
-    print(f"algoperf: {mark_lost(Path(folders[-2]), message)}", file=sys.stderr)
-    return 1
+    if status < 0:
+        print(f"algoperf: {_aborted(said, signal.Signals(-status))}", file=sys.stderr)
+    return 1 if status < 0 else status
+
+
+def _aborted(said: Sequence[Mapping[str, str]], by: signal.Signals) -> str:
+    """Returns what to say of an aborted host, and writes it into its trial's record.
+
+    Args:
+      said: {"folder": ...} when a trial began, {"failure": ...} when another host's
+        was heard of.
+      by: the signal that ended it.
+    """
+    starts = [i for i, what in enumerate(said) if "folder" in what]
+    of_trial = said[starts[-1] :] if starts else said
+    heard = [what["failure"] for what in of_trial if "failure" in what]
+    if not starts:
+        return heard[0] if heard else f"{NOT_TOGETHER} ({by.name})"
+    message = heard[0] if heard else f"{LOST} (this one ended with {by.name})"
+    return mark_lost(Path(of_trial[0]["folder"]), message)
 
 
 def mark_lost(folder: Path, message: str) -> str:
@@ -295,12 +320,13 @@ def mark_lost(folder: Path, message: str) -> str:
     if record["status"] is not Status.RUNNING:
         return f"{record['status']}: {record['message']}"
     record["status"], record["message"] = Status.PREEMPTED, message
-    records.write_json(folder / records.RECORD_FILE, record)
+    with contextlib.suppress(UserError):  # a full disk may be what ended the trial
+        records.write_json(folder / records.RECORD_FILE, record)
     return message
 
 
-def _send(writer: int, folder: Path) -> None:
-    os.write(writer, f"{folder.absolute()}\n".encode())
+def _send(writer: int, **what: str) -> None:
+    os.write(writer, f"{json.dumps(what)}\n".encode())
 
 
 def _pass_on(child: int, number: int) -> None:

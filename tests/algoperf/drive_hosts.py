@@ -9,6 +9,7 @@ Prints a line for each step, and at the end JSON of the record.
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -87,15 +88,10 @@ def main() -> int:
         return trial(flags, Hosts(), lambda _: None)
     address = f"127.0.0.1:{flags.port}"
 
-    def run(announce: Callable) -> int:
-        config = launch.from_flags(address, flags.hosts, flags.index)
-        hosts = launch.connect(config)
-        try:
-            return trial(flags, hosts, announce)
-        finally:
-            launch.leave(hosts)
-
-    return launch.supervised(run)
+    return launch.supervised(
+        launch.from_flags(address, flags.hosts, flags.index),
+        functools.partial(trial, flags),
+    )
 
 
 if __name__ == "__main__":

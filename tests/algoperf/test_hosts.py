@@ -8,7 +8,7 @@ import pytest
 
 from algoperf import hosts as hosts_module
 from algoperf.errors import UserError
-from algoperf.hosts import KEYS_KEPT, Hosts, is_exchange
+from algoperf.hosts import KEYS_KEPT, Hosts, OtherHostError, is_exchange
 from algoperf.records import Status
 
 
@@ -49,6 +49,7 @@ class JaxRuntimeError(Exception):
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
     monkeypatch.setattr(hosts_module, "FAILURE_WAIT_SEC", 0.3)
+    monkeypatch.setattr(hosts_module, "ASK_SEC", 0.05)
 
 
 def on_each(count, program, store=None):
@@ -81,7 +82,7 @@ def test_alone_nothing_is_shared():
     assert not alone.any_says(False)
     assert alone.call(lambda: 3) == 3
     alone.must_be_alike({"seed": 1})
-    alone.tell(ValueError(), "bad")
+    alone.stop(UserError("bad"))
     assert alone.failure(ValueError(), "bad") == (Status.FAILED, "bad")
 
 
@@ -201,7 +202,7 @@ def test_a_lost_host_is_no_failure():
 def test_a_user_error_of_one_host_is_one_of_all():
     def program(hosts):
         if hosts.index == 1:
-            hosts.tell(UserError("no space"), "no space")
+            hosts.stop(UserError("no space"))
             return None
         time.sleep(0.1)
         return _ends(hosts, BROKEN, "Gloo: closed")
@@ -211,10 +212,50 @@ def test_a_user_error_of_one_host_is_one_of_all():
     assert str(error) == "on host 1: no space"
 
 
+def test_a_host_that_waits_for_a_decision_hears_why_none_comes():
+    def program(hosts):
+        if hosts.index == 0:
+            hosts.stop(UserError("disk full"))
+            return hosts.is_broken
+        try:
+            hosts.any_says(False)
+        except OtherHostError as error:
+            return _ends(hosts, error, "never told")
+
+    is_broken, error = on_each(2, program)
+    assert is_broken
+    assert isinstance(error, UserError)
+    assert str(error) == "on host 0: disk full"
+
+
+def test_a_user_error_of_all_hosts_breaks_nothing():
+    def program(hosts):
+        hosts.stop(UserError("no space"))
+        return hosts.is_broken
+
+    assert on_each(3, program) == [False] * 3
+
+
+def test_a_host_that_waits_for_devices_is_told_beside():
+    """Each failure once, none of its own, and nothing after the end."""
+    heard = []
+
+    def program(hosts):
+        stop = hosts.listen(lambda text: heard.append((hosts.index, text)))
+        if hosts.index == 1:
+            hosts.stop(UserError("disk full"))
+        time.sleep(0.4)
+        stop()
+
+    on_each(2, program)
+    assert heard == [(0, "on host 1: disk full")]
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (BROKEN, True),
+        (OtherHostError("on host 1: Gloo"), True),
         (JaxRuntimeError("UNAVAILABLE: Socket closed"), True),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
         (ValueError("Gloo"), False),
@@ -227,6 +268,6 @@ def test_errors_of_the_exchange_are_told_from_a_programs(error, expected):
 
 def test_what_is_told_is_json():
     store = FakeStore()
-    Hosts(1, 2, store).tell(UserError("x"), "x")
+    Hosts(1, 2, store).stop(UserError("x"))
     (value,) = store.values.values()
     assert json.loads(value) == {"text": "x", "is_user_error": True}

@@ -127,6 +127,34 @@ def test_a_survivor_writes_how_the_trial_ended(tmp_path, status, expected, messa
     assert hosts.mark_lost(tmp_path / "none", "lost") == "lost"
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([], hosts.NOT_TOGETHER),
+        ([{"failure": "on host 0: bad flag"}], "on host 0: bad flag"),
+        ([{"folder": "a"}], "another host is lost"),
+        ([{"folder": "a"}, {"failure": "on host 0: full"}], "on host 0: full"),
+        (
+            [{"folder": "a"}, {"failure": "of a"}, {"folder": "b"}],
+            "another host is lost",
+        ),
+    ],
+)
+def test_an_aborted_host_says_what_it_heard_of_the_last_trial(said, expected):
+    assert expected in hosts._aborted(said, signal.SIGABRT)
+
+
+def test_a_full_disk_does_not_hide_why_a_trial_ended(tmp_path, monkeypatch):
+    record = {"schema_version": records.SCHEMA_VERSION, "status": Status.RUNNING}
+    records.write_json(tmp_path / records.RECORD_FILE, record)
+
+    def full(*_):
+        raise UserError("cannot write")
+
+    monkeypatch.setattr(records, "write_json", full)
+    assert hosts.mark_lost(tmp_path, "lost") == "lost"
+
+
 def test_an_unreachable_coordinator_is_an_error_in_time():
     with pytest.raises(UserError, match="cannot reach the coordinator 127"):
         hosts.connect(HostConfig("127.0.0.1:9", 2, 1), timeout_sec=6)
