@@ -39,8 +39,8 @@ def test_active_parameters_leave_out_tables():
 
 def test_the_deep_narrow_shape_is_smaller_and_deeper_than_the_wide_one():
     deep, wide = find_shape("deep-narrow"), find_shape("shallow-wide")
-    assert deep.num_parameters < wide.num_parameters / 2
-    assert deep.num_layers == 8 * wide.num_layers
+    assert deep.num_parameters < 0.8 * wide.num_parameters
+    assert deep.num_layers == 24 * wide.num_layers
 
 
 def test_cache_bytes():
