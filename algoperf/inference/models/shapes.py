@@ -309,8 +309,8 @@ _NEOX = DecoderShape(
     ties_head=False,
 )
 
-# The first four are for a laptop's processor. `deep-narrow` has three quarters of the
-# parameters of `shallow-wide`, in 24 times as many blocks; both fit a processor's cache.
+# The first four are for a laptop's processor. `deep-narrow` has three quarters of
+# `shallow-wide`'s parameters, in 24 times as many blocks; both fit a processor's cache.
 SHAPES: dict[str, DecoderShape] = {
     shape.name: shape
     for shape in (
