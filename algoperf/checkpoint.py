@@ -18,7 +18,7 @@ from absl import logging
 
 from algoperf import sharding
 from algoperf.errors import UserError
-from algoperf.hosts import Hosts
+from algoperf.hosts import Hosts, is_exchange
 from algoperf.records import CHECKPOINT_PREFIX
 
 KEEP = 2  # the newest, and the one to fall back on
@@ -67,6 +67,8 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax passes on what its storage layers raise
+            if is_exchange(error):  # another host knows why
+                raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise UserError(
                 f"cannot save a checkpoint in {self._manager.directory} ({reason}); "

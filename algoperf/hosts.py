@@ -15,7 +15,7 @@ from algoperf.errors import UserError
 from algoperf.records import Status
 
 FAILURE_WAIT_SEC = 5.0
-ASK_SEC = 1.0  # how often a host that waits for a decision looks for failures
+ASK_SEC = 1.0  # how often a host looks for what others have told
 KEYS_KEPT = 256  # no host is so many decisions behind
 
 
@@ -50,6 +50,7 @@ class Hosts:
         self._number = 0  # of the newest decision
         self._has_asked = False
         self._known: set[str] = set()  # failures of trials that have ended
+        self._count_told = 0  # failures of this host
 
     @property
     def is_leader(self) -> bool:
@@ -75,7 +76,7 @@ class Hosts:
         return value
 
     def _wait(self, store: Store, key: str) -> str:
-        """Waits for a value; a host that dies ends the wait by other means."""
+        """Waits for a value. If a host dies meanwhile, JAX aborts this process."""
         while True:
             try:
                 return store.blocking_key_value_get(key, round(ASK_SEC * 1000))
@@ -83,6 +84,7 @@ class Hosts:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
                 if told := self._told():
+                    self.is_broken = True
                     host, (_, about) = min(told.items())
                     raise OtherHostError(f"on host {host}: {about['text']}") from error
 
@@ -149,8 +151,9 @@ class Hosts:
         """Returns how a trial that ended in an error here ends on all hosts.
 
         An error of this host's own is told to the others. An error of the exchange
-        between hosts is the consequence of what another one has told; if none has
-        told anything, a host is lost, and the trial can go on when it is back.
+        between hosts, or one that another host told, is the consequence of what that
+        one met; if none has told anything, a host is lost, and the trial can go on
+        when it is back.
 
         Raises:
           UserError: another host ended the trial with it.
@@ -172,11 +175,14 @@ class Hosts:
 
     def stop(self, error: UserError) -> None:
         """Tells the other hosts of an error that ends the run here."""
-        self._tell(error, str(error))
-        self._all_told(error)
+        if not self.is_broken:
+            self._tell(error, str(error))
+            self._all_told(error)
 
-    def listen(self, heard: Callable[[str], None]) -> Callable[[], None]:
+    def listen(self, heard: Callable[[Status, str], None]) -> Callable[[], None]:
         """Calls `heard` when another host tells a failure; returns how to stop that.
+
+        It gets how the trial ends, and why.
 
         In a thread of its own, since a host that waits for what devices exchange hears
         nothing, and JAX aborts it when host 0 has gone.
@@ -188,7 +194,9 @@ class Hosts:
             while not over.wait(ASK_SEC):
                 for host, (key, about) in self._told().items():
                     if host != self.index and key not in before:
-                        heard(f"on host {host}: {about['text']}")
+                        can_go_on = about["is_user_error"]
+                        status = Status.PREEMPTED if can_go_on else Status.FAILED
+                        heard(status, f"on host {host}: {about['text']}")
                     before.add(key)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -201,6 +209,7 @@ class Hosts:
         """
         if self._store is None:
             return {}
+        # A host that ends because of another tells nothing itself: all never will.
         wait = 0.0 if isinstance(error, OtherHostError) else FAILURE_WAIT_SEC
         deadline = time.monotonic() + wait
         told = self._told()
@@ -213,10 +222,13 @@ class Hosts:
     def _tell(self, error: BaseException, text: str) -> None:
         if self._store is None:
             return
-        about = {"text": text, "is_user_error": isinstance(error, UserError)}
-        self._store.key_value_set(
-            f"algoperf/failed/{self._number}/{self.index}", json.dumps(about)
-        )
+        self._count_told += 1
+        key = f"algoperf/failed/{self._number}.{self._count_told}/{self.index}"
+        about = {"text": text[:1000], "is_user_error": isinstance(error, UserError)}
+        try:
+            self._store.key_value_set(key, json.dumps(about))
+        except Exception:  # the store was host 0's, and is gone with it
+            self.is_broken = True
 
     def _told(self) -> dict[int, tuple[str, dict[str, Any]]]:
         """Returns by host the key and the text of its failure in this trial."""

@@ -135,28 +135,30 @@ def run_trial(
             return recorder.record
         trial: _Trial | None = None
         try:
-            trial = _Trial(
-                config, seeds, batch_size, recorder, should_stop, watch, now, hosts
-            )
-            recorder.start(flags or {})
-            status, message = trial.run()
+            try:
+                trial = _Trial(
+                    config, seeds, batch_size, recorder, should_stop, watch, now, hosts
+                )
+                recorder.start(flags or {})
+                status, message = trial.run()
+                facts = trial.facts()
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:  # sys.exit ends no study
+                if not recorder.is_started:
+                    recorder.start(flags or {})
+                facts = trial.facts() if trial is not None else {}
+                facts["traceback"] = traceback.format_exc()
+                status, message = hosts.failure(error, failures.describe(config, error))
+            return recorder.finish(status, message, facts)
         except UserError as error:
-            hosts.stop(error)
             if recorder.is_started:
                 with contextlib.suppress(UserError):  # the disk may be full
                     recorder.finish(Status.PREEMPTED, str(error), {})
             raise
-        except (Exception, SystemExit) as error:  # sys.exit ends no study
-            if not recorder.is_started:
-                recorder.start(flags or {})
-            facts = trial.facts() if trial is not None else {}
-            facts["traceback"] = traceback.format_exc()
-            status, message = hosts.failure(error, failures.describe(config, error))
-            return recorder.finish(status, message, facts)
         finally:
             if trial is not None:
                 trial.close()
-        return recorder.finish(status, message, trial.facts())
 
 
 class _Trial:

@@ -6,6 +6,7 @@ From flags, or from what Slurm, Open MPI, Kubernetes or a TPU says in the enviro
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import Any
 
 from algoperf import records
 from algoperf.errors import UserError
-from algoperf.hosts import LOST, Hosts
+from algoperf.hosts import LOST, Hosts, OtherHostError
 from algoperf.records import Status
 
 CONNECT_SEC = 45.0  # from the start until all hosts must be there
@@ -32,6 +34,9 @@ NOT_TOGETHER = (
     f"not all hosts came together within {CONNECT_SEC:.0f} s; start --num_hosts of "
     "them, with one --coordinator, at about the same time"
 )
+
+
+Announce = Callable[[Path], None]  # gets the folder of each trial that begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,21 +235,26 @@ def facts_in_common(
 
 
 @contextlib.contextmanager
-def _together(config: HostConfig, heard: Callable[[str], None]) -> Iterator[Hosts]:
-    """Connects, and waits for the other hosts at the end, unless they are lost."""
+def _together(
+    config: HostConfig, heard: Callable[[Status, str], None]
+) -> Iterator[Hosts]:
+    """Connects; at the end says what went wrong and waits for the others.
+
+    Unless they are lost.
+    """
     hosts = connect(config)
     stop = hosts.listen(heard)
     try:
         yield hosts
+    except UserError as error:
+        hosts.stop(error)
+        raise
     finally:
         stop()
         if hosts.count > 1 and not hosts.is_broken:
             import jax
 
             jax.distributed.shutdown()
-
-
-Announce = Callable[[Path], None]
 
 
 def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int:
@@ -266,9 +276,12 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
         _die_with_parent()
         status = 1
         try:
-            with _together(config, lambda text: _send(writer, failure=text)) as hosts:
-                status = run(hosts, lambda f: _send(writer, folder=str(f.absolute())))
-        except UserError as error:
+            heard = functools.partial(_send, writer, "failure")
+            with _together(config, lambda *failure: heard(failure)) as hosts:
+                status = run(
+                    hosts, lambda f: _send(writer, "folder", str(f.absolute()))
+                )
+        except (UserError, OtherHostError) as error:
             print(f"algoperf: {error}", file=sys.stderr)
         except BaseException:
             traceback.print_exc()
@@ -281,36 +294,41 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
         number: signal.signal(number, lambda number, _: _pass_on(child, number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    said: list[Mapping[str, Any]] = []
+    # In a thread: a full pipe would stop the child; and a process that the child has
+    # left behind may hold it open.
+    listener = threading.Thread(target=_receive, args=(reader, said), daemon=True)
+    listener.start()
     _, code = os.waitpid(child, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
-    with os.fdopen(reader) as lines:
-        said = [json.loads(line) for line in lines]
+    listener.join(timeout=5)
     status = os.waitstatus_to_exitcode(code)
     if status < 0:
         print(f"algoperf: {_aborted(said, signal.Signals(-status))}", file=sys.stderr)
     return 1 if status < 0 else status
 
 
-def _aborted(said: Sequence[Mapping[str, str]], by: signal.Signals) -> str:
+def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> str:
     """Returns what to say of an aborted host, and writes it into its trial's record.
 
     Args:
-      said: {"folder": ...} when a trial began, {"failure": ...} when another host's
-        was heard of.
+      said: {"folder": path} when a trial began, {"failure": [status, text]} when
+        another host's was heard of.
       by: the signal that ended it.
     """
     starts = [i for i, what in enumerate(said) if "folder" in what]
     of_trial = said[starts[-1] :] if starts else said
     heard = [what["failure"] for what in of_trial if "failure" in what]
     if not starts:
-        return heard[0] if heard else f"{NOT_TOGETHER} ({by.name})"
-    message = heard[0] if heard else f"{LOST} (this one ended with {by.name})"
-    return mark_lost(Path(of_trial[0]["folder"]), message)
+        return heard[0][1] if heard else f"{NOT_TOGETHER} ({by.name})"
+    lost = Status.PREEMPTED, f"{LOST} (this one ended with {by.name})"
+    status, message = heard[0] if heard else lost
+    return mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
 
 
-def mark_lost(folder: Path, message: str) -> str:
-    """Says in a running trial's record that hosts are lost; returns how it stands.
+def mark_ended(folder: Path, status: Status, message: str) -> str:
+    """Says in a running trial's record how it ended; returns how it stands.
 
     Any survivor may write: host 0, which usually does, may be the one that is lost.
     """
@@ -319,14 +337,21 @@ def mark_lost(folder: Path, message: str) -> str:
     record = records.read_record(folder)
     if record["status"] is not Status.RUNNING:
         return f"{record['status']}: {record['message']}"
-    record["status"], record["message"] = Status.PREEMPTED, message
+    record["status"], record["message"] = status, message
     with contextlib.suppress(UserError):  # a full disk may be what ended the trial
         records.write_json(folder / records.RECORD_FILE, record)
     return message
 
 
-def _send(writer: int, **what: str) -> None:
-    os.write(writer, f"{json.dumps(what)}\n".encode())
+def _send(writer: int, what: str, value: Any) -> None:
+    os.write(writer, f"{json.dumps({what: value})}\n".encode())
+
+
+def _receive(reader: int, said: list[Mapping[str, Any]]) -> None:
+    with os.fdopen(reader) as lines:
+        for line in lines:
+            if line.endswith("\n"):  # else the child was killed while it wrote
+                said.append(json.loads(line))
 
 
 def _pass_on(child: int, number: int) -> None:

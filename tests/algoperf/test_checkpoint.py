@@ -107,6 +107,18 @@ def test_a_full_disk_harms_no_earlier_checkpoint(checkpoints, monkeypatch):
     assert checkpoints.restore(_state(0))[1] == {"step": 1}
 
 
+def test_what_another_host_broke_is_not_called_a_bad_disk(checkpoints, monkeypatch):
+    class JaxRuntimeError(Exception):
+        """Known by its name."""
+
+    def broken(*_, **__):
+        raise JaxRuntimeError("Gloo: Connection closed by peer")
+
+    monkeypatch.setattr(checkpoints._manager, "save", broken)
+    with pytest.raises(JaxRuntimeError):
+        checkpoints.save(2, _state(2), {"step": 2})
+
+
 def _empty(path):
     path.write_bytes(b"")
 

@@ -228,6 +228,32 @@ def test_a_host_that_waits_for_a_decision_hears_why_none_comes():
     assert str(error) == "on host 0: disk full"
 
 
+def test_what_ends_the_run_after_a_failure_of_all_is_heard_too():
+    """The disk is full when the leader writes how the trial failed."""
+
+    def program(hosts):
+        ends = _ends(hosts, ValueError("bug"), "bug")
+        assert ends == (Status.FAILED, "bug", False)
+        if hosts.is_leader:
+            hosts.stop(UserError("disk full"))
+            return hosts.is_broken
+        with pytest.raises(OtherHostError, match="on host 0: disk full"):
+            hosts.any_says(False)
+        return hosts.is_broken
+
+    assert on_each(2, program) == [True] * 2
+
+
+def test_a_store_that_is_gone_hides_no_error():
+    class Gone(FakeStore):
+        def key_value_set(self, key, value):
+            raise JaxRuntimeError("UNAVAILABLE")
+
+    hosts = Hosts(1, 2, Gone())
+    hosts.stop(UserError("disk full"))
+    assert hosts.is_broken
+
+
 def test_a_user_error_of_all_hosts_breaks_nothing():
     def program(hosts):
         hosts.stop(UserError("no space"))
@@ -241,14 +267,14 @@ def test_a_host_that_waits_for_devices_is_told_beside():
     heard = []
 
     def program(hosts):
-        stop = hosts.listen(lambda text: heard.append((hosts.index, text)))
+        stop = hosts.listen(lambda *what: heard.append((hosts.index, *what)))
         if hosts.index == 1:
             hosts.stop(UserError("disk full"))
         time.sleep(0.4)
         stop()
 
     on_each(2, program)
-    assert heard == [(0, "on host 1: disk full")]
+    assert heard == [(0, Status.PREEMPTED, "on host 1: disk full")]
 
 
 @pytest.mark.parametrize(

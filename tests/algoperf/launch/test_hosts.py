@@ -122,26 +122,44 @@ def test_flags_that_do_not_fit_are_refused():
 def test_a_survivor_writes_how_the_trial_ended(tmp_path, status, expected, message):
     record = {"schema_version": records.SCHEMA_VERSION, "message": "why"}
     records.write_json(tmp_path / records.RECORD_FILE, {**record, "status": status})
-    assert hosts.mark_lost(tmp_path, "lost") == message
+    assert hosts.mark_ended(tmp_path, Status.PREEMPTED, "lost") == message
     assert records.read_record(tmp_path)["status"] is expected
-    assert hosts.mark_lost(tmp_path / "none", "lost") == "lost"
+    assert hosts.mark_ended(tmp_path / "none", Status.FAILED, "lost") == "lost"
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
         ([], hosts.NOT_TOGETHER),
-        ([{"failure": "on host 0: bad flag"}], "on host 0: bad flag"),
+        ([{"failure": ["preempted", "on host 0: flag"]}], "on host 0: flag"),
         ([{"folder": "a"}], "another host is lost"),
-        ([{"folder": "a"}, {"failure": "on host 0: full"}], "on host 0: full"),
+        ([{"folder": "a"}, {"failure": ["failed", "bug"]}], "bug"),
         (
-            [{"folder": "a"}, {"failure": "of a"}, {"folder": "b"}],
+            [{"folder": "a"}, {"failure": ["failed", "of a"]}, {"folder": "b"}],
             "another host is lost",
         ),
     ],
 )
 def test_an_aborted_host_says_what_it_heard_of_the_last_trial(said, expected):
     assert expected in hosts._aborted(said, signal.SIGABRT)
+
+
+def test_a_program_that_failed_elsewhere_is_no_preemption(tmp_path):
+    record = {"schema_version": records.SCHEMA_VERSION, "status": Status.RUNNING}
+    records.write_json(tmp_path / records.RECORD_FILE, record)
+    said = [{"folder": str(tmp_path)}, {"failure": ["failed", "on host 1: bug"]}]
+    assert hosts._aborted(said, signal.SIGABRT) == "on host 1: bug"
+    assert records.read_record(tmp_path)["status"] is Status.FAILED
+
+
+def test_what_a_killed_child_had_half_written_is_left_out():
+    reader, writer = os.pipe()
+    hosts._send(writer, "folder", "a")
+    os.write(writer, b'{"failure": ["fai')
+    os.close(writer)
+    said: list = []
+    hosts._receive(reader, said)
+    assert said == [{"folder": "a"}]
 
 
 def test_a_full_disk_does_not_hide_why_a_trial_ended(tmp_path, monkeypatch):
@@ -152,7 +170,7 @@ def test_a_full_disk_does_not_hide_why_a_trial_ended(tmp_path, monkeypatch):
         raise UserError("cannot write")
 
     monkeypatch.setattr(records, "write_json", full)
-    assert hosts.mark_lost(tmp_path, "lost") == "lost"
+    assert hosts.mark_ended(tmp_path, Status.PREEMPTED, "lost") == "lost"
 
 
 def test_an_unreachable_coordinator_is_an_error_in_time():
