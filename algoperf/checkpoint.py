@@ -5,7 +5,9 @@ A state is any pytree. Its arrays and numbers are saved with Orbax, in
 (an optimizer's `update_fn`) are taken from the fresh state on restore.
 """
 
+import errno
 import logging as python_logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,9 @@ class Checkpoints:
         except Exception as error:  # Orbax passes on what its storage layers raise
             if is_exchange(error):  # another host knows why
                 raise
+            full = os.strerror(errno.ENOSPC)  # which a storage layer may say far down
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            reason = full if full in str(error) else reason
             raise UserError(
                 f"cannot save a checkpoint in {self._manager.directory} ({reason}); "
                 "mend that, then go on with --resume"

@@ -107,6 +107,17 @@ def test_a_full_disk_harms_no_earlier_checkpoint(checkpoints, monkeypatch):
     assert checkpoints.restore(_state(0))[1] == {"step": 1}
 
 
+def test_a_full_disk_is_named_however_long_the_error_is(checkpoints, monkeypatch):
+    def full(*_, **__):
+        raise ValueError(
+            f"RESOURCE_EXHAUSTED {'in a file ' * 99}No space left on device"
+        )
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(UserError, match=r"\(No space left on device\); mend that"):
+        checkpoints.save(2, _state(2), {"step": 2})
+
+
 def test_what_another_host_broke_is_not_called_a_bad_disk(checkpoints, monkeypatch):
     class JaxRuntimeError(Exception):
         """Known by its name."""
