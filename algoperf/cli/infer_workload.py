@@ -58,7 +58,6 @@ def run(
     from algoperf import registry
 
     workload = registry.find_workload(name, values.scale)
-
     from algoperf.inference.timing import measure, profiler
     from algoperf.inference.timing.encoder_decoder import has_decode_path
 

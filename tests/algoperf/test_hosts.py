@@ -263,7 +263,7 @@ def test_a_user_error_of_all_hosts_breaks_nothing():
 
 
 def test_a_host_that_waits_for_devices_is_told_beside():
-    """Each failure once, none of its own, and nothing after the end."""
+    """Each failure once, and none of its own."""
     heard = []
 
     def program(hosts):
