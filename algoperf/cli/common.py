@@ -1,7 +1,10 @@
 """What several commands share: flags, arguments, JSON output."""
 
+import csv
 import dataclasses
+import io
 import json
+import math
 import os
 import signal
 import sys
@@ -386,3 +389,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Table":
     for row in rows:
         made.add_row(*(f"{x:,}" if isinstance(x, int | float) else x for x in row))
     return made
+
+
+def write_csv(
+    path: Path, heading: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Writes a table whole; what is not known is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heading)
+    for row in rows:
+        writer.writerow(
+            ["" if isinstance(x, float) and math.isnan(x) else x for x in row]
+        )
+    records.make_folder(path.parent)
+    records.write_text(path, text.getvalue())

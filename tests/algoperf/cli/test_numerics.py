@@ -8,8 +8,8 @@ import pytest
 
 from algoperf import cli, numerics, registry
 from algoperf.calibration import facts_of
-from algoperf.cli import numerics_scaling
-from algoperf.cli.numerics_scaling import layer_parameters, sized, tokens
+from algoperf.cli.numerics import scaling
+from algoperf.cli.numerics.scaling import layer_parameters, sized, tokens
 from algoperf.numerics.scaling_law import Law
 from algoperf.run_store import Run, Store
 
@@ -136,7 +136,7 @@ def test_a_scaling_study_that_is_done_is_fitted(tmp_path, capsys):
                 loss = LAW.loss(
                     layer_parameters(workload), tokens(workload, steps), *efficiency
                 )
-                key = numerics_scaling.Cell(width, steps, recipe).key
+                key = scaling.Cell(width, steps, recipe).key
                 store.add(_run(*key, [(steps, math.exp(loss))]), ENVIRONMENT)
     arguments = ["numerics", "scaling", "--recipes=mxfp4", f"--out={tmp_path}"]
     assert cli.main([*arguments, "--budgets=160,640,1280"]) == 0

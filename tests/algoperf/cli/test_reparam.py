@@ -7,8 +7,9 @@ import pytest
 from absl import flags
 
 from algoperf import registry, runner
-from algoperf.cli import reparam, reparam_runs
-from algoperf.cli.reparam_runs import Pace
+from algoperf.cli import reparam
+from algoperf.cli.reparam import training
+from algoperf.cli.reparam.training import Pace
 from algoperf.errors import UserError
 
 # On two quiet cores: seconds of a step, and of compiling, evaluating and writing.
@@ -38,7 +39,7 @@ def test_a_study_takes_less_than_90_minutes_unless_told_otherwise(
     runs = [run for _, _, run in _runs(study, workload)]
     assert len(runs) == 3 * 31
     names = {run.submission.name for run in runs}
-    assert reparam_runs.estimate(runs, dict.fromkeys(names, pace)) < 90 * 60
+    assert training.estimate(runs, dict.fromkeys(names, pace)) < 90 * 60
 
 
 def test_the_series_of_compression_are_what_they_are_called():
@@ -66,24 +67,24 @@ def test_runs_plan_for_their_steps_and_go_on_to_their_end():
         "--study=rank", "--workload=finewebedu_lm", "--steps=600", "--max_steps=50"
     )
     base = registry.find_workload("finewebedu_lm", "mini")
-    planned = reparam_runs.planned(base, values)
+    planned = training.planned(base, values)
     assert planned.name == "finewebedu_lm_steps_600_mini"
     assert planned.step_hint == 600
     assert not planned.has_reached_validation_target({"validation/ppl": 1.0})
-    run = reparam_runs.config(values, planned, reparam_runs.load("adamw"), {}, 2)
+    run = training.config(values, planned, training.load("adamw"), {}, 2)
     assert (run.max_steps, run.study) == (50, 2)
-    shorter = reparam_runs.with_steps(planned, 300)
+    shorter = training.with_steps(planned, 300)
     assert shorter.name == "finewebedu_lm_steps_300_mini"
-    assert reparam_runs.with_steps(base, base.step_hint) is base
+    assert training.with_steps(base, base.step_hint) is base
 
 
 def test_estimates_add_up_and_are_spoken():
     (_, _, one), *_ = _runs("rank", "finewebedu_lm", "--studies=1", "--steps=100")
     pace = Pace(step_sec=0.5, other_sec=10.0)
-    assert reparam_runs.estimate([one, one], {"adamw": pace}) == 2 * 60
-    assert reparam_runs.spoken(40) == "40 s"
-    assert reparam_runs.spoken(720) == "12 minutes"
-    assert reparam_runs.spoken(12_600) == "3.5 hours"
+    assert training.estimate([one, one], {"adamw": pace}) == 2 * 60
+    assert training.spoken(40) == "40 s"
+    assert training.spoken(720) == "12 minutes"
+    assert training.spoken(12_600) == "3.5 hours"
 
 
 def test_a_study_that_was_asked_to_stop_says_so(tmp_path, monkeypatch, capsys):
@@ -95,7 +96,7 @@ def test_a_study_that_was_asked_to_stop_says_so(tmp_path, monkeypatch, capsys):
         return []
 
     monkeypatch.setattr(runner, "run_study", run_study)
-    assert not reparam_runs.make([one])
+    assert not training.make([one])
     assert capsys.readouterr().out.startswith("stopped; the same command goes on")
 
 
@@ -103,14 +104,14 @@ def test_a_finished_run_is_left_out_of_the_estimate(tmp_path, capsys):
     (_, _, one), *_ = _runs(
         "rank", "finewebedu_lm", "--studies=1", "--max_steps=2", f"--out={tmp_path}"
     )
-    reparam_runs.announce([one])
+    training.announce([one])
     assert "0 of 1 training runs are done" in capsys.readouterr().out
-    assert not reparam_runs.is_done(one)
-    folder = reparam_runs.folder_of(one)
+    assert not training.is_done(one)
+    folder = training.folder_of(one)
     folder.mkdir(parents=True)
     record = {"schema_version": 1, "status": "completed"}
     (folder / "record.json").write_text(json.dumps(record))
-    assert reparam_runs.is_done(one)
+    assert training.is_done(one)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from synthetic import BATCH_NORM, SYNTHETIC
 
 from algoperf import cli, records, registry, tuning
-from algoperf.cli import tune, tune_report
-from algoperf.cli.tune_report import draw
+from algoperf.cli import tune
+from algoperf.cli.tune import report
+from algoperf.cli.tune.report import draw
 from algoperf.launch import local
 from algoperf.records import Status
 from algoperf.run_store import Store
@@ -115,13 +116,13 @@ def machine(monkeypatch):
     machine = Machine()
     monkeypatch.setattr(local, "run_jobs", machine.run_jobs)
     monkeypatch.setattr(registry, "select_workloads", lambda *_: WORKLOADS)
-    monkeypatch.setattr(tune_report, "draw", lambda *_: False)  # takes a second
+    monkeypatch.setattr(report, "draw", lambda *_: False)  # takes a second
     return machine
 
 
 @pytest.fixture
 def figures(machine, monkeypatch):
-    monkeypatch.setattr(tune_report, "draw", draw)
+    monkeypatch.setattr(report, "draw", draw)
 
 
 @pytest.fixture

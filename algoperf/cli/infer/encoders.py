@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf.cli import common
+from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,22 +40,17 @@ def takes(names: Sequence[str]) -> bool:
 def run(
     values: flags.FlagValues,
     name: str,
-    cores: int | None,
-    facts: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
 ) -> None:
     """Measures, fits, and writes NAME.json.
 
     Args:
       values: of the flags.
       name: of a workload.
-      cores: that the process keeps to; None: unknown.
-      facts: host and devices, as records have them.
-      say: told of progress.
 
     Raises:
       UserError: a flag that this workload has no use for, or a machine too noisy.
     """
+    cores = machine.pin(values.cores)
     from algoperf import registry
 
     workload = registry.find_workload(name, values.scale)
@@ -70,7 +66,7 @@ def run(
     is_translation = has_decode_path(workload.model)
     _check_flags(values, workload.name, is_translation)
     make = _translation if is_translation else _forward
-    rows, found = make(values, workload, plan, measure.CLOCKS[clock], say)
+    rows, found = make(values, workload, plan, measure.CLOCKS[clock])
     found = {
         "kind": KIND,
         "schema_version": 1,
@@ -78,7 +74,7 @@ def run(
         "parameters": workload.num_parameters,
         "clock": clock,
         "cores": cores,
-        "hardware": facts(),
+        "hardware": machine.describe(),
         **found,
     }
     _finish(values, workload.name, rows, found)
@@ -102,7 +98,6 @@ def _translation(
     workload: Any,
     plan: "Plan",
     clock: Callable[[], float],
-    say: Callable[[str], None],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """F(p) and g; what is shown, and what is written."""
     from algoperf.inference.timing import encoder_decoder, profiler
@@ -117,7 +112,7 @@ def _translation(
     measure = encoder_decoder.translation_measure(
         workload.model, params, values.batch_size, clock, longest
     )
-    result = profiler.profile(measure, grid, plan, rule=values.rule, say=say)
+    result = profiler.profile(measure, grid, plan, rule=values.rule, say=machine.say)
     runtime = result.runtime
     lengths = sorted(runtime.prompt_seconds)
     rows = [
@@ -154,14 +149,13 @@ def _forward(
     workload: Any,
     plan: "Plan",
     clock: Callable[[], float],
-    say: Callable[[str], None],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """T(n); what is shown, and what is written."""
     from algoperf.inference.timing import forward_time, profiler
 
     sizes = _lengths(values.prompts)
     result = forward_time.profile_forward(
-        workload, plan, clock, sizes, values.rule, say
+        workload, plan, clock, sizes, values.rule, machine.say
     )
     name = forward_time.size_name(workload)
     rows = [

@@ -1,12 +1,13 @@
 """`algoperf infer roofline`: ideal and measured time of the workloads' programs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf.cli import common
+from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,21 +43,16 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(
     values: flags.FlagValues,
     names: Sequence[str],
-    cores: int | None,
-    facts: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
 ) -> None:
     """Counts, measures and writes.
 
     Args:
       values: of the flags.
       names: of workloads; none: every base workload of the scale.
-      cores: that the process keeps to; None: unknown.
-      facts: host and devices, as records have them.
-      say: told of progress.
     """
     stated = _stated_peak(values)
     out = Path(values.out)
+    cores = machine.pin(values.cores)
     import jax
 
     from algoperf import registry
@@ -71,7 +67,7 @@ def run(
     programs = []
     for workload in workloads:
         for name in wanted:
-            say(f"compiling {workload.name} {name}")
+            machine.say(f"compiling {workload.name} {name}")
             programs.append(compile_program(workload, name, values.batch))
     ladder = peak_rates.PROCESSOR if is_cpu else peak_rates.ACCELERATOR
     benchmarks = [] if stated else peak_rates.benchmarks(ladder)
@@ -80,14 +76,14 @@ def run(
         benchmarks,
         profiler.Plan(values.rounds, values.rounds, values.seconds),
         measure.CLOCKS[clock_name],
-        say,
+        machine.say,
     )
     peak = stated or peak_rates.peak_of(zip(benchmarks, peak_times, strict=True))
     rows = [
         roofline_report.row(program, peak, timed[number] if timed else ())
         for number, program in enumerate(programs)
     ]
-    described = _described(facts(), clock_name, cores if is_cpu else None, stated)
+    described = _described(clock_name, cores if is_cpu else None, stated)
     _write(out, programs, rows, peak, described)
     common.show(values.json, _as_json(rows, peak, described), lambda: _print(rows, out))
     roofline_report.check(rows)
@@ -108,9 +104,8 @@ def _stated_peak(values: flags.FlagValues) -> "Peak | None":
     return Peak(*given)
 
 
-def _described(
-    facts: dict[str, Any], clock: str, cores: int | None, stated: "Peak | None"
-) -> dict[str, Any]:
+def _described(clock: str, cores: int | None, stated: "Peak | None") -> dict[str, Any]:
+    facts = machine.describe()
     names = ("cpu", "platform", "device_kind")
     found = {name.replace("_", " "): facts[name] for name in names if name in facts}
     if cores is not None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common, reparam_runs
+from algoperf.cli import common
+from algoperf.cli.reparam import training
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "steps",
         None,
         "Steps that each run plans for; by default this share of the workload's: "
-        + ", ".join(f"{name} {x}" for name, x in reparam_runs.SHARES.items())
+        + ", ".join(f"{name} {x}" for name, x in training.SHARES.items())
         + ". In the federated study they are the public model's, and experts take half "
         "of them.",
         lower_bound=1,
@@ -115,13 +116,13 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     axis = _axis(values, AXES[values.study][1])
     records.make_folder(common.out_folder(values))
     if values.study == "federated":
-        from algoperf.cli import reparam_federated
+        from algoperf.cli.reparam import federated
 
-        return reparam_federated.study(values, base, axis)
+        return federated.study(values, base, axis)
     if values.study == "expansion":
-        from algoperf.cli import reparam_expansion
+        from algoperf.cli.reparam import expansion
 
-        return reparam_expansion.study(values, base, axis)
+        return expansion.study(values, base, axis)
     return _study(values, base, axis)
 
 
@@ -131,7 +132,7 @@ def runs_of(
     """Returns all runs of the rank or compression study: setting, study, run."""
     from algoperf.reparam import studies
 
-    workload = reparam_runs.planned(base, values)
+    workload = training.planned(base, values)
     chosen = studies.settings(_series(values, workload), axis)
     return [
         (setting, study, _run(values, workload, setting, study))
@@ -145,14 +146,14 @@ def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) ->
     from algoperf.reparam import studies
 
     runs = runs_of(values, base, axis)
-    reparam_runs.announce([run for _, _, run in runs])
-    if not reparam_runs.make([run for _, _, run in runs]):
+    training.announce([run for _, _, run in runs])
+    if not training.make([run for _, _, run in runs]):
         return 1
     rows = [
         studies.result_row(
             setting,
             study,
-            reparam_runs.folder_of(run),
+            training.folder_of(run),
             base.target_metric_name,
             base.target_direction,
             base.validation_target_value,
@@ -241,9 +242,9 @@ def _run(
     from algoperf.reparam import trainers
 
     if setting.submission == NARROW:
-        chosen, point = trainers.narrow_network(), reparam_runs.point(DENSE)
+        chosen, point = trainers.narrow_network(), training.point(DENSE)
     else:
-        chosen = reparam_runs.load(setting.submission)
-        point = reparam_runs.point(setting.submission)
+        chosen = training.load(setting.submission)
+        point = training.point(setting.submission)
     point |= setting.changes
-    return reparam_runs.config(values, workload, chosen, point, study, setting.trial)
+    return training.config(values, workload, chosen, point, study, setting.trial)

@@ -186,7 +186,7 @@ def find_ranges(submission: Path, given: str | None) -> "SearchSpace":
 def _task(values: flags.FlagValues, name: str) -> Task:
     """Reads and checks everything before the first run."""
     from algoperf import coordinate_search, registry, submission, tuned
-    from algoperf.cli import tune_runs
+    from algoperf.cli.tune import trial_runs
     from algoperf.run_store import Store
 
     path = registry.find_submission(name).resolve()
@@ -209,7 +209,7 @@ def _task(values: flags.FlagValues, name: str) -> Task:
     found = tuned.Tuning(loaded.name, plan, goals, Store(out / STORE_FILE, {}))
     facts = tuned.facts(found, early_stop=values.early_stop)
     store = Store.open(found.store.path, json.loads(json.dumps(facts)))
-    tune_runs.check_code(store, loaded)
+    trial_runs.check_code(store, loaded)
     return Task(values, dataclasses.replace(found, store=store), loaded.path, out)
 
 
@@ -248,7 +248,8 @@ def _run(
     task: Task, batch: "Sequence[Proposal]", should_stop: Callable[[], bool]
 ) -> bool:
     """Makes the runs of some trials; returns whether all are done."""
-    from algoperf.cli import missing_runs, tune_runs
+    from algoperf.cli import missing_runs
+    from algoperf.cli.tune import trial_runs
 
     tuning = task.tuning
     points = {p.trial: p.point for p in (*tuning.tried(), *batch)}
@@ -261,14 +262,14 @@ def _run(
         for name in tuning.goals
     }
     stopping = tuning.goals if task.values.early_stop else {}
-    reader = tune_runs.Reader(points, stopping)
+    reader = trial_runs.Reader(points, stopping)
     return missing_runs.make(
         wanted,
         should_stop,
         lambda _, job, run: _say(task, job.folder, run),
         task.values.side_by_side,
         reader.read,
-        tune_runs.watcher(stopping),
+        trial_runs.watcher(stopping),
     )
 
 
@@ -327,13 +328,13 @@ def listed(points: Sequence[dict[str, Any]]) -> str:
 
 def _write(task: Task) -> None:
     """Writes what came out, and says where."""
-    from algoperf.cli import tune_report
+    from algoperf.cli.tune import report
 
     tuning, out = task.tuning, task.out
     chosen = tuning.chosen()
     records.write_text(out / SPACE_FILE, listed([p.point for p in chosen]))
-    figure = tune_report.draw(tuning, out / FIGURE_FILE)
-    text = tune_report.markdown(tuning, FIGURE_FILE if figure else None)
+    figure = report.draw(tuning, out / FIGURE_FILE)
+    text = report.markdown(tuning, FIGURE_FILE if figure else None)
     records.write_text(out / REPORT_FILE, text)
     best = chosen[0]
     score = tuning.scores()[best.trial]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import reparam_runs
+from algoperf.cli.reparam import training
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,21 +37,21 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
 
     if values.series:
         raise UserError("the expansion study has one series; leave --series out")
-    workload = reparam_runs.planned(base, values)
+    workload = training.planned(base, values)
     width.gated_mlps(_shapes(workload))  # an error before training
     runs = [
-        reparam_runs.config(
-            values, workload, reparam_runs.load("adamw"), reparam_runs.point("adamw"), i
+        training.config(
+            values, workload, training.load("adamw"), training.point("adamw"), i
         )
         for i in range(values.studies)
     ]
     more_sec = values.studies * PROBES_SEC + (RUNTIME_SEC if values.runtime else 0.0)
-    reparam_runs.announce(runs, more_sec)
-    if not reparam_runs.make(runs):
+    training.announce(runs, more_sec)
+    if not training.make(runs):
         return 1
     rows = []
     for number, run in enumerate(runs):
-        status = records.read_record(reparam_runs.folder_of(run))["status"]
+        status = records.read_record(training.folder_of(run))["status"]
         if status in studies.BAD:
             rows.append({"series": SERIES, "study": number, "status": str(status)})
         else:
@@ -80,7 +80,7 @@ def _pruned(run: "TrialConfig", fractions: Sequence[float]) -> list[dict[str, An
     from algoperf.workload import Evaluator
 
     workload = run.workload
-    params, model_state = reparam_runs.restored(run)
+    params, model_state = training.restored(run)
     names = width.gated_mlps(params)
     neurons, size = params[names[0]][width.SECOND]["kernel"].shape
     questions = workload.probes() if isinstance(workload, HasProbes) else {}
@@ -124,7 +124,7 @@ def _add_runtimes(
     from algoperf.inference.tradeoffs import costs
     from algoperf.reparam import width
 
-    params, _ = reparam_runs.restored(run)
+    params, _ = training.restored(run)
     whole = trained_shape(run.workload.name, run.workload.model)
     shapes, served = [], []
     for fraction in fractions:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import reparam_runs
+from algoperf.cli.reparam import training
 from algoperf.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -55,15 +55,14 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
             "study needs two; finewebedu_lm at scale mini does"
         )
     planned = {
-        name: reparam_runs.planned(workload, values)
-        for name, workload in domains.items()
+        name: training.planned(workload, values) for name, workload in domains.items()
     }
     first = next(iter(planned.values()))
     fresh, _ = first.init_model_fn(jax.random.PRNGKey(0))
     everything = [
         run for i in range(values.studies) for run in _runs(values, planned, i, fresh)
     ]
-    reparam_runs.announce(everything, values.studies * MIXTURES_SEC)
+    training.announce(everything, values.studies * MIXTURES_SEC)
     rows: list[dict[str, Any]] = []
     for number in range(values.studies):
         parties = _trained(values, planned, number)
@@ -87,21 +86,21 @@ def _runs(
     from algoperf.reparam import trainers
 
     first, *others = planned
-    point = reparam_runs.point("adamw", EXPERT_POINT)
+    point = training.point("adamw", EXPERT_POINT)
     runs = [
-        reparam_runs.config(
+        training.config(
             values,
             planned[first],
-            reparam_runs.load("adamw"),
-            reparam_runs.point("adamw"),
+            training.load("adamw"),
+            training.point("adamw"),
             study,
         )
     ]
     for name in others:
         steps = max(1, round(EXPERT_SHARE * planned[name].step_hint))
-        workload = reparam_runs.with_steps(planned[name], steps)
+        workload = training.with_steps(planned[name], steps)
         expert = trainers.expert("expert", public)
-        runs.append(reparam_runs.config(values, workload, expert, point, study))
+        runs.append(training.config(values, workload, expert, point, study))
     return runs
 
 
@@ -110,13 +109,13 @@ def _trained(
 ) -> Parties | None:
     """Trains the models that are missing; returns all, None if asked to stop."""
     first, *_ = _runs(values, planned, study, None)  # experts of nothing: not made
-    if not reparam_runs.make([first]):
+    if not training.make([first]):
         return None
-    public, _ = reparam_runs.restored(first)
+    public, _ = training.restored(first)
     _, *others = _runs(values, planned, study, public)
-    if not reparam_runs.make(others):
+    if not training.make(others):
         return None
-    params = [public, *(reparam_runs.restored(run)[0] for run in others)]
+    params = [public, *(training.restored(run)[0] for run in others)]
     return Parties(planned, params)
 
 

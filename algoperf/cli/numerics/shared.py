@@ -1,8 +1,5 @@
 """What the actions of `algoperf numerics` share."""
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,18 +75,3 @@ def points_file(values: flags.FlagValues, recipe: str) -> Path:
     records.make_folder(file.parent)
     records.write_json(file, [{**point, "recipe": recipe}])
     return file
-
-
-def write_csv(
-    path: Path, heading: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Writes a table whole; what is not known is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heading)
-    for row in rows:
-        writer.writerow(
-            ["" if isinstance(x, float) and math.isnan(x) else x for x in row]
-        )
-    records.make_folder(path.parent)
-    records.write_text(path, text.getvalue())

@@ -39,7 +39,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )  # fmt: skip
 
 
-def main(values: flags.FlagValues, positional: Sequence[str]) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Joins runs and profiles, writes pareto.csv, .md, .svg and .html, shows tables."""
     from algoperf.inference.tradeoffs import pareto, pareto_text
 
@@ -177,10 +177,7 @@ def _write(
     from algoperf.inference.tradeoffs.pareto_views import AXES
     from scoring.serving_page import Group, write_serving_page
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    records.make_folder(out)
     records.write_text(out / "pareto.csv", pareto_text.csv_text(rows))
     markdown = pareto_text.markdown(comparisons, notes)
     records.write_text(out / "pareto.md", markdown)

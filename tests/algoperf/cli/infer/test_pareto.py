@@ -9,7 +9,7 @@ import pytest
 
 from algoperf import cli
 
-_FILE = Path(__file__).resolve().parents[1] / "inference" / "comparison.py"
+_FILE = Path(__file__).resolve().parents[2] / "inference" / "comparison.py"
 
 
 def _comparison():

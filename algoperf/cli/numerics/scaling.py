@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common, numerics_runs
+from algoperf.cli import common
+from algoperf.cli.numerics import shared
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run(values: flags.FlagValues) -> int:
     from algoperf import calibration, registry, run_store
 
     base = registry.find_workload("finewebedu_lm", values.scale)
-    recipes = numerics_runs.recipe_names(values, RECIPES)
+    recipes = shared.recipe_names(values, RECIPES)
     widths, budgets = (
         _numbers(values[name].value or [], name) for name in ("widths", "budgets")
     )
@@ -135,7 +136,7 @@ def _config(values: flags.FlagValues, workload: "Workload", cell: Cell) -> Any:
     from algoperf import registry, submission, trials, tuning
 
     loaded = submission.load_submission(registry.find_submission(values.submission))
-    space = tuning.load_search_space(numerics_runs.points_file(values, cell.recipe))
+    space = tuning.load_search_space(shared.points_file(values, cell.recipe))
     steps = values.max_steps or workload.step_hint
     config = trials.TrialConfig(
         submission=loaded,
@@ -194,7 +195,7 @@ def _write(
     heading = ["parameters", "tokens", "loss", "recipe"]
     out = Path(values.out)
     table = [list(dataclasses.astuple(one)) for one in observations]
-    numerics_runs.write_csv(out / "scaling.csv", heading, table)
+    common.write_csv(out / "scaling.csv", heading, table)
     print(f"{len(table)} runs are in {out / 'scaling.csv'}")
     if values.max_steps:
         print("no law is fitted to runs that --max_steps cut short")
@@ -207,5 +208,5 @@ def _write(
         [name, one.parameters, one.data, one.error]
         for name, one in found.efficiencies.items()
     ]
-    numerics_runs.write_csv(out / "efficiencies.csv", columns, rows)
+    common.write_csv(out / "efficiencies.csv", columns, rows)
     common.print_table(columns, [[r[0], *(f"{x:.4g}" for x in r[1:])] for r in rows])

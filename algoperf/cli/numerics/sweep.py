@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common, numerics_runs
+from algoperf.cli import common
+from algoperf.cli.numerics import shared
 
 if TYPE_CHECKING:
     from algoperf.cli import missing_runs
@@ -32,12 +33,12 @@ def run(values: flags.FlagValues) -> int:
     """Makes the runs that are missing, then writes tables and figures."""
     from algoperf import calibration, registry, run_store
 
-    recipes = numerics_runs.recipe_names(values, RECIPES)
+    recipes = shared.recipe_names(values, RECIPES)
     workloads = registry.select_workloads(values.workloads, values.scale)
     for workload in workloads:
         calibration.for_target_setting(workload, values.share)  # has it a step?
     out = common.out_folder(values)
-    files = {recipe: numerics_runs.points_file(values, recipe) for recipe in recipes}
+    files = {recipe: shared.points_file(values, recipe) for recipe in recipes}
     facts = {name: values[name].value for name in ("submission", "share", "max_steps")}
     stores = {
         workload.name: run_store.Store.open(
@@ -135,7 +136,7 @@ def write_results(
         recipe: [
             cost.modelled_cost(
                 recipe,
-                numerics_runs.traced_products(workload, recipe),
+                shared.traced_products(workload, recipe),
                 kept_bits=KEPT_BITS,
             ).relative_bit_operations
             for workload in workloads
@@ -158,8 +159,8 @@ def write_results(
     columns = ["recipe", "bit operations", f"times {values.baseline}", "on the front"]
     common.print_table(heading, [[_shown(cell) for cell in row] for row in table])
     common.print_table(columns, [[_shown(cell) for cell in row] for row in front])
-    numerics_runs.write_csv(out / "recipes.csv", heading, table)
-    numerics_runs.write_csv(out / "front.csv", columns, front)
+    common.write_csv(out / "recipes.csv", heading, table)
+    common.write_csv(out / "front.csv", columns, front)
     records.write_text(out / "front.svg", compared.svg(found, values.baseline))
     print(
         "bit operations are modelled, as a share of float32's; what a recipe keeps "

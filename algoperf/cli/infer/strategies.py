@@ -1,13 +1,14 @@
 """`algoperf infer strategies`: what ways to an answer cost, from profiles."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf.cli import common
+from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,17 +40,12 @@ def define_flags(values: flags.FlagValues) -> None:
         )
 
 
-def run(
-    values: flags.FlagValues,
-    positional: Sequence[str],
-    here: Callable[[], dict[str, Any]],
-) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Prints a table of strategies; runs no model.
 
     Args:
       values: of the flags.
       positional: the profile of the large model.
-      here: describes this machine.
     """
     from algoperf.inference.decoding import strategies
     from algoperf.inference.timing import profiles
@@ -57,8 +53,8 @@ def run(
     path = common.one_argument(positional, "PROFILE of the large model", "infer")
     if values.prompt is None or values.output is None:
         raise UserError("give --prompt TOKENS and --output TOKENS of one answer")
-    base = _profile(values, path, here)
-    draft = None if values.draft is None else _profile(values, values.draft, here)
+    base = _profile(values, path)
+    draft = None if values.draft is None else _profile(values, values.draft)
     if draft is not None and profiles.other_hardware(draft, base.hardware, None):
         raise UserError(
             f"{values.draft} was measured on other hardware than {path}; their seconds "
@@ -105,14 +101,12 @@ def run(
     common.show(values.json, {"strategies": rows, "left_out": left_out}, print_text)
 
 
-def _profile(
-    values: flags.FlagValues, path: str, here: Callable[[], dict[str, Any]]
-) -> "Profile":
+def _profile(values: flags.FlagValues, path: str) -> "Profile":
     from algoperf.inference.timing import profiles
 
     profile = profiles.load_profile(Path(path))
     if not values.any_hardware:
-        profiles.check_hardware(profile, here(), os.cpu_count())
+        profiles.check_hardware(profile, machine.describe(), os.cpu_count())
     return profile
 
 

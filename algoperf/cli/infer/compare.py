@@ -1,32 +1,27 @@
 """`algoperf infer compare`: multiply-adds, throughput and latency of a family."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
+from algoperf import records
 from algoperf.cli import common
-from algoperf.errors import UserError
+from algoperf.cli.infer import machine
 
 
 def run(
     values: flags.FlagValues,
     names: Sequence[str],
-    cores: int | None,
-    facts: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
 ) -> None:
     """Measures the models of one family, and writes a table as JSON.
 
     Args:
       values: of the flags.
       names: of one family.
-      cores: that the process keeps to; None: unknown.
-      facts: host and devices, as records have them.
-      say: told of progress.
     """
-    from algoperf import records, registry
+    cores = machine.pin(values.cores)
+    from algoperf import registry
 
     name = common.one_argument(names, "WORKLOAD whose models to compare", "infer")
     base = registry.find_workload(name, values.scale)
@@ -46,15 +41,16 @@ def run(
         values.batch,
         profiler.Plan(values.rounds, values.rounds, values.seconds),
         measure.CLOCKS[clock],
-        say,
+        machine.say,
     )
-    found = {"machine": facts(), "clock": clock, **comparison.to_json(models)}
+    found = {
+        "machine": machine.describe(),
+        "clock": clock,
+        **comparison.to_json(models),
+    }
     file = Path(values.out) / f"{base.name}_models.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(file, found)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    records.make_folder(file.parent)
+    records.write_json(file, found)
 
     def print_text() -> None:
         rows = [comparison.table_row(model) for model in models]

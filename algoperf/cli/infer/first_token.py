@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common, infer_speculate
+from algoperf.cli import common
+from algoperf.cli.infer import machine, speculate
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,26 +26,21 @@ DEFAULT_PROMPT = 48
 def run(
     values: flags.FlagValues,
     positional: Sequence[str],
-    cores: int | None,
-    here: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
 ) -> None:
     """Trains a base model, a small one and the maps; measures time and quality.
 
     Args:
       values: of the flags.
       positional: none, or the workload.
-      cores: that this process may use.
-      here: describes this machine.
-      say: told of progress.
     """
+    cores = machine.pin(values.cores)
     from algoperf import registry
     from algoperf.inference.decoding import kv_prediction, pair, strategy_bench
     from algoperf.inference.models.trained import trained_shape
 
     if len(positional) > 1:
         raise UserError(f"give one workload, not {len(positional)}")
-    name = positional[0] if positional else infer_speculate.WORKLOAD
+    name = positional[0] if positional else speculate.WORKLOAD
     workload = registry.find_workload(name, values.scale)
     large = trained_shape(workload.name, workload.model)
     layers = values.draft_layers or large.num_layers
@@ -52,23 +48,23 @@ def run(
     prompt = values.prompt or min(DEFAULT_PROMPT, large.max_length * 3 // 4)
     kv_prediction.check_prompt(small, large, prompt, 1)
     folder = Path(values.out) / f"{large.name}_first_token"
-    infer_speculate.make_folder(folder)
-    text = infer_speculate.text_of(workload, prompt, values.num_prompts)
-    base, auxiliary, maps = _made(values, large, small, text, folder, say)
+    records.make_folder(folder)
+    text = speculate.text_of(workload, prompt, values.num_prompts)
+    base, auxiliary, maps = _made(values, large, small, text, folder)
     wanted = [strategy_bench.PLAIN, strategy_bench.Cell("predicted"),
               strategy_bench.Cell("auxiliary")]  # fmt: skip
-    say("measuring the time to the first token")
+    machine.say("measuring the time to the first token")
     rounds, counts = strategy_bench.measure(
         _asker(base, auxiliary, maps, text),
         wanted,
         values.rounds,
         values.seconds,
-        infer_speculate.clock(cores),
+        machine.clock(cores),
         [],
         _not_kept,
     )
     rows = strategy_bench.summarise(wanted, rounds, counts, values.num_prompts, 1.0)
-    _report(values, folder, (base, auxiliary, maps), text, rows, here())
+    _report(values, folder, (base, auxiliary, maps), text, rows, machine.describe())
 
 
 def _not_kept(rounds: Any) -> None:
@@ -82,7 +78,6 @@ def _made(
     small: Any,
     text: "Text",
     folder: Path,
-    say: Callable[[str], None],
 ) -> "tuple[Model, Model, Maps]":
     """Trains the models and the maps, or reads them from the folder."""
     import jax
@@ -92,7 +87,7 @@ def _made(
 
     prompt = text.prompts.shape[1]
     plan = kv_prediction.Settings(num_steps=values.tune_steps)
-    keep = Keep(folder, say)
+    keep = Keep(folder, machine.say)
     keep.check_is_of(
         {
             "base": dataclasses.asdict(large),
@@ -154,7 +149,6 @@ def _report(
 
     import jax.numpy as jnp
 
-    from algoperf.cli.numerics_runs import write_csv
     from algoperf.inference.decoding import kv_prediction, strategies
     from algoperf.inference.models import decoder
     from algoperf.inference.tradeoffs import costs
@@ -178,7 +172,7 @@ def _report(
         speeds = (row.speed_up, row.speed_up_low, row.speed_up_high)
         loss = losses[who]
         table.append([who, seconds, *speeds, flops[who], loss, math.exp(loss)])
-    write_csv(folder / "first_token.csv", COLUMNS, table)
+    common.write_csv(folder / "first_token.csv", COLUMNS, table)
     found = {
         "prompt": prompt,
         "blind_loss": losses["blind"],

@@ -10,6 +10,7 @@ from absl import flags
 
 from algoperf import records
 from algoperf.cli import common
+from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,19 +92,14 @@ class Plan:
 def run(
     values: flags.FlagValues,
     positional: Sequence[str],
-    cores: int | None,
-    here: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
 ) -> None:
     """Trains or reads the pair, measures, and writes a CSV, a page and a picture.
 
     Args:
       values: of the flags.
       positional: none, or the workload.
-      cores: that this process may use.
-      here: describes this machine.
-      say: told of progress.
     """
+    cores = machine.pin(values.cores)
     from algoperf import registry
     from algoperf.inference.decoding import pair, strategy_bench, strategy_runs
     from algoperf.inference.models.trained import trained_shape
@@ -117,9 +113,9 @@ def run(
     plan = _plan(values, target.max_length)
     settings = _settings(values)
     folder = Path(values.out) / f"{target.name}_speculate"
-    make_folder(folder)
+    records.make_folder(folder)
     text = text_of(workload, plan.prompt, plan.num_prompts)
-    made = pair.make(target, draft, text, settings, folder, say)
+    made = pair.make(target, draft, text, settings, folder, machine.say)
     wanted = strategy_bench.cells(
         list(made.drafts), plan.guesses, plan.thresholds, True, plan.temperature == 0
     )
@@ -128,13 +124,13 @@ def run(
     )
     file = folder / "rounds.json"
     done = _earlier_rounds(file, plan)
-    say(f"measuring {len(wanted)} strategies; {len(done)} rounds are done")
+    machine.say(f"measuring {len(wanted)} strategies; {len(done)} rounds are done")
     rounds, counts = strategy_bench.measure(
         ask,
         wanted,
         values.rounds,
         values.seconds,
-        clock(cores),
+        machine.clock(cores),
         done,
         lambda all_: records.write_json(
             file, {"plan": dataclasses.asdict(plan), "rounds": all_}
@@ -142,7 +138,7 @@ def run(
     )
     tokens = plan.output * plan.num_prompts
     rows = strategy_bench.summarise(wanted, rounds, counts, tokens, values.cost_ratio)
-    _report(values, folder, made, plan, rows, len(rounds), here())
+    _report(values, folder, made, plan, rows, len(rounds), machine.describe())
 
 
 def _plan(values: flags.FlagValues, longest_text: int) -> Plan:
@@ -225,13 +221,6 @@ def _earlier_rounds(file: Path, plan: Plan) -> list[dict[str, float]]:
     return stored["rounds"]
 
 
-def clock(cores: int | None) -> Callable[[], float]:
-    """Returns process time where there is one core of a processor, else wall time."""
-    from algoperf.inference.timing import measure
-
-    return measure.CLOCKS[measure.clock_name(cores)]
-
-
 def _report(
     values: flags.FlagValues,
     folder: Path,
@@ -241,7 +230,6 @@ def _report(
     rounds: int,
     hardware: dict[str, Any],
 ) -> None:
-    from algoperf.cli.numerics_runs import write_csv
     from algoperf.inference.decoding import strategy_report
 
     target, draft = pair.target.shape, pair.drafts["draft"].shape
@@ -257,7 +245,7 @@ def _report(
         *(f"{name.replace('_', ' ')}: {fact:.3f}" for name, fact in pair.facts.items()),
     ]
     table = [strategy_report.values(row) for row in rows]
-    write_csv(folder / "strategies.csv", strategy_report.COLUMNS, table)
+    common.write_csv(folder / "strategies.csv", strategy_report.COLUMNS, table)
     page = strategy_report.markdown(rows, title, facts)
     records.write_text(folder / "strategies.md", page)
     records.write_text(folder / "strategies.svg", strategy_report.svg(rows, title))
@@ -274,15 +262,3 @@ def _report(
         print(f"Table, page and picture: {folder}/strategies.csv, .md, .svg")
 
     common.show(values.json, found, print_text)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder for results.
-
-    Raises:
-      UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error

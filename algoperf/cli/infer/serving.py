@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def _rank(text: str | None) -> int | float | None:
         ) from error
 
 
-def check_names(names: list[str], shapes: Mapping[str, Any]) -> None:
+def check_names(names: Sequence[str], shapes: Mapping[str, Any]) -> None:
     """Raises UserError for what is neither a shape, a workload nor a folder of runs."""
     if len(names) > 1 and any(_is_known(name, shapes) for name in names):
         raise UserError(f"give one NAME to profile, not {len(names)}")
@@ -139,7 +139,7 @@ def what_is_timed(shape: "DecoderShape", params: Any) -> tuple[Any, ...]:
     return plain, jax.tree.structure(params), leaves
 
 
-def models(values: flags.FlagValues, names: list[str]) -> Iterator[Model]:
+def models(values: flags.FlagValues, names: Sequence[str]) -> Iterator[Model]:
     """Yields what the names stand for; trials as many as their folders hold.
 
     Raises:

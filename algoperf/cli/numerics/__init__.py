@@ -111,14 +111,14 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     if action == "sweep":
         import jax
 
-        from algoperf.cli import numerics_sweep
+        from algoperf.cli.numerics import sweep
 
         # This process only looks at shapes: the accelerator is for the runs.
         jax.config.update("jax_platforms", "cpu")
-        return numerics_sweep.run(values)
-    from algoperf.cli import numerics_scaling
+        return sweep.run(values)
+    from algoperf.cli.numerics import scaling
 
-    return numerics_scaling.run(values)
+    return scaling.run(values)
 
 
 def _list() -> int:
@@ -165,14 +165,14 @@ def _short(fmt: Any) -> str:
 def _explain(values: flags.FlagValues, recipe: str) -> int:
     """Prints what a recipe quantises of a workload, where it runs, and its cost."""
     from algoperf import numerics, registry
-    from algoperf.cli import numerics_runs
+    from algoperf.cli.numerics import shared
     from algoperf.numerics import cost, units
 
     numerics.find_recipe(recipe)
     if values.workload is None:
         raise UserError("explain needs --workload NAME")
     workload = registry.find_workload(values.workload, values.scale)
-    found = numerics_runs.traced_products(workload, recipe)
+    found = shared.traced_products(workload, recipe)
     device = units.this_device()
     capability = f" {device.capability}" if device.capability else ""
     print(

@@ -1,0 +1,71 @@
+"""`algoperf infer predict`: seconds, dollars and energy of a request."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from algoperf.cli import common
+from algoperf.cli.infer import machine
+from algoperf.errors import UserError
+
+if TYPE_CHECKING:
+    from algoperf.inference.models.shapes import DecoderShape
+
+
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    """Prints what a request takes; runs no model.
+
+    Args:
+      values: of the flags.
+      positional: the profile.
+    """
+    from algoperf.inference.timing import profiles
+    from algoperf.inference.tradeoffs import costs
+
+    path = Path(common.one_argument(positional, "PROFILE to predict from", "infer"))
+    if values.prompt is None or values.output is None:
+        raise UserError("give --prompt TOKENS and --output TOKENS to predict")
+    profile = profiles.load_profile(path)
+    if values.rule != "auto":
+        profile = profiles.refitted(profile, values.rule)
+    if not values.any_hardware:
+        profiles.check_hardware(profile, machine.describe(), os.cpu_count())
+    setting = profile.setting
+    option = costs.Option(profile.runtime, setting.parallel, setting.batch_size)
+    prompt, output = values.prompt, values.output
+    seconds = profile.runtime.predict(prompt, output)
+    found = {
+        "model": profile.shape.name,
+        "prompt": prompt,
+        "output": output,
+        "seconds": seconds,
+        "prompt_seconds": profile.runtime.prompt_seconds(prompt),
+        "decode_seconds": profile.runtime.decode_seconds(prompt, output),
+        "tokens_per_second": option.tokens_per_second(prompt, output),
+        "is_extrapolated": prompt > max(profile.runtime.prompt_seconds),
+    }
+    if not profile.served.get("ranks"):  # a shape says nothing of factors
+        found["flops"] = setting.batch_size * _flops(profile.shape, prompt, output)
+    if values.dollars_per_hour is not None:
+        found["dollars"] = option.dollars(prompt, output, values.dollars_per_hour)
+    if values.watts is not None:
+        found["joules"] = option.joules(prompt, output, values.watts)
+    rows = [[name, _shown(value)] for name, value in found.items()]
+    common.show(values.json, found, lambda: common.print_table(("what", "is"), rows))
+
+
+def _flops(shape: "DecoderShape", prompt: int, output: int) -> float:
+    """Of a request: the prompt, and each output token after the first."""
+    from algoperf.inference.tradeoffs import costs
+
+    further = max(output - 1, 0)
+    middle = prompt + output // 2  # FLOPs are linear in the context
+    decoding = further * costs.token_flops(shape, middle)
+    return costs.prompt_flops(shape, prompt) + decoding
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
