@@ -172,6 +172,13 @@ class Store:
         records.make_folder(self.path.parent)
         records.write_bytes(self.path, lzma.compress(text.encode(), preset=6))
 
+    def catch_up(self) -> None:
+        """Adds the runs that another process has written since this was opened."""
+        if self.path.exists():
+            written = type(self).open(self.path, self.facts)
+            self.runs.update(written.runs)
+            self.environments = written.environments
+
     def of(self, phase: str) -> list[Run]:
         """Returns the runs of a phase, by space and number."""
         return [self.runs[key] for key in sorted(self.runs) if key[0] == phase]

@@ -142,6 +142,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UserError("--submissions names none; `algoperf submissions` lists them")
     if values.only is not None and values.executor != "local":
         raise UserError("--only runs a trial here: give no --executor with it")
+    if values.cluster and values.executor == "local":
+        raise UserError("--cluster is for --executor slurm or kubernetes; give one")
     if values.executor == "local":
         wanted = list(_jobs(values))
         jobs.plan(out, wanted)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from algoperf import cli, records
+from algoperf import cli, locks, records
 from algoperf.cli import missing_runs
 from algoperf.errors import UserError
 from algoperf.launch import local
@@ -89,6 +89,23 @@ def test_what_was_stopped_goes_on(call, tmp_path):
     assert call(machine) == (True, [("1/2", 2), ("2/2", 3)])
     assert _numbers(tmp_path) == [1, 2, 3]
     assert call(Machine()) == (True, [])
+
+
+def test_two_calls_do_not_write_one_store(call, tmp_path):
+    with locks.hold(tmp_path / "store.json.xz"):
+        machine = Machine(Status.COMPLETED)
+        with pytest.raises(UserError, match=r"store.json.xz is being written by"):
+            call(machine)
+    assert machine.made == []
+
+
+def test_what_another_call_has_made_is_not_made_again(call, tmp_path):
+    ours = Store.open(tmp_path / "store.json.xz", {})  # before the other one writes
+    assert call(Machine(*3 * [Status.COMPLETED]))[0]
+    wanted = {Job((), tmp_path / f"trial_{n}"): (ours, ("a", "b", n)) for n in (1, 2)}
+    # The machine has no run left to give.
+    assert missing_runs.make(wanted, lambda: False, lambda *_: None)
+    assert sorted(key[2] for key in ours.runs) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,12 @@ def test_an_address_is_no_folder(arguments, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cluster_needs_an_executor(capsys, tmp_path):
+    assert cli.main([*SWEEP, f"--out={tmp_path / 'runs'}", "--cluster=c.json"]) == 1
+    assert "--cluster is for --executor slurm" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
 )
