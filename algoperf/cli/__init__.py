@@ -8,6 +8,7 @@ mistakes in flags are answered at once.
 import importlib
 import itertools
 import logging as python_logging
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -38,9 +39,18 @@ COMMANDS = (
 )
 
 
+_INTERRUPTED = 130
+
+
 def run() -> None:
     """Entry point of the console script."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code == _INTERRUPTED:
+        # JAX that was interrupted while it started a program may crash when Python ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print("algoperf: interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,6 +1,10 @@
 """`algoperf infer` from outside."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -116,3 +120,20 @@ def test_a_request_that_makes_no_sense(request_, says, profiled, capsys):
     file = str(profiled / "finewebedu_lm_mini.json")
     assert cli.main(["infer", "predict", file, *request_]) == 1
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_profile_ends_in_one_line(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "algoperf", "infer", f"--out={tmp_path}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell in the background has its children ignore.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        time.sleep(8)  # it compiles and runs programs for 20 s
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+    assert error.splitlines()[-1] == "algoperf: interrupted"
+    assert process.returncode == 130  # XLA did not crash
+    assert not list(tmp_path.iterdir())
