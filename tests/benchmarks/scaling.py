@@ -1,10 +1,10 @@
 """Time per step and communication per step on 1, 2, 4 and 8 virtual devices.
 
-    scaling.py [--devices=1,2,4,8] [--workload=finewebedu_lm] [--steps=10] [--json=FILE]
+    scaling.py [--devices=1,2,4,8] [--workload=finewebedu_lm] [--steps=30] [--json=FILE]
 
 The volume is read from the compiled step's program and compared with the formulas of
 docs/sharding.md. Virtual devices share the cores of one machine, so that times show
-what partitioning costs, not what more devices gain.
+what partitioning costs, not what more devices gain: medians, and quartiles.
 """
 
 import argparse
@@ -69,66 +69,92 @@ def expected_bytes(placement: Any, params: Any, workload_name: str) -> dict[str,
     }
 
 
-def measure(workload_name: str, steps: int) -> dict[str, Any]:
-    """Measures on the devices of this process, replicated and sharded."""
-    import dataclasses
+WARM_UP = 3  # steps
 
+
+def measure(workload_name: str, steps: int) -> dict[str, Any]:
+    """Measures on the devices of this process, replicated and sharded in turn."""
     import jax
 
-    from algoperf.data.pipeline import InputQueue
-    from algoperf.registry import find_workload
-    from algoperf.sharding import Placement
-    from algoperf.submission import load_submission
-    from algoperf.trials import global_batch_size
-    from algoperf.tuning import as_namedtuple, load_search_space, trial_point
-
+    ways = {kind: Way(kind, workload_name) for kind in ("replicated", "fsdp")}
+    for number in range(WARM_UP + steps):
+        for way in ways.values():
+            seconds = way.timed_step()
+            if number >= WARM_UP:
+                way.seconds.append(seconds)
     count = jax.device_count()
-    submission = load_submission(ROOT / "submissions" / "adamw")
-    space = load_search_space(submission.default_search_space)
-    point = as_namedtuple(trial_point(space, study_seed=0, trial=1))
-    seen: dict[str, Any] = {"devices": count}
-    for kind in ("replicated", "fsdp"):
+    return {"devices": count, **{kind: way.found() for kind, way in ways.items()}}
+
+
+class Way:
+    """One placement of the AdamW of a workload: compiled, a batch on the devices."""
+
+    def __init__(self, kind: str, workload_name: str) -> None:
+        import dataclasses
+
+        import jax
+
+        from algoperf.data.pipeline import InputQueue
+        from algoperf.registry import find_workload
+        from algoperf.sharding import Placement
+        from algoperf.submission import load_submission
+        from algoperf.trials import global_batch_size
+        from algoperf.tuning import as_namedtuple, load_search_space, trial_point
+
+        submission = load_submission(ROOT / "submissions" / "adamw")
+        space = load_search_space(submission.default_search_space)
+        point = as_namedtuple(trial_point(space, study_seed=0, trial=1))
         placement = Placement(kind)
         workload = dataclasses.replace(
             find_workload(workload_name, "mini"), placement=placement
         )
-        key = jax.random.PRNGKey(0)
-        params, model_state = workload.init_model_fn(key)
-        state, step = submission.functions.init_optimizer_state(
-            workload, params, model_state, point, key
+        self.key = jax.random.PRNGKey(0)
+        params, model_state = workload.init_model_fn(self.key)
+        state, self.step = submission.functions.init_optimizer_state(
+            workload, params, model_state, point, self.key
         )
         data = workload.dataset("train", global_batch_size(submission, workload), 0)
         queue = InputQueue(data, placement.batch_sharding())
-        batch = next(queue)
-        compiled = step.lower(state, params, model_state, batch, key).compile()
-        results = result_bytes(compiled.as_text())
-        used = compiled.memory_analysis()
-        seconds = []
-        wanted = {}
-        if count > 1:
-            wanted = expected_bytes(placement, params, workload_name)
-        for _ in range(steps):
-            start = time.perf_counter()
-            state, params, model_state, _ = step(state, params, model_state, batch, key)
-            jax.block_until_ready(params)
-            seconds.append(time.perf_counter() - start)
-        queue.close()
-        seen[kind] = {
-            "seconds": statistics.median(seconds[1:]),
+        self.batch = next(queue)
+        queue.close()  # it would make further batches while steps are timed
+        self.expected = {}
+        if jax.device_count() > 1:
+            self.expected = expected_bytes(placement, params, workload_name)
+        self.state = state, params, model_state
+        self.compiled = self.step.lower(*self.state, self.batch, self.key).compile()
+        self.seconds: list[float] = []
+
+    def timed_step(self) -> float:
+        """Makes a step; returns its seconds."""
+        import jax
+
+        start = time.perf_counter()
+        *state, _ = self.step(*self.state, self.batch, self.key)
+        self.state = jax.block_until_ready(tuple(state))
+        return time.perf_counter() - start
+
+    def found(self) -> dict[str, Any]:
+        """Returns times, and what the compiled program says."""
+        results = result_bytes(self.compiled.as_text())
+        used = self.compiled.memory_analysis()
+        count = len(self.batch["inputs"].sharding.device_set)
+        low, middle, high = statistics.quantiles(self.seconds, n=4)
+        return {
+            "seconds": middle,
+            "quartiles": [low, high],
             "results": results,
-            "expected": wanted,
+            "expected": self.expected,
             "sent": sum(SENT[name](count) * size for name, size in results.items()),
             "held": used.argument_size_in_bytes,
             "temporary": used.temp_size_in_bytes,
         }
-    return seen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", default="1,2,4,8")
     parser.add_argument("--workload", default="finewebedu_lm")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--here", action="store_true", help="measure in this process")
     flags = parser.parse_args()
@@ -149,8 +175,10 @@ def main() -> None:
         found.append(seen)
         for kind in ("replicated", "fsdp"):
             one = seen[kind]
+            low, high = one["quartiles"]
             print(
-                f"{count} devices, {kind:10}: {1e3 * one['seconds']:8.1f} ms a step, "
+                f"{count} devices, {kind:10}: {1e3 * one['seconds']:8.1f} ms a step "
+                f"({1e3 * low:.1f} to {1e3 * high:.1f}), "
                 f"held {one['held'] / 2**20:7.2f} MiB, "
                 f"temporary {one['temporary'] / 2**20:7.2f} MiB, "
                 f"sent {one['sent'] / 2**20:7.2f} MiB"
