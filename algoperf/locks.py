@@ -1,4 +1,4 @@
-"""One writer per record: a lock file beside the folder of a trial.
+"""One writer per record or store: a lock file beside the folder or file.
 
 The lock names its owner: host, process id, when that process started, and which
 running system it is of (boot id and process namespace), so that a process id that
@@ -81,7 +81,7 @@ class Lock:
 
 
 def path_of(folder: Path) -> Path:
-    """Returns where the lock of a trial's folder lies."""
+    """Returns where the lock of a trial's folder or a file lies."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -94,7 +94,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[Lock]:
-    """Holds the lock of a trial's folder, which need not exist.
+    """Holds the lock of a trial's folder or a file, which need not exist.
 
     Raises:
       UserError: another process holds it, or the lock cannot be written.
@@ -191,7 +191,7 @@ def _write_temporary(path: Path, owner: Owner) -> Path:
         temporary.write_text(json.dumps(dataclasses.asdict(owner)))
     except OSError as error:
         raise UserError(
-            f"cannot write {temporary}: {error.strerror}; choose another --out"
+            f"cannot write {temporary}: {error.strerror}; choose another folder"
         ) from error
     return temporary
 
@@ -240,7 +240,7 @@ def _beat(lock: Lock, stop: threading.Event) -> None:
 
 
 def _record(path: Path) -> Path:
-    """Returns the folder that a lock is for."""
+    """Returns what a lock is for."""
     return path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
 
 

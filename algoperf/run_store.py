@@ -4,15 +4,16 @@ What stands in the records of a search's runs follows from this file, so a searc
 is begun on one machine is finished on another. Imports nothing that needs JAX.
 """
 
+import contextlib
 import dataclasses
 import json
 import lzma
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from algoperf import records
+from algoperf import locks, records
 from algoperf.errors import UserError
 from algoperf.records import Direction, Row, Status
 
@@ -117,12 +118,15 @@ class Store:
       path: the file, compressed JSON; need not exist.
       facts: what must stay equal for the runs to count together; of JSON's types.
       runs: by their keys.
+      environments: machines and versions that made them.
+      lock: while it is held.
     """
 
     path: Path
     facts: Mapping[str, Any]
     runs: dict[tuple[str, str, int], Run] = dataclasses.field(default_factory=dict)
     environments: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+    lock: locks.Lock | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def read(cls: type[S], path: Path) -> S:
@@ -159,7 +163,13 @@ class Store:
         return store
 
     def add(self, run: Run, environment: Mapping[str, Any]) -> None:
-        """Adds a run and writes the file; the same runs give the same bytes."""
+        """Adds a run and writes the file; the same runs give the same bytes.
+
+        Raises:
+          UserError: the file cannot be written, or is another's by now.
+        """
+        if self.lock is not None:
+            self.lock.check()
         self.runs[run.key] = run
         if environment not in self.environments:
             self.environments.append(environment)
@@ -172,12 +182,22 @@ class Store:
         records.make_folder(self.path.parent)
         records.write_bytes(self.path, lzma.compress(text.encode(), preset=6))
 
-    def catch_up(self) -> None:
-        """Adds the runs that another process has written since this was opened."""
-        if self.path.exists():
-            written = type(self).open(self.path, self.facts)
-            self.runs.update(written.runs)
-            self.environments = written.environments
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from adding runs; knows all that they have added.
+
+        Raises:
+          UserError: another process holds it.
+        """
+        with locks.hold(self.path) as self.lock:
+            if self.path.exists():
+                written = type(self).open(self.path, self.facts)
+                self.runs.update(written.runs)
+                self.environments = written.environments
+            try:
+                yield
+            finally:
+                self.lock = None
 
     def of(self, phase: str) -> list[Run]:
         """Returns the runs of a phase, by space and number."""

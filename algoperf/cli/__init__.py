@@ -5,6 +5,7 @@ docstring's first line is its help. Commands import JAX inside `main`, so that h
 mistakes in flags are answered at once.
 """
 
+import contextlib
 import importlib
 import itertools
 import logging as python_logging
@@ -39,16 +40,17 @@ COMMANDS = (
 )
 
 
-_INTERRUPTED = 130
+_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 
 def run() -> None:
     """Entry point of the console script."""
     code = main(sys.argv[1:])
     if code == _INTERRUPTED:
-        # JAX that was interrupted while it started a program may crash when Python ends.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # JAX that was interrupted in its work may crash when Python ends.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # its reader has left
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

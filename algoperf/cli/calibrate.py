@@ -151,7 +151,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     facts = calibration.facts_of(workload) | {"max_steps": values.max_steps}
     store = calibration.Store.open(folder / f"{workload.name}.json.xz", facts)
     task = Calibration(values, workload, store, out / workload.name)
-    with common.StopRequest() as stop:
+    with store.held(), common.StopRequest() as stop:
         for phase in calibration.Phase:
             if phase not in values.phases:
                 continue

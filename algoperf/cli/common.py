@@ -1,13 +1,8 @@
 """What several commands share: flags, arguments, JSON output."""
 
-import csv
 import dataclasses
-import io
-import json
-import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,8 +14,6 @@ from algoperf import records
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from algoperf.launch.hosts import HostConfig
     from algoperf.submission import Submission
     from algoperf.tuning import SearchSpace
@@ -289,33 +282,6 @@ def search_space(
     )
 
 
-def define_json_flag(values: flags.FlagValues) -> None:
-    """Defines `--json FILE`."""
-    flags.DEFINE_string(
-        "json",
-        None,
-        "Write JSON to this file; - is standard output.",
-        flag_values=values,
-    )
-
-
-def write_json(path: str, value: Any) -> None:
-    """Writes what `--json` asks for."""
-    if path == "-":
-        json.dump(records.finite(value), sys.stdout, indent=1)
-        print()
-    else:
-        records.write_json(Path(path), value)
-
-
-def show(json_path: str | None, value: Any, print_text: Callable[[], None]) -> None:
-    """Prints text, unless JSON takes its place on standard output."""
-    if json_path is not None:
-        write_json(json_path, value)
-    if json_path != "-":
-        print_text()
-
-
 # Signals that ask a run to stop: a terminal's, a service manager's, and the ones that
 # Slurm can send some time ahead (sbatch --signal).
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -362,45 +328,17 @@ def one_argument(positional: Sequence[str], what: str, command: str) -> str:
     return positional[0]
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints a table, numbers to the right; wraps lines only on a terminal."""
-    from rich.console import Console
-    from rich.measure import Measurement
+def numbers(
+    values: flags.FlagValues, name: str, kind: Callable[[str], Any] = int
+) -> list[Any]:
+    """Returns the numbers that a flag lists.
 
-    made = table(columns, rows)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        wide = console.options.update(max_width=10_000)
-        console.width = Measurement.get(console, wide, made).maximum
-    console.print(made)
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Table":
-    """Returns a table, numbers to the right."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        is_number = bool(rows) and isinstance(rows[0][number], int | float)
-        made.add_column(
-            column, justify="right" if is_number else "left", no_wrap=number == 0
-        )
-    for row in rows:
-        made.add_row(*(f"{x:,}" if isinstance(x, int | float) else x for x in row))
-    return made
-
-
-def write_csv(
-    path: Path, heading: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Writes a table whole; what is not known is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heading)
-    for row in rows:
-        writer.writerow(
-            ["" if isinstance(x, float) and math.isnan(x) else x for x in row]
-        )
-    records.make_folder(path.parent)
-    records.write_text(path, text.getvalue())
+    Raises:
+      UserError: one is none.
+    """
+    texts = values[name].value or []
+    try:
+        return [kind(text) for text in texts]
+    except ValueError as error:
+        what = "whole numbers, as in 1,16,64" if kind is int else "numbers"
+        raise UserError(f"--{name} {','.join(texts)}: give {what}") from error

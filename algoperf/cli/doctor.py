@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 
 USAGE = "algoperf doctor [--data_dir DIR] [--json FILE]"
 
@@ -14,7 +14,7 @@ USAGE = "algoperf doctor [--data_dir DIR] [--json FILE]"
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf doctor`."""
     common.define_data_dir_flag(values)
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         "data": embedded,
         f"data in {data_dir}": prepared,
     }
-    common.show(values.json, found, lambda: _print(found))
+    printing.show(values.json, found, lambda: _print(found))
     states = {*embedded.values(), *prepared.values()}
     return 0 if states <= {"found", _MISSING} else 1
 
@@ -79,4 +79,4 @@ def _print(found: dict[str, Any]) -> None:
     for topic, facts in found.items():
         pairs = facts.items() if isinstance(facts, dict) else [("", facts)]
         rows += [[topic, key, str(value)] for key, value in pairs]
-    common.print_table(("topic", "what", "is"), rows)
+    printing.print_table(("topic", "what", "is"), rows)

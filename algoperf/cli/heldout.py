@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 
 USAGE = (
     "algoperf heldout --seed N [--scale mini|full] [--json FILE]\n"
@@ -26,7 +26,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "scale", "mini", records.SCALES, "Of the workloads.", flag_values=values
     )
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -35,5 +35,5 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     from algoperf import registry
 
     names = registry.held_out(values.seed, values.scale)
-    common.show(values.json, names, lambda: print(",".join(names)))
+    printing.show(values.json, names, lambda: print(",".join(names)))
     return 0

@@ -1,11 +1,14 @@
-"""The loop of every search over many runs: make those that its store lacks."""
+"""The loop of every search over many runs: make those that its store lacks.
+
+Hold the stores (`Store.held`) around it, and before the points of runs are written.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from algoperf import locks, records, run_store
+from algoperf import records, run_store
 from algoperf.errors import UserError
 from algoperf.launch import local
 from algoperf.run_store import Run, Store
@@ -44,25 +47,8 @@ def make(
       Whether the stores have all.
 
     Raises:
-      UserError: a run failed or left no record. The runs beside it save and end. Or
-        another process adds to one of the stores.
+      UserError: a run failed or left no record. The runs beside it save and end.
     """
-    stores = {store.path: store for store, _ in wanted.values()}
-    with contextlib.ExitStack() as held:
-        for path, store in sorted(stores.items()):
-            held.enter_context(locks.hold(path))
-            store.catch_up()
-        return _make(wanted, should_stop, say, side_by_side, read, should_end)
-
-
-def _make(
-    wanted: "Mapping[Job, tuple[Store, Key]]",
-    should_stop: Callable[[], bool],
-    say: "Callable[[str, Job, Run], None]",
-    side_by_side: int,
-    read: Read,
-    should_end: "Callable[[Job], bool]",
-) -> bool:
     missing = [job for job, (store, key) in wanted.items() if key not in store.runs]
     done = 0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import printing
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
     _define_rules(values)
     _define_evidence(values)
     _define_files(values)
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def _define_rules(values: flags.FlagValues) -> None:
@@ -185,7 +185,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     with _no_collection():
         assessment = _assess(values, positional)
     if values.json == "-":
-        common.write_json("-", scoring.to_json(assessment))
+        printing.write_json("-", scoring.to_json(assessment))
     else:
         scoring.print_report(assessment)
     is_written = True
@@ -287,7 +287,7 @@ def _writers(
 
     def write_json() -> Sequence[Path]:
         path = _with_folder(values.json)
-        common.write_json(values.json, scoring.to_json(assessment))
+        printing.write_json(values.json, scoring.to_json(assessment))
         return [path]
 
     def write_report() -> Sequence[Path]:

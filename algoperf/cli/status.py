@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=0.1,
         flag_values=values,
     )
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -44,11 +44,11 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UserError(f"{out} is no folder; give the --out of a sweep")
     standings = _look(out)
     if not values.watch:
-        common.show(values.json, _as_json(standings), lambda: _print(standings))
+        printing.show(values.json, _as_json(standings), lambda: _print(standings))
         return _code(standings)
     standings = _watch(out, values.period_sec)
     if values.json is not None:
-        common.write_json(values.json, _as_json(standings))
+        printing.write_json(values.json, _as_json(standings))
     return _code(standings)
 
 
@@ -82,7 +82,7 @@ def _watch(out: Path, period_sec: float) -> "dict[str, Standing]":
     from rich.live import Live
 
     def draw(standings: "dict[str, Standing]") -> Group:
-        table = common.table(COLUMNS, [_row(*item) for item in standings.items()])
+        table = printing.table(COLUMNS, [_row(*item) for item in standings.items()])
         return Group(table, _summary(standings))
 
     standings = _look(out)
@@ -95,7 +95,7 @@ def _watch(out: Path, period_sec: float) -> "dict[str, Standing]":
 
 
 def _print(standings: "dict[str, Standing]") -> None:
-    common.print_table(COLUMNS, [_row(*item) for item in standings.items()])
+    printing.print_table(COLUMNS, [_row(*item) for item in standings.items()])
     print(_summary(standings))
 
 

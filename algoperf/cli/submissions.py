@@ -6,14 +6,14 @@ from pathlib import Path
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 
 USAGE = "algoperf submissions [--json FILE]"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf submissions`."""
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -30,10 +30,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         }
         for name, path in sorted(registry.submission_paths().items())
     ]
-    common.show(
+    printing.show(
         values.json,
         rows,
-        lambda: common.print_table(
+        lambda: printing.print_table(
             ("name", "summary"), [[row["name"], row["summary"]] for row in rows]
         ),
     )

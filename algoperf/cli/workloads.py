@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.records import SCALES, Direction
 
 USAGE = "algoperf workloads [--scale mini|full|all] [--json FILE]"
@@ -30,7 +30,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "scale", "all", ("all", *SCALES), "Which scale to list.", flag_values=values
     )
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
@@ -43,10 +43,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         for workload in registry.all_workloads()
         if values.scale in ("all", workload.scale)
     ]
-    common.show(
+    printing.show(
         values.json,
         rows,
-        lambda: common.print_table(
+        lambda: printing.print_table(
             list(_COLUMNS), [[row[key] for key in _COLUMNS.values()] for row in rows]
         ),
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import printing
 from algoperf.cli.infer import (
     compare,
     first_token,
@@ -69,7 +69,7 @@ def define_flags(values: flags.FlagValues) -> None:
     roofline.define_flags(values)
     speculate.define_flags(values)
     strategies.define_flags(values)
-    common.define_json_flag(values)
+    printing.define_json_flag(values)
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:

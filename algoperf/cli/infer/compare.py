@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.infer import machine
 
 
@@ -54,12 +54,12 @@ def run(
 
     def print_text() -> None:
         rows = [comparison.table_row(model) for model in models]
-        common.print_table(comparison.COLUMNS, rows)
+        printing.print_table(comparison.COLUMNS, rows)
         ranks = [
             [pair, f"{c.rho:.2f}", f"{c.low:.2f} to {c.high:.2f}"]
             for pair, c in comparison.correlations(models).items()
         ]
-        common.print_table(("ranks of", "Spearman", "95 % interval"), ranks)
+        printing.print_table(("ranks of", "Spearman", "95 % interval"), ranks)
         print(f"Written: {file}")
 
-    common.show(values.json, found, print_text)
+    printing.show(values.json, found, print_text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
@@ -107,8 +107,11 @@ def _translation(
     longest = workload.model.max_length
     grid = profiler.make_grid(
         # Source and output have lengths of their own.
-        2 * longest, _lengths(values.prompts), _lengths(values.outputs), longest
-    )  # fmt: skip
+        2 * longest,
+        common.numbers(values, "prompts"),
+        common.numbers(values, "outputs"),
+        longest,
+    )
     measure = encoder_decoder.translation_measure(
         workload.model, params, values.batch_size, clock, longest
     )
@@ -153,7 +156,7 @@ def _forward(
     """T(n); what is shown, and what is written."""
     from algoperf.inference.timing import forward_time, profiler
 
-    sizes = _lengths(values.prompts)
+    sizes = common.numbers(values, "prompts")
     result = forward_time.profile_forward(
         workload, plan, clock, sizes, values.rule, machine.say
     )
@@ -204,29 +207,19 @@ def _finish(
         )
     file = Path(values.out) / f"{name}.json"
     found["versions"] = hardware.describe_versions()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(file, found)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    records.make_folder(file.parent)
+    records.write_json(file, found)
     if found["held_out_error"] is not None:
         typical = f"{100 * found['held_out_error']:.1f} % on average"
         rows.append(("error on what the fit has not seen", typical))
 
     def print_text() -> None:
-        common.print_table(("what", "is"), rows)
+        printing.print_table(("what", "is"), rows)
         if reason:
             print(f"Not to be trusted: {reason}.")
         print(f"Profile: {file}")
 
-    common.show(values.json, found, print_text)
-
-
-def _lengths(texts: Sequence[str]) -> list[int]:
-    try:
-        return [int(text) for text in texts]
-    except ValueError as error:
-        raise UserError(f"{','.join(texts)}: give sizes, as in 1,16,64") from error
+    printing.show(values.json, found, print_text)
 
 
 def _ms(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import printing
 from algoperf.cli.infer import machine, speculate
 from algoperf.errors import UserError
 
@@ -172,7 +172,7 @@ def _report(
         speeds = (row.speed_up, row.speed_up_low, row.speed_up_high)
         loss = losses[who]
         table.append([who, seconds, *speeds, flops[who], loss, math.exp(loss)])
-    common.write_csv(folder / "first_token.csv", COLUMNS, table)
+    printing.write_csv(folder / "first_token.csv", COLUMNS, table)
     found = {
         "prompt": prompt,
         "blind_loss": losses["blind"],
@@ -185,11 +185,11 @@ def _report(
         shown = [
             [x if isinstance(x, str) else f"{x:.4g}" for x in row] for row in table
         ]
-        common.print_table(COLUMNS, shown)
+        printing.print_table(COLUMNS, shown)
         print(
             f"A prompt of {prompt} tokens. Loss in nats on what follows; of the base "
             f"model without the prompt: {losses['blind']:.4g}.\nTable: "
             f"{folder}/first_token.csv"
         )
 
-    common.show(values.json, found, print_text)
+    printing.show(values.json, found, print_text)

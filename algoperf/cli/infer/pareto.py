@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import printing
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     def print_text() -> None:
         for comparison in comparisons:
             print(f"{comparison.workload}: {comparison.headline}")
-            common.print_table(*pareto_text.point_table(comparison))
-            common.print_table(*pareto_text.view_table(comparison))
+            printing.print_table(*pareto_text.point_table(comparison))
+            printing.print_table(*pareto_text.view_table(comparison))
         for note in notes:
             print(f"Note: {note}")
         print(f"Tables and plots: {out}/pareto.html (.csv, .md, .svg)")
 
     found = pareto_text.to_json(comparisons, rows, notes)
-    common.show(values.json, found, print_text)
+    printing.show(values.json, found, print_text)
 
 
 def _budgets(texts: Sequence[str]) -> dict[str, float]:

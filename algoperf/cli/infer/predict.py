@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
@@ -54,7 +54,9 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if values.watts is not None:
         found["joules"] = option.joules(prompt, output, values.watts)
     rows = [[name, _shown(value)] for name, value in found.items()]
-    common.show(values.json, found, lambda: common.print_table(("what", "is"), rows))
+    printing.show(
+        values.json, found, lambda: printing.print_table(("what", "is"), rows)
+    )
 
 
 def _flops(shape: "DecoderShape", prompt: int, output: int) -> float:

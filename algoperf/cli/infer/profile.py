@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.infer import encoders, machine, serving
 from algoperf.errors import UserError
 
@@ -99,7 +99,7 @@ def _decoders(values: flags.FlagValues, names: Sequence[str]) -> None:
 
     serving.check_names(names, SHAPES)
     out = Path(values.out)
-    lengths = _lengths(values.prompts, "prompts"), _lengths(values.outputs, "outputs")
+    prompts, outputs = (common.numbers(values, n) for n in ("prompts", "outputs"))
     plan = profiler.Plan(
         rounds=values.rounds,
         max_rounds=max(values.rounds, profiler.Plan.max_rounds),
@@ -109,7 +109,7 @@ def _decoders(values: flags.FlagValues, names: Sequence[str]) -> None:
     timed: dict[Any, tuple[Any, float | None]] = {}
     for model in serving.models(values, names):
         longest = min(model.shape.max_length, values.capacity or model.shape.max_length)
-        grid = profiler.make_grid(longest, *lengths, values.longest)
+        grid = profiler.make_grid(longest, prompts, outputs, values.longest)
         setting, mesh = _setting(values, cores)
         records.make_folder(out)
         shape, params, facts = model.load(setting.dtype, mesh)
@@ -172,12 +172,12 @@ def _report(values: flags.FlagValues, profile: "Profile", base: Path) -> None:
     records.write_text(page, plot.profile_page(profile))
 
     def print_text() -> None:
-        common.print_table(("what", "is"), plot.summary(profile))
+        printing.print_table(("what", "is"), plot.summary(profile))
         if reason is not None:
             print(f"Not to be trusted: {reason}.")
         print(f"Profile: {file}\nPlot: {page}")
 
-    common.show(values.json, profiles.to_json(profile), print_text)
+    printing.show(values.json, profiles.to_json(profile), print_text)
 
 
 def _described(
@@ -215,12 +215,3 @@ def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any
         cores=cores if is_cpu else None,
     )
     return setting, mesh
-
-
-def _lengths(texts: Sequence[str], flag: str) -> list[int]:
-    try:
-        return [int(text) for text in texts]
-    except ValueError as error:
-        raise UserError(
-            f"--{flag} {','.join(texts)}: give token counts, as in 1,16,64"
-        ) from error

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import printing
 from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
@@ -50,9 +50,9 @@ def run(
       values: of the flags.
       names: of workloads; none: every base workload of the scale.
     """
+    cores = machine.pin(values.cores)
     stated = _stated_peak(values)
     out = Path(values.out)
-    cores = machine.pin(values.cores)
     import jax
 
     from algoperf import registry
@@ -85,7 +85,9 @@ def run(
     ]
     described = _described(clock_name, cores if is_cpu else None, stated)
     _write(out, programs, rows, peak, described)
-    common.show(values.json, _as_json(rows, peak, described), lambda: _print(rows, out))
+    printing.show(
+        values.json, _as_json(rows, peak, described), lambda: _print(rows, out)
+    )
     roofline_report.check(rows)
 
 
@@ -135,12 +137,9 @@ def _write(
         texts[f"waterline_{program.workload}_{program.name}.svg"] = (
             roofline_plot.waterline_svg(title, program.kernels, peak)
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            records.write_text(out / name, text)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    records.make_folder(out)
+    for name, text in texts.items():
+        records.write_text(out / name, text)
 
 
 def _as_json(
@@ -159,6 +158,6 @@ def _print(rows: "Sequence[Row]", out: Path) -> None:
     from algoperf.inference.rooflines import roofline_report
 
     shown = [roofline_report.table_row(row) for row in rows]
-    common.print_table(roofline_report.COLUMNS, shown)
+    printing.print_table(roofline_report.COLUMNS, shown)
     print(f"Table: {out / 'roofline.md'}, {out / 'roofline.csv'}")
     print(f"Plots: {out / 'efficiency_gap.svg'}, {out / 'waterline_*.svg'}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 
 
 def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -24,8 +24,10 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         }
         for shape in SHAPES.values()
     ]
-    common.show(
+    printing.show(
         values.json,
         rows,
-        lambda: common.print_table(list(rows[0]), [list(row.values()) for row in rows]),
+        lambda: printing.print_table(
+            list(rows[0]), [list(row.values()) for row in rows]
+        ),
     )

@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
@@ -142,8 +142,8 @@ def run(
 
 
 def _plan(values: flags.FlagValues, longest_text: int) -> Plan:
-    guesses = tuple(sorted(set(_numbers(values.guesses, int, "guesses"))))
-    thresholds = tuple(sorted(set(_numbers(values.thresholds, float, "thresholds"))))
+    guesses = tuple(sorted(set(common.numbers(values, "guesses"))))
+    thresholds = tuple(sorted(set(common.numbers(values, "thresholds", float))))
     if not guesses or guesses[0] < 1:
         raise UserError("--guesses: give numbers of at least 1, as in 1,2,4")
     if any(not 0 <= h <= 1 for h in thresholds):
@@ -159,13 +159,6 @@ def _plan(values: flags.FlagValues, longest_text: int) -> Plan:
     return Plan(
         prompt, output, guesses, thresholds, values.temperature, values.num_prompts
     )
-
-
-def _numbers(texts: Sequence[str], kind: Callable[[str], Any], flag: str) -> list[Any]:
-    try:
-        return [kind(text) for text in texts]
-    except ValueError as error:
-        raise UserError(f"--{flag} {','.join(texts)}: give numbers") from error
 
 
 def _settings(values: flags.FlagValues) -> "PairSettings":
@@ -245,7 +238,7 @@ def _report(
         *(f"{name.replace('_', ' ')}: {fact:.3f}" for name, fact in pair.facts.items()),
     ]
     table = [strategy_report.values(row) for row in rows]
-    common.write_csv(folder / "strategies.csv", strategy_report.COLUMNS, table)
+    printing.write_csv(folder / "strategies.csv", strategy_report.COLUMNS, table)
     page = strategy_report.markdown(rows, title, facts)
     records.write_text(folder / "strategies.md", page)
     records.write_text(folder / "strategies.svg", strategy_report.svg(rows, title))
@@ -261,4 +254,4 @@ def _report(
         print(page)
         print(f"Table, page and picture: {folder}/strategies.csv, .md, .svg")
 
-    common.show(values.json, found, print_text)
+    printing.show(values.json, found, print_text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
@@ -94,11 +94,11 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
     def print_text() -> None:
         shown = [[_shown(row[column]) for column in columns] for row in rows]
-        common.print_table([c.replace("_", " ") for c in columns], shown)
+        printing.print_table([c.replace("_", " ") for c in columns], shown)
         for name, reason in left_out.items():
             print(f"Left out: {name}: {reason}.")
 
-    common.show(values.json, {"strategies": rows, "left_out": left_out}, print_text)
+    printing.show(values.json, {"strategies": rows, "left_out": left_out}, print_text)
 
 
 def _profile(values: flags.FlagValues, path: str) -> "Profile":

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.errors import UserError, unknown_name
 
 USAGE = (
@@ -137,8 +137,8 @@ def _list() -> int:
         ]
         kinds = dict.fromkeys(_short(fmt) for fmt in recipe.formats.values())
         rows.append([name, ", ".join(kinds) or "-", "; ".join(filter(None, notes))])
-    common.print_table(["recipe", "formats", "notes"], rows)
-    common.print_table(
+    printing.print_table(["recipe", "formats", "notes"], rows)
+    printing.print_table(
         ["format", "element", "group", "scale", "rounding", "bits"],
         [
             [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.numerics import shared
 from algoperf.errors import UserError
 
@@ -46,9 +46,7 @@ def run(values: flags.FlagValues) -> int:
 
     base = registry.find_workload("finewebedu_lm", values.scale)
     recipes = shared.recipe_names(values, RECIPES)
-    widths, budgets = (
-        _numbers(values[name].value or [], name) for name in ("widths", "budgets")
-    )
+    widths, budgets = (_numbers(values, name) for name in ("widths", "budgets"))
     sizes = [sized(base, width, steps) for width in widths for steps in budgets]
     out = common.out_folder(values)
     records.make_folder(out)
@@ -61,18 +59,16 @@ def run(values: flags.FlagValues) -> int:
         for recipe in recipes
     }
     _warn_of_repeats(sizes)
-    if not _make_missing(values, cells, store):
-        print("stopped; the same command goes on with what is missing")
-        return 1
+    with store.held():
+        if not _make_missing(values, cells, store):
+            print("stopped; the same command goes on with what is missing")
+            return 1
     _write(values, cells, store)
     return 0
 
 
-def _numbers(given: list[str], name: str) -> list[int]:
-    try:
-        found = sorted({int(text) for text in given})
-    except ValueError:
-        raise UserError(f"--{name} are whole numbers with commas between") from None
+def _numbers(values: flags.FlagValues, name: str) -> list[int]:
+    found = sorted(set(common.numbers(values, name)))
     if len(found) < LEAST or found[0] < 1:
         raise UserError(f"--{name}: give at least {LEAST} numbers, all positive")
     return found
@@ -195,7 +191,7 @@ def _write(
     heading = ["parameters", "tokens", "loss", "recipe"]
     out = Path(values.out)
     table = [list(dataclasses.astuple(one)) for one in observations]
-    common.write_csv(out / "scaling.csv", heading, table)
+    printing.write_csv(out / "scaling.csv", heading, table)
     print(f"{len(table)} runs are in {out / 'scaling.csv'}")
     if values.max_steps:
         print("no law is fitted to runs that --max_steps cut short")
@@ -208,5 +204,5 @@ def _write(
         [name, one.parameters, one.data, one.error]
         for name, one in found.efficiencies.items()
     ]
-    common.write_csv(out / "efficiencies.csv", columns, rows)
-    common.print_table(columns, [[r[0], *(f"{x:.4g}" for x in r[1:])] for r in rows])
+    printing.write_csv(out / "efficiencies.csv", columns, rows)
+    printing.print_table(columns, [[r[0], *(f"{x:.4g}" for x in r[1:])] for r in rows])

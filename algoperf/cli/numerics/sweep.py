@@ -3,6 +3,7 @@
 The action `sweep` of `algoperf numerics`.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import records
-from algoperf.cli import common
+from algoperf.cli import common, printing
 from algoperf.cli.numerics import shared
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ def run(values: flags.FlagValues) -> int:
     for workload in workloads:
         calibration.for_target_setting(workload, values.share)  # has it a step?
     out = common.out_folder(values)
-    files = {recipe: shared.points_file(values, recipe) for recipe in recipes}
     facts = {name: values[name].value for name in ("submission", "share", "max_steps")}
     stores = {
         workload.name: run_store.Store.open(
@@ -46,7 +46,25 @@ def run(values: flags.FlagValues) -> int:
         )
         for workload in workloads
     }
-    wanted = {
+    with contextlib.ExitStack() as held:
+        for store in stores.values():
+            held.enter_context(store.held())
+        if not _make_missing(values, _wanted(values, stores, workloads, recipes)):
+            print("stopped; the same command goes on with what is missing")
+            return 1
+    write_results(values, workloads, recipes, stores)
+    return 0
+
+
+def _wanted(
+    values: flags.FlagValues,
+    stores: "dict[str, Store]",
+    workloads: "Sequence[Workload]",
+    recipes: Sequence[str],
+) -> "dict[Job, tuple[Store, missing_runs.Key]]":
+    """Writes the points of the recipes; returns which runs there are to be."""
+    files = {recipe: shared.points_file(values, recipe) for recipe in recipes}
+    return {
         _job(values, workload, recipe, file, seed): (
             stores[workload.name],
             (PHASE, recipe, seed),
@@ -55,11 +73,6 @@ def run(values: flags.FlagValues) -> int:
         for seed in range(1, values.seeds + 1)
         for recipe, file in files.items()
     }
-    if not _make_missing(values, wanted):
-        print("stopped; the same command goes on with what is missing")
-        return 1
-    write_results(values, workloads, recipes, stores)
-    return 0
 
 
 def _job(
@@ -157,10 +170,10 @@ def write_results(
     found = compared.points(rows, costs)
     front = [[p.recipe, p.cost, p.ratio, "yes" if p.on_front else ""] for p in found]
     columns = ["recipe", "bit operations", f"times {values.baseline}", "on the front"]
-    common.print_table(heading, [[_shown(cell) for cell in row] for row in table])
-    common.print_table(columns, [[_shown(cell) for cell in row] for row in front])
-    common.write_csv(out / "recipes.csv", heading, table)
-    common.write_csv(out / "front.csv", columns, front)
+    printing.print_table(heading, [[_shown(cell) for cell in row] for row in table])
+    printing.print_table(columns, [[_shown(cell) for cell in row] for row in front])
+    printing.write_csv(out / "recipes.csv", heading, table)
+    printing.write_csv(out / "front.csv", columns, front)
     records.write_text(out / "front.svg", compared.svg(found, values.baseline))
     print(
         "bit operations are modelled, as a share of float32's; what a recipe keeps "

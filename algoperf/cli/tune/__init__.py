@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from algoperf.coordinate_search import Proposal
     from algoperf.launch.local import Job
     from algoperf.run_store import Run
+    from algoperf.submission import Submission
     from algoperf.tuned import Goal, Tuning
     from algoperf.tuning import SearchSpace
 
@@ -127,7 +128,7 @@ class Task:
 
     values: flags.FlagValues
     tuning: "Tuning"
-    submission: Path
+    submission: "Submission"
     out: Path
 
     def folder(self, trial: int, workload: str) -> Path:
@@ -139,8 +140,11 @@ class Task:
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Runs what is missing; writes report and search space."""
     task = _task(values, common.one_argument(positional, "submission", "tune"))
-    print(_announcement(task), flush=True)
-    with common.StopRequest() as stop:
+    from algoperf.cli.tune import trial_runs
+
+    with task.tuning.store.held(), common.StopRequest() as stop:
+        trial_runs.check_code(task.tuning.store, task.submission)
+        print(_announcement(task), flush=True)
         while batch := task.tuning.waiting():
             if not _run(task, batch, lambda: stop.is_asked):
                 print("stopped; the same command goes on with what is missing")
@@ -186,7 +190,6 @@ def find_ranges(submission: Path, given: str | None) -> "SearchSpace":
 def _task(values: flags.FlagValues, name: str) -> Task:
     """Reads and checks everything before the first run."""
     from algoperf import coordinate_search, registry, submission, tuned
-    from algoperf.cli.tune import trial_runs
     from algoperf.run_store import Store
 
     path = registry.find_submission(name).resolve()
@@ -209,8 +212,7 @@ def _task(values: flags.FlagValues, name: str) -> Task:
     found = tuned.Tuning(loaded.name, plan, goals, Store(out / STORE_FILE, {}))
     facts = tuned.facts(found, early_stop=values.early_stop)
     store = Store.open(found.store.path, json.loads(json.dumps(facts)))
-    trial_runs.check_code(store, loaded)
-    return Task(values, dataclasses.replace(found, store=store), loaded.path, out)
+    return Task(values, dataclasses.replace(found, store=store), loaded, out)
 
 
 def _goals(values: flags.FlagValues) -> "dict[str, Goal]":
@@ -280,7 +282,7 @@ def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
     data = [f"--data_dir={values.data_dir}"] if values.data_dir else []
     return Job(
         arguments=(
-            f"--submission={task.submission}",
+            f"--submission={task.submission.path}",
             f"--workload={workload}",
             f"--scale={values.scale}",
             f"--tuning_search_space={task.out / 'points.json'}",
@@ -343,5 +345,5 @@ def _write(task: Task) -> None:
     if task.values.write:
         for name in COPIED:
             content = (out / name).read_bytes()
-            records.write_bytes(task.submission.with_name(name), content)
-        print(f"wrote {' and '.join(COPIED)} into {task.submission.parent}")
+            records.write_bytes(task.submission.path.with_name(name), content)
+        print(f"wrote {' and '.join(COPIED)} into {task.submission.path.parent}")

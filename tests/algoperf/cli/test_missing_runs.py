@@ -91,23 +91,6 @@ def test_what_was_stopped_goes_on(call, tmp_path):
     assert call(Machine()) == (True, [])
 
 
-def test_two_calls_do_not_write_one_store(call, tmp_path):
-    with locks.hold(tmp_path / "store.json.xz"):
-        machine = Machine(Status.COMPLETED)
-        with pytest.raises(UserError, match=r"store.json.xz is being written by"):
-            call(machine)
-    assert machine.made == []
-
-
-def test_what_another_call_has_made_is_not_made_again(call, tmp_path):
-    ours = Store.open(tmp_path / "store.json.xz", {})  # before the other one writes
-    assert call(Machine(*3 * [Status.COMPLETED]))[0]
-    wanted = {Job((), tmp_path / f"trial_{n}"): (ours, ("a", "b", n)) for n in (1, 2)}
-    # The machine has no run left to give.
-    assert missing_runs.make(wanted, lambda: False, lambda *_: None)
-    assert sorted(key[2] for key in ours.runs) == [1, 2, 3]
-
-
 @pytest.mark.parametrize(
     ("status", "says"),
     [(None, "run 2 of b left no record"), (Status.FAILED, "is failed because")],
@@ -150,3 +133,25 @@ def test_a_command_that_was_asked_to_stop_says_so(
     assert cli.main([*arguments, f"--out={tmp_path}"]) == 1
     printed = capsys.readouterr().out
     assert printed.endswith("stopped; the same command goes on with what is missing\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "store"),
+    [
+        (["calibrate", "--workload=ogbg", "--points=1"], "ogbg_mini.json.xz"),
+        (
+            ["numerics", "sweep", "--workloads=ogbg", "--recipes=mxfp8"],
+            "ogbg_mini.json.xz",
+        ),
+        (["numerics", "scaling"], "scaling.json.xz"),
+        (["tune", "adamw", "--workloads=ogbg", "--budget=3"], "tuning.json.xz"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_second_call_beside_the_first_changes_nothing(
+    arguments, store, tmp_path, capsys
+):
+    with locks.hold(tmp_path / store):
+        assert cli.main([*arguments, f"--out={tmp_path}"]) == 1
+        assert f"{store} is being written by process" in capsys.readouterr().err
+        assert not [path for path in tmp_path.rglob("*") if "lock" not in path.name]

@@ -133,7 +133,7 @@ def test_an_interrupted_profile_ends_in_one_line(tmp_path):
     ) as process:
         time.sleep(8)  # it compiles and runs programs for 20 s
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate()
+        _, error = process.communicate(timeout=120)
     assert error.splitlines()[-1] == "algoperf: interrupted"
     assert process.returncode == 130  # XLA did not crash
     assert not list(tmp_path.iterdir())

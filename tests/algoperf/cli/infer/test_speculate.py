@@ -63,7 +63,7 @@ def test_speculate_writes_its_figures_and_goes_on(tmp_path, capsys):
         (["imagenet_vit"], "no decoder-only"),
         (["--draft_width=33"], "multiple"),
         (["--guesses=0"], "at least 1"),
-        (["--guesses=a"], "give numbers"),
+        (["--guesses=a"], "give whole numbers"),
         (["--thresholds=1.5"], "probabilities"),
         (["--prompt=60"], "shorten"),
         (["--divergence=kl"], "divergence"),
