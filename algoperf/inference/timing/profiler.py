@@ -39,6 +39,7 @@ BUSY_SPREAD = 0.1  # of one measurement; a quiet machine has 1 to 5 %
 # `repeated` measures for about so long.
 SHORTEST_SECONDS = 0.01
 MOST_REPEATS = 50
+SILENCE_SEC = 10.0  # while cells are compiled
 
 
 def silent(text: str) -> None:
@@ -194,12 +195,16 @@ def measure_rounds(
       plan: how often.
       uncertainty: rounds go on beyond the plan's least until it is as low as this.
       clock: seconds, for the plan's limit.
-      say: told after each round.
+      say: told of progress: while cells are compiled, and after each round.
     """
     order = random.Random(plan.seed)
-    start = clock()
-    for cell in cells:
+    start = said = clock()
+    say(f"compiling and warming up {len(cells)} cells")
+    for number, cell in enumerate(cells):
         measure(*cell)
+        if clock() - said > SILENCE_SEC:
+            said = clock()
+            say(f"warmed up {number + 1} of {len(cells)} cells")
     times: dict[Cell, list[float]] = {cell: [] for cell in cells}
     say(f"compiled and warmed up {len(cells)} cells in {clock() - start:.0f} s")
     start = clock()

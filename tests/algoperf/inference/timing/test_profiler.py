@@ -159,6 +159,26 @@ def test_each_round_has_every_cell_in_another_order():
     assert rounds[1] != rounds[2] != rounds[3]
 
 
+def test_compiling_is_not_silent_for_long():
+    now = 0.0
+
+    def measure(p, o):
+        nonlocal now
+        now += profiler.SILENCE_SEC * 0.4
+        return 1.0
+
+    said = []
+    cells = [(p, 1) for p in range(1, 8)]
+    plan = Plan(rounds=3, max_rounds=3)
+    profiler.measure_rounds(measure, cells, plan, 0.0, lambda: now, said.append)
+    assert said[:4] == [
+        "compiling and warming up 7 cells",
+        "warmed up 3 of 7 cells",
+        "warmed up 6 of 7 cells",
+        "compiled and warmed up 7 cells in 28 s",
+    ]
+
+
 def test_held_out_cells_are_off_the_grid():
     assert len(GRID.held_out) >= 4
     for p, o in GRID.held_out:
