@@ -44,6 +44,11 @@ def show(json_path: str | None, value: Any, print_text: Callable[[], None]) -> N
         print_text()
 
 
+def shown(value: Any) -> str:
+    """Returns a value as tables show it: a fraction with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table, numbers to the right; wraps lines only on a terminal."""
     from rich.console import Console

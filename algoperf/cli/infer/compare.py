@@ -10,10 +10,7 @@ from algoperf.cli import common, printing
 from algoperf.cli.infer import machine
 
 
-def run(
-    values: flags.FlagValues,
-    names: Sequence[str],
-) -> None:
+def run(values: flags.FlagValues, names: Sequence[str]) -> None:
     """Measures the models of one family, and writes a table as JSON.
 
     Args:

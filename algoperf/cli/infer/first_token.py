@@ -23,10 +23,7 @@ COLUMNS = ("who_reads", "seconds", "speed_up", "speed_up_low", "speed_up_high", 
 DEFAULT_PROMPT = 48
 
 
-def run(
-    values: flags.FlagValues,
-    positional: Sequence[str],
-) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Trains a base model, a small one and the maps; measures time and quality.
 
     Args:

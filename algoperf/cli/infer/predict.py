@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -53,7 +53,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         found["dollars"] = option.dollars(prompt, output, values.dollars_per_hour)
     if values.watts is not None:
         found["joules"] = option.joules(prompt, output, values.watts)
-    rows = [[name, _shown(value)] for name, value in found.items()]
+    rows = [[name, printing.shown(value)] for name, value in found.items()]
     printing.show(
         values.json, found, lambda: printing.print_table(("what", "is"), rows)
     )
@@ -67,7 +67,3 @@ def _flops(shape: "DecoderShape", prompt: int, output: int) -> float:
     middle = prompt + output // 2  # FLOPs are linear in the context
     decoding = further * costs.token_flops(shape, middle)
     return costs.prompt_flops(shape, prompt) + decoding
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from absl import flags
 
 from algoperf import records
 from algoperf.cli import common, printing
-from algoperf.cli.infer import encoders, machine, serving
+from algoperf.cli.infer import machine, not_decoders, serving
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       positional: a shape, a workload, or folders of trials; none: the mini language
         model.
     """
-    if encoders.takes(positional):
-        encoders.run(values, positional[0])
+    if not_decoders.takes(positional):
+        not_decoders.run(values, positional[0])
     else:
         _decoders(values, positional or [serving.WORKLOAD])
 

@@ -40,10 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
         )  # fmt: skip
 
 
-def run(
-    values: flags.FlagValues,
-    names: Sequence[str],
-) -> None:
+def run(values: flags.FlagValues, names: Sequence[str]) -> None:
     """Counts, measures and writes.
 
     Args:

@@ -89,10 +89,7 @@ class Plan:
     num_prompts: int
 
 
-def run(
-    values: flags.FlagValues,
-    positional: Sequence[str],
-) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Trains or reads the pair, measures, and writes a CSV, a page and a picture.
 
     Args:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -93,7 +93,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         rows.append(row)
 
     def print_text() -> None:
-        shown = [[_shown(row[column]) for column in columns] for row in rows]
+        shown = [[printing.shown(row[column]) for column in columns] for row in rows]
         printing.print_table([c.replace("_", " ") for c in columns], shown)
         for name, reason in left_out.items():
             print(f"Left out: {name}: {reason}.")
@@ -108,7 +108,3 @@ def _profile(values: flags.FlagValues, path: str) -> "Profile":
     if not values.any_hardware:
         profiles.check_hardware(profile, machine.describe(), os.cpu_count())
     return profile
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

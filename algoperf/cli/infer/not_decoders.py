@@ -37,10 +37,7 @@ def takes(names: Sequence[str]) -> bool:
     )
 
 
-def run(
-    values: flags.FlagValues,
-    name: str,
-) -> None:
+def run(values: flags.FlagValues, name: str) -> None:
     """Measures, fits, and writes NAME.json.
 
     Args:
