@@ -142,8 +142,12 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UserError("--submissions names none; `algoperf submissions` lists them")
     if values.only is not None and values.executor != "local":
         raise UserError("--only runs a trial here: give no --executor with it")
-    if values.cluster and values.executor == "local":
-        raise UserError("--cluster is for --executor slurm or kubernetes; give one")
+    for name, executors in (
+        ("cluster", ("slurm", "kubernetes")),
+        ("kind", ("kubernetes",)),
+    ):
+        if values[name].present and values.executor not in executors:
+            raise UserError(f"--{name} is for --executor {' or '.join(executors)}")
     if values.executor == "local":
         wanted = list(_jobs(values))
         jobs.plan(out, wanted)
@@ -159,7 +163,9 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
 
     if values.only is not None:
         if values.only >= len(wanted):
-            raise UserError(f"--only {values.only}: the sweep has {len(wanted)} trials")
+            raise UserError(
+                f"--only {values.only}: the sweep has trials 0 to {len(wanted) - 1}"
+            )
         wanted = [wanted[values.only]]
     wish = values.devices or ("each" if values.scale == "mini" else "all")
     devices = local.choose_devices(wish, local.accelerators())
@@ -172,7 +178,8 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
             wanted, lambda: stop.is_asked, devices=devices, notice=_say
         ):
             codes.append(code)
-            print(f"[{len(codes)}/{len(wanted)} done]", flush=True)
+            if not stop.is_asked:
+                print(f"[{len(codes)}/{len(wanted)} done]", flush=True)
     counts = Counter(jobs.standing(job.folder).status for job in wanted)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if values.only is not None:

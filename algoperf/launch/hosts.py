@@ -31,9 +31,15 @@ HEARTBEAT_SEC = 30  # after so long a silent host counts as lost
 SHUTDOWN_SEC = 10  # at the end hosts wait for each other, so long at most
 PORT = 8476
 NOT_TOGETHER = (
-    f"not all hosts came together within {CONNECT_SEC:.0f} s; start --num_hosts of "
-    "them, with one --coordinator, at about the same time"
+    f"not all hosts came together within {CONNECT_SEC:.0f} s, or one gave up; start "
+    "--num_hosts of them, all with the same --num_hosts and --coordinator, at about "
+    "the same time"
 )
+KILLED = (
+    "this host was killed, by hand or for lack of memory; go on with --resume, on as "
+    "many hosts as there are"
+)
+_FATAL = re.compile(rb"F\d{4} \d\d:\d\d:\d\d")  # of XLA: the process is aborted
 
 
 Announce = Callable[[Path], None]  # gets the folder of each trial that begins
@@ -55,9 +61,11 @@ def from_flags(coordinator: str, num_hosts: int, index: int) -> HostConfig:
     Raises:
       UserError: they do not fit together.
     """
-    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+    match = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if match is None or not 0 < int(match[1]) < 2**16:
         raise UserError(
-            f"--coordinator {coordinator} is no HOST:PORT, as in node1:8476"
+            f"--coordinator {coordinator} is no HOST:PORT, as in node1:8476; ports go "
+            "to 65535"
         )
     if not 0 <= index < num_hosts:
         raise UserError(
@@ -164,6 +172,8 @@ def connect(config: HostConfig, timeout_sec: float = CONNECT_SEC) -> Hosts:
     deadline = time.monotonic() + timeout_sec
     if config.index and config.coordinator:
         _wait_for(config.coordinator, deadline)
+    elif config.coordinator:
+        _check_free(config.coordinator)
     import jax
 
     # Of use where the devices are CPUs, no matter elsewhere.
@@ -210,6 +220,21 @@ def _wait_for(coordinator: str, deadline: float) -> None:
     )
 
 
+def _check_free(coordinator: str) -> None:
+    """Raises UserError where host 0 could not listen; JAX would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as listener:
+        # A port of a run that has just ended may be taken again.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"cannot listen at port {port} ({error.strerror}); give all hosts a "
+                "--coordinator with another"
+            ) from error
+
+
 def facts_in_common(
     values: Mapping[str, Any], submission_sha256: str
 ) -> dict[str, Any]:
@@ -226,6 +251,7 @@ def facts_in_common(
         for name, value in values.items()
         if name not in ("host_index", "data_dir", "out", "submission")
     }
+    flags["--out"] = str(Path(values["out"]).absolute())
     return {
         "the code": digest.hexdigest()[:16],
         "the submission": submission_sha256[:16],
@@ -269,9 +295,12 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
         begins; returns an exit status.
     """
     reader, writer = os.pipe()
+    errors, error_writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
+        os.close(errors)
+        os.dup2(error_writer, 2)
         os.setpgrp()  # Ctrl-C on the terminal comes once, from the parent
         _die_with_parent()
         status = 1
@@ -290,19 +319,25 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
             sys.stderr.flush()
             os._exit(status)
     os.close(writer)
+    os.close(error_writer)
     before = {
         number: signal.signal(number, lambda number, _: _pass_on(child, number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     said: list[Mapping[str, Any]] = []
-    # In a thread: a full pipe would stop the child; and a process that the child has
+    # In threads: a full pipe would stop the child; and a process that the child has
     # left behind may hold it open.
-    listener = threading.Thread(target=_receive, args=(reader, said), daemon=True)
-    listener.start()
+    listeners = [
+        threading.Thread(target=_receive, args=(reader, said), daemon=True),
+        threading.Thread(target=_pass_errors_on, args=(errors,), daemon=True),
+    ]
+    for listener in listeners:
+        listener.start()
     _, code = os.waitpid(child, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
-    listener.join(timeout=5)
+    for listener in listeners:
+        listener.join(timeout=5)
     status = os.waitstatus_to_exitcode(code)
     if status < 0:
         print(f"algoperf: {_aborted(said, signal.Signals(-status))}", file=sys.stderr)
@@ -322,7 +357,7 @@ def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> str:
     heard = [what["failure"] for what in of_trial if "failure" in what]
     if not starts:
         return heard[0][1] if heard else f"{NOT_TOGETHER} ({by.name})"
-    lost = Status.PREEMPTED, f"{LOST} (this one ended with {by.name})"
+    lost = Status.PREEMPTED, KILLED if by is signal.SIGKILL else f"{LOST} ({by.name})"
     status, message = heard[0] if heard else lost
     return mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
 
@@ -352,6 +387,19 @@ def _receive(reader: int, said: list[Mapping[str, Any]]) -> None:
         for line in lines:
             if line.endswith("\n"):  # else the child was killed while it wrote
                 said.append(json.loads(line))
+
+
+def _pass_errors_on(reader: int) -> None:
+    """Writes what the child does, up to where XLA aborts it and prints its stack.
+
+    What that means is for the parent to say.
+    """
+    is_aborted = False
+    with os.fdopen(reader, "rb") as lines:
+        for line in lines:
+            is_aborted = is_aborted or _FATAL.match(line) is not None
+            if not is_aborted:
+                os.write(2, line)
 
 
 def _pass_on(child: int, number: int) -> None:

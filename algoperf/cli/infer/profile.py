@@ -200,7 +200,8 @@ def _setting(values: flags.FlagValues, cores: int | None) -> "tuple[Setting, Any
 
     if values.parallel > jax.device_count():
         raise UserError(
-            f"--parallel {values.parallel}, but there are {jax.device_count()} devices"
+            f"--parallel {values.parallel} takes so many devices; JAX sees "
+            f"{jax.device_count()}"
         )
     mesh = None
     if values.parallel > 1:

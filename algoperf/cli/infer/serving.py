@@ -164,6 +164,7 @@ def _of_shape(shape: "DecoderShape", recipe: "Recipe") -> Model:
 
         from algoperf.inference.timing import measure
 
+        _check_memory(shape, "float32" if recipe.changes else dtype, mesh)
         if not recipe.changes:
             params = measure.random_params(shape, jnp.dtype(dtype), mesh)
             return shape, params, _facts(recipe, dtype, params)
@@ -171,6 +172,29 @@ def _of_shape(shape: "DecoderShape", recipe: "Recipe") -> Model:
         return _served(shape, params, recipe, dtype)
 
     return Model(shape.name, shape, load, is_plain=not recipe.changes)
+
+
+def _check_memory(shape: "DecoderShape", dtype: str, mesh: Any) -> None:
+    """Raises UserError where a model's weights do not fit the devices' memory."""
+    import jax
+    import jax.numpy as jnp
+    import psutil
+
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    sizes = [device.memory_stats() for device in devices]
+    if devices[0].platform == "cpu":
+        room = psutil.virtual_memory().available
+    elif all(size and "bytes_limit" in size for size in sizes):
+        room = sum(size["bytes_limit"] for size in sizes)
+    else:
+        return  # the device does not say
+    needed = shape.num_parameters * jnp.dtype(dtype).itemsize
+    if needed > room:
+        raise UserError(
+            f"the weights of {shape.name} take {needed / 1e9:.1f} GB in {dtype}, and "
+            f"there are {room / 1e9:.1f} GB; take a smaller shape, a smaller --dtype, "
+            "or more devices with --parallel"
+        )
 
 
 def _of_workload(workload: "Workload", recipe: "Recipe") -> Model:

@@ -20,7 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from algoperf.errors import UserError
-from algoperf.inference.timing.runtime import RuntimeModel, fit_quality, fit_runtime
+from algoperf.inference.timing.runtime import (
+    RuntimeModel,
+    check_enough,
+    fit_quality,
+    fit_runtime,
+)
 
 Cell = tuple[int, int]  # prompt and output tokens
 Measure = Callable[[int, int], float]  # (prompt, output) -> seconds
@@ -198,13 +203,13 @@ def measure_rounds(
       say: told of progress: while cells are compiled, and after each round.
     """
     order = random.Random(plan.seed)
-    start = said = clock()
-    say(f"compiling and warming up {len(cells)} cells")
-    for number, cell in enumerate(cells):
+    start = clock()
+    said = -math.inf  # the first cell is what a mistake is found by
+    for number, cell in enumerate(cells, start=1):
         measure(*cell)
         if clock() - said > SILENCE_SEC:
             said = clock()
-            say(f"warmed up {number + 1} of {len(cells)} cells")
+            say(f"compiled and warmed up {number} of {len(cells)} cells")
     times: dict[Cell, list[float]] = {cell: [] for cell in cells}
     say(f"compiled and warmed up {len(cells)} cells in {clock() - start:.0f} s")
     start = clock()
@@ -293,7 +298,11 @@ def profile(
       context_slope: whether g grows with the context; None: where that is better.
       clock: for the plan's limit.
       say: told of progress.
+
+    Raises:
+      UserError: the grid has too few cells for a fit; nothing is measured then.
     """
+    check_enough(grid.cells, rule, context_slope)
     cells = [*grid.cells, *grid.held_out]
     aim = AIM * limits.uncertainty
     times = measure_rounds(measure, cells, plan, aim, clock, say)

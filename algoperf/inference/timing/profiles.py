@@ -151,8 +151,8 @@ def _from_json(value: Mapping[str, Any]) -> Profile:
         shape=DecoderShape(**shape),
         setting=Setting(**value["setting"]),
         result=result,
-        hardware=value["hardware"],
-        versions=value["versions"],
+        hardware=dict(value["hardware"]),
+        versions=dict(value["versions"]),
         served=value.get("served", {}),
     )
 

@@ -9,7 +9,7 @@ what a model costs apart from who serves it. No JAX here.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,19 @@ class RuntimeModel:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "RuntimeModel":
-        """Returns what `to_json` was called on."""
+        """Returns what `to_json` was called on.
+
+        Raises:
+          ValueError, TypeError, KeyError: it was another value.
+        """
         prompt_seconds = PromptTime.from_json(value["prompt_seconds"])
-        return RuntimeModel(**{**value, "prompt_seconds": prompt_seconds})
+        model = RuntimeModel(**{**value, "prompt_seconds": prompt_seconds})
+        for name in ("seconds_per_token", "seconds_per_token_slope", "overhead"):
+            if not math.isfinite(getattr(model, name)):
+                raise ValueError(f"{name} is {getattr(model, name)}")
+        if not isinstance(model.max_length, int | None):
+            raise ValueError(f"max_length is {model.max_length!r}")
+        return model
 
     @staticmethod
     def from_helm(
@@ -201,10 +211,7 @@ def fit_runtime(
     seconds = np.array(list(cells.values()))
     if not len(cells) or len(np.unique(np.maximum(outputs, 1))) < 2:
         raise UserError("g needs samples of at least two output lengths, 1 among them")
-    slopes = (False, True) if context_slope is None else (context_slope,)
-    candidates = [
-        (name, slope) for slope in slopes for name in _candidates(rule, prompts, slope)
-    ]
+    candidates = _candidates(rule, prompts, context_slope)
     data = (prompts, outputs, seconds)
     errors = [math.inf] * len(candidates)
     if len(candidates) > 1:
@@ -264,8 +271,22 @@ def _context(prompt: Any, output: Any) -> Any:
     return further * prompt + further * (further + 1) / 2
 
 
-def _candidates(rule: str, prompts: np.ndarray, context_slope: bool) -> list[str]:
-    """Returns the rules that these cells can be fitted with."""
+def check_enough(
+    cells: Sequence[tuple[int, int]], rule: str, context_slope: bool | None
+) -> None:
+    """Raises UserError where `fit_runtime` would, for too few cells."""
+    _candidates(rule, np.array([prompt for prompt, _ in cells]), context_slope)
+
+
+def _candidates(
+    rule: str, prompts: np.ndarray, context_slope: bool | None
+) -> list[tuple[str, bool]]:
+    """Returns the rules that these cells can be fitted with, with a slope or not."""
+    slopes = (False, True) if context_slope is None else (context_slope,)
+    return [(name, slope) for slope in slopes for name in _rules(rule, prompts, slope)]
+
+
+def _rules(rule: str, prompts: np.ndarray, context_slope: bool) -> list[str]:
     if rule != "auto" and rule not in FITTED:
         raise unknown_name("rule for prompts", rule, ("auto", *FITTED))
     lengths = len(np.unique(prompts))

@@ -33,9 +33,20 @@ def test_an_address_is_no_folder(arguments, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cluster_needs_an_executor(capsys, tmp_path):
-    assert cli.main([*SWEEP, f"--out={tmp_path / 'runs'}", "--cluster=c.json"]) == 1
-    assert "--cluster is for --executor slurm" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--cluster=c.json"], "--cluster is for --executor slurm or kubernetes"),
+        (["--kind=jobset"], "--kind is for --executor kubernetes"),
+        (
+            ["--kind=jobset", "--executor=slurm"],
+            "--kind is for --executor kubernetes",
+        ),
+    ],
+)
+def test_flags_of_another_executor_are_refused(flags, says, capsys, tmp_path):
+    assert cli.main([*SWEEP, f"--out={tmp_path / 'runs'}", *flags]) == 1
+    assert says in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

@@ -108,6 +108,8 @@ def test_flags_that_do_not_fit_are_refused():
     assert hosts.from_flags("a:1", 2, 1) == HostConfig("a:1", 2, 1)
     with pytest.raises(UserError, match="is no HOST:PORT"):
         hosts.from_flags("node1", 2, 0)
+    with pytest.raises(UserError, match="ports go to 65535"):
+        hosts.from_flags("node1:99999", 2, 0)
     with pytest.raises(UserError, match="--host_index 2 is not among --num_hosts 2"):
         hosts.from_flags("node1:80", 2, 2)
 
@@ -150,6 +152,31 @@ def test_a_program_that_failed_elsewhere_is_no_preemption(tmp_path):
     said = [{"folder": str(tmp_path)}, {"failure": ["failed", "on host 1: bug"]}]
     assert hosts._aborted(said, signal.SIGABRT) == "on host 1: bug"
     assert records.read_record(tmp_path)["status"] is Status.FAILED
+
+
+def test_a_host_that_was_killed_does_not_call_another_lost():
+    said = hosts._aborted([{"folder": "a"}], signal.SIGKILL)
+    assert "this host was killed" in said
+    assert "--resume" in said
+
+
+def test_the_stack_of_an_abort_is_not_passed_on(capfd):
+    reader, writer = os.pipe()
+    os.write(writer, b"E1126 13:39:05.1 agent.cc:1] polled an error\n")
+    os.write(writer, b"F1126 13:39:06.166300   27417 client.h:80] Terminating\n")
+    os.write(writer, b"*** Check failure stack trace: ***\n    @ 0x7fef4f040634 absl\n")
+    os.close(writer)
+    hosts._pass_errors_on(reader)
+    assert capfd.readouterr().err == "E1126 13:39:05.1 agent.cc:1] polled an error\n"
+
+
+def test_a_port_that_is_taken_is_an_error_at_once():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at port {port}"):
+            hosts.connect(HostConfig(f"localhost:{port}", 2, 0))
 
 
 def test_what_a_killed_child_had_half_written_is_left_out():
@@ -296,6 +323,7 @@ def test_a_killed_host_ends_the_trial_and_a_restart_goes_on(
     assert statuses[killed] == -signal.SIGKILL
     assert statuses[1 - killed] == 1, run.text(1 - killed)
     assert "another host is lost; go on with --resume" in run.last_line(1 - killed)
+    assert "stack trace" not in run.text(1 - killed)
     record = _record(out)
     assert record["status"] is Status.PREEMPTED
     assert "another host is lost" in record["message"]

@@ -122,17 +122,27 @@ def test_a_request_that_makes_no_sense(request_, says, profiled, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_a_shape_that_does_not_fit_is_an_error_before_it_is_made(tmp_path, capsys):
+    assert cli.main(["infer", "profile", "gpt3-175b", f"--out={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "the weights of gpt3-175b take" in error
+    assert "take a smaller shape" in error
+
+
 @pytest.mark.slow
 def test_an_interrupted_profile_ends_in_one_line(tmp_path):
+    # A shell in the background has its children ignore SIGINT.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from algoperf import cli; cli.run()"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "algoperf", "infer", f"--out={tmp_path}"],
+        [sys.executable, "-c", program, "infer", f"--out={tmp_path}"],
         stderr=subprocess.PIPE,
         text=True,
-        # What a shell in the background has its children ignore.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stderr is not None
-        assert "compiling" in process.stderr.readline()
+        assert "warmed up 1 of" in process.stderr.readline()
         time.sleep(2)  # compiling and the first runs of programs take 20 s
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)

@@ -90,7 +90,7 @@ def test_compare(tmp_path, capsys):
         (["profile", "wmt", "--dtype=bfloat16"], "--dtype has no meaning for wmt_mini"),
         (["profile", "imagenet_vit", "--outputs=1,2"], "--outputs has no meaning"),
         (["profile", "imagenet_vit", "--prompts=a"], "--prompts a: give whole numbers"),
-        (["profile", "wmt", "--prompts=65", "--outputs=1,2"], "takes 64 of each"),
+        (["profile", "wmt", "--prompts=65,66,67"], "takes 64 of each"),
         (["compare"], "give one WORKLOAD"),
         (["compare", "imagenet"], "unknown workload"),
     ],

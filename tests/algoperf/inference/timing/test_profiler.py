@@ -159,6 +159,15 @@ def test_each_round_has_every_cell_in_another_order():
     assert rounds[1] != rounds[2] != rounds[3]
 
 
+def test_too_few_cells_are_an_error_before_anything_is_measured():
+    def measure(p, o):
+        raise AssertionError
+
+    grid = profiler.make_grid(64, [16], [1, 4])
+    with pytest.raises(UserError, match="too few to fit"):
+        profiler.profile(measure, grid)
+
+
 def test_compiling_is_not_silent_for_long():
     now = 0.0
 
@@ -172,9 +181,9 @@ def test_compiling_is_not_silent_for_long():
     plan = Plan(rounds=3, max_rounds=3)
     profiler.measure_rounds(measure, cells, plan, 0.0, lambda: now, said.append)
     assert said[:4] == [
-        "compiling and warming up 7 cells",
-        "warmed up 3 of 7 cells",
-        "warmed up 6 of 7 cells",
+        "compiled and warmed up 1 of 7 cells",
+        "compiled and warmed up 4 of 7 cells",
+        "compiled and warmed up 7 of 7 cells",
         "compiled and warmed up 7 cells in 28 s",
     ]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -86,6 +87,30 @@ def test_what_is_no_profile_is_an_error(text, says, tmp_path):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=says):
+        profiles.load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("hardware",), "H100"),
+        (("runtime", "max_length"), "x"),
+        (("runtime", "seconds_per_token"), math.nan),
+        (("runtime", "seconds_per_token"), None),
+        (("cells",), 3),
+    ],
+)
+def test_a_broken_value_is_an_error(where, value, profile, tmp_path):
+    path = tmp_path / "profile.json"
+    profile.save(path)
+    whole = json.loads(path.read_text())
+    inner = whole
+    for name in where[:-1]:
+        inner = inner[name]
+    assert where[-1] in inner
+    inner[where[-1]] = value
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="is a broken profile"):
         profiles.load_profile(path)
 
 
