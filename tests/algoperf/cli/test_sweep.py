@@ -50,10 +50,18 @@ def test_flags_of_another_executor_are_refused(flags, says, capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture
+def interruptible():
+    """Has Ctrl-C do what it does on a terminal; in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
 )
-def test_signals_that_ask_to_stop(number):
+def test_signals_that_ask_to_stop(number, interruptible):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         os.kill(os.getpid(), number)
