@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -67,7 +68,7 @@ class ProgressReport:
         self._console.print(
             f"{_name(config)}: target {config.workload.target_metric_name} "
             f"{config.workload.validation_target_value:g}, "
-            f"budget {config.budget_sec:.4g} s"
+            f"budget {config.budget_sec:.4g} s{_layout(config)}"
         )
         total = config.max_steps or config.workload.step_hint
         self._task = self._bar.add_task(_name(config), total=total, seconds=0.0)
@@ -78,6 +79,14 @@ def _name(config: TrialConfig) -> str:
         f"{config.submission.name} on {config.workload.name}, study {config.study}, "
         f"trial {config.trial}"
     )
+
+
+def _layout(config: TrialConfig) -> str:
+    """How the run lies on its devices; nothing for one."""
+    count, placement = jax.device_count(), config.workload.placement
+    pieces = placement.microbatches
+    devices = f", {count} devices, {placement.kind}" if count > 1 else ""
+    return devices + (f", {pieces} microbatches" if pieces > 1 else "")
 
 
 def _evaluation_line(config: TrialConfig, progress: TrialProgress) -> str:
