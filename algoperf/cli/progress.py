@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -83,6 +82,8 @@ def _name(config: TrialConfig) -> str:
 
 def _layout(config: TrialConfig) -> str:
     """How the run lies on its devices; nothing for one."""
+    import jax
+
     count, placement = jax.device_count(), config.workload.placement
     pieces = placement.microbatches
     devices = f", {count} devices, {placement.kind}" if count > 1 else ""
