@@ -189,11 +189,12 @@ class Store:
         Raises:
           UserError: another process holds it.
         """
-        with locks.hold(self.path) as self.lock:
+        with locks.hold(self.path) as lock:
             if self.path.exists():
                 written = type(self).open(self.path, self.facts)
                 self.runs.update(written.runs)
                 self.environments = written.environments
+            self.lock = lock
             try:
                 yield
             finally:

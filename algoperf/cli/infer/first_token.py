@@ -10,7 +10,6 @@ from absl import flags
 from algoperf import records
 from algoperf.cli import printing
 from algoperf.cli.infer import machine, speculate
-from algoperf.errors import UserError
 
 if TYPE_CHECKING:
     from algoperf.inference.decoding.kv_prediction import Maps
@@ -31,14 +30,10 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       positional: none, or the workload.
     """
     cores = machine.pin(values.cores)
-    from algoperf import registry
     from algoperf.inference.decoding import kv_prediction, pair, strategy_bench
     from algoperf.inference.models.trained import trained_shape
 
-    if len(positional) > 1:
-        raise UserError(f"give one workload, not {len(positional)}")
-    name = positional[0] if positional else speculate.WORKLOAD
-    workload = registry.find_workload(name, values.scale)
+    workload = speculate.workload_of(values, positional)
     large = trained_shape(workload.name, workload.model)
     layers = values.draft_layers or large.num_layers
     small = pair.draft_shape(large, layers, values.draft_width)

@@ -97,14 +97,10 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       positional: none, or the workload.
     """
     cores = machine.pin(values.cores)
-    from algoperf import registry
     from algoperf.inference.decoding import pair, strategy_bench, strategy_runs
     from algoperf.inference.models.trained import trained_shape
 
-    if len(positional) > 1:
-        raise UserError(f"give one workload to speculate on, not {len(positional)}")
-    name = positional[0] if positional else WORKLOAD
-    workload = registry.find_workload(name, values.scale)
+    workload = workload_of(values, positional)
     target = trained_shape(workload.name, workload.model)
     draft = pair.draft_shape(target, values.draft_layers or 1, values.draft_width)
     plan = _plan(values, target.max_length)
@@ -136,6 +132,16 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     tokens = plan.output * plan.num_prompts
     rows = strategy_bench.summarise(wanted, rounds, counts, tokens, values.cost_ratio)
     _report(values, folder, made, plan, rows, len(rounds), machine.describe())
+
+
+def workload_of(values: flags.FlagValues, positional: Sequence[str]) -> "Workload":
+    """Returns the language model that is named, or the usual one."""
+    from algoperf import registry
+
+    if len(positional) > 1:
+        raise UserError(f"give one workload, not {len(positional)}")
+    name = positional[0] if positional else WORKLOAD
+    return registry.find_workload(name, values.scale)
 
 
 def _plan(values: flags.FlagValues, longest_text: int) -> Plan:
