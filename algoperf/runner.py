@@ -195,7 +195,7 @@ class _Trial:
         state, facts = restored or (fresh, {})
         self.state = dataclasses.replace(state, step=facts.get("step", 0))
         self.clock = Clock(now, facts.get("clock"))
-        self._compile_totals = facts.get("compile")
+        self._compiled_before = facts.get("compile"), facts.get("compile_saved")
         self.step_times = StepTimes([Window(*w) for w in facts.get("windows", [])])
         recorder.restore(facts)
         self.queue = InputQueue(
@@ -230,7 +230,7 @@ class _Trial:
 
     def run(self) -> tuple[Status, str]:
         """Trains until something ends the trial; returns its status and why."""
-        with compile_time(self.clock, self._compile_totals) as self.compiled:
+        with compile_time(self.clock, *self._compiled_before) as self.compiled:
             self.clock.switch(Phase.EVALUATION)
             outcome = self.outcome
             if not self.recorder.rows:
@@ -385,6 +385,7 @@ class _Trial:
             "skipped_examples": self.queue.skipped,
             "clock": self.clock.totals(),
             "compile": self.compiled.seconds,
+            "compile_saved": self.compiled.saved,
             "windows": [dataclasses.astuple(w) for w in self.step_times.windows],
             "last_eval_sec": self.last_eval_sec,
             **self.recorder.history(),
@@ -420,6 +421,7 @@ class _Trial:
             "global_step": self.state.step,
             "clock": self.clock.totals(),
             "compile": dict(self.compiled.seconds),
+            "compile_saved": dict(self.compiled.saved),
             "step_time": self.step_times.summary(),
             "data_position": self.queue.position,
             "skipped_examples": {

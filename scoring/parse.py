@@ -62,6 +62,7 @@ _FIELDS: Mapping[str, type] = {
     "versions": dict,
     "clock": dict,
     "compile": dict,
+    "compile_saved": dict,
     "step_time": dict,
     "skipped_examples": dict,
     "sizes": dict,
@@ -82,7 +83,12 @@ _TARGET_FIELDS: Mapping[str, type] = {
     "validation": float,
     "test": float,
 }
-_TIMES = ("clock", "compile", "step_time")  # objects of numbers, none negative
+_TIMES = (
+    "clock",
+    "compile",
+    "compile_saved",
+    "step_time",
+)  # objects of numbers, none negative
 _TEXTS = ("versions",)  # objects of texts
 _KINDS = {str: "text", dict: "an object", int: "a whole number", float: "a number"}
 

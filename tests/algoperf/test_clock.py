@@ -1,11 +1,14 @@
 """The stopwatch, step windows and compile time, with a fake `now`."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import pytest
 from synthetic import FakeTime
 
 from algoperf.clock import (
+    SAVED_EVENT,
     Clock,
     CompileTime,
     Phase,
@@ -131,6 +134,33 @@ def test_compile_time_counts_under_the_current_phase():
     assert counted.seconds["evaluation"] > 0
     assert counted.events == 2 * events
     assert counted.seconds["logging"] == 2.0
+
+
+def test_what_a_cache_of_compiled_programs_saves_is_counted_as_if_it_was_spent():
+    def report(seconds):
+        jax.monitoring.record_event_duration_secs(SAVED_EVENT, seconds)
+
+    time = FakeTime()
+    clock = Clock(time)
+    before = {"submission": 10.0}
+    with compile_time(clock, before, {"submission": 3.0}) as counted:
+        report(100.0)  # the clock stands still
+        clock.switch(Phase.SUBMISSION)
+        time.sleep(2)  # reading from the cache
+        report(7.0)
+        report(-0.5)  # it took longer to read than to compile: spent already
+        clock.switch(Phase.EVALUATION)
+        report(4.0)
+    report(100.0)
+    clock.switch(None)
+    assert clock.seconds(Phase.SUBMISSION) == 2 + 7
+    assert clock.seconds(Phase.EVALUATION) == 4
+    assert counted.seconds["submission"] == 10 + 7
+    assert counted.saved == {"submission": 3 + 7, "evaluation": 4, "logging": 0}
+
+
+def test_jax_reports_what_its_cache_saves():
+    assert SAVED_EVENT in inspect.getsource(jax._src.compiler)
 
 
 def test_what_compiles_within_another_is_counted_once():
