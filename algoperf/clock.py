@@ -21,7 +21,7 @@ TOKEN_PERIOD = 4  # steps
 # A window of steps counts as contended when its mean step time is more than this
 # factor above the lower quartile of all windows of the trial.
 CONTENTION_FACTOR = 1.1
-# With it JAX says what reading a program from its cache saved (s).
+# The event with which JAX reports what reading a program from its cache saved (s).
 SAVED_EVENT = "/jax/compilation_cache/compile_time_saved_sec"
 
 

@@ -83,12 +83,8 @@ _TARGET_FIELDS: Mapping[str, type] = {
     "validation": float,
     "test": float,
 }
-_TIMES = (
-    "clock",
-    "compile",
-    "compile_saved",
-    "step_time",
-)  # objects of numbers, none negative
+# Objects of numbers, none negative.
+_TIMES = ("clock", "compile", "compile_saved", "step_time")
 _TEXTS = ("versions",)  # objects of texts
 _KINDS = {str: "text", dict: "an object", int: "a whole number", float: "a number"}
 

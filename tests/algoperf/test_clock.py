@@ -1,6 +1,8 @@
 """The stopwatch, step windows and compile time, with a fake `now`."""
 
-import inspect
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +161,33 @@ def test_what_a_cache_of_compiled_programs_saves_is_counted_as_if_it_was_spent()
     assert counted.saved == {"submission": 3 + 7, "evaluation": 4, "logging": 0}
 
 
-def test_jax_reports_what_its_cache_saves():
-    assert SAVED_EVENT in inspect.getsource(jax._src.compiler)
+READ_FROM_A_CACHE = """
+import jax
+heard = []
+jax.monitoring.register_event_duration_secs_listener(lambda e, s, **_: heard.append(e))
+for _ in range(2):
+    jax.jit(lambda x: x * 3)(1.0)
+    print(heard.count({event!r}))
+    jax.clear_caches()
+"""
+
+
+def test_jax_reports_what_its_cache_saves(tmp_path):
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", READ_FROM_A_CACHE.format(event=SAVED_EVENT)],
+        env=os.environ | cache,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    compiled, read = map(int, done.stdout.split())
+    assert compiled == 0
+    assert read > 0
 
 
 def test_what_compiles_within_another_is_counted_once():
