@@ -35,7 +35,7 @@ class Phase(enum.StrEnum):
 
     SEARCH = "search"  # points of the search spaces
     REPEATS = "repeats"  # of the best point; they set the targets
-    FRESH = "fresh"  # the best point with other seeds and the whole step hint
+    FRESH = "fresh"  # the best point, other seeds, the whole hint, to the target
     WEAK = "weak"  # what must miss the target: no momentum, a rate ten times off
     TIMED = "timed"  # the best point with the machine to itself, for the budget
 
@@ -51,10 +51,15 @@ class Phase(enum.StrEnum):
         return list(Phase).index(self)
 
 
-def for_target_setting(workload: W, share: float) -> W:
+def for_target_setting(workload: W, share: float, until: float | None = None) -> W:
     """Returns the workload as calibration sees it.
 
     Runs plan for this share of the step hint; neither target nor budget ends them.
+
+    Args:
+      workload: any.
+      share: of the step hint.
+      until: a validation metric that ends them all the same, if any.
 
     Raises:
       UserError: the share leaves no step.
@@ -69,7 +74,7 @@ def for_target_setting(workload: W, share: float) -> W:
     return dataclasses.replace(
         workload,
         step_hint=steps,
-        validation_target_value=never,
+        validation_target_value=never if until is None else until,
         test_target_value=None if workload.num_test_examples == 0 else never,
         max_allowed_runtime_sec=math.inf,
     )

@@ -61,9 +61,9 @@ def define_flags(values: flags.FlagValues) -> None:
         list(PHASES),
         "search: points of target_setting*.json beside the submissions; repeats: of "
         "the best point, they set the targets; fresh: the best point, other seeds, "
-        "the whole step hint; weak: what must miss the target, that is --weak, and "
-        "AdamW with a rate ten times off; timed: the best point alone on the machine, "
-        "for the budget.",
+        "the whole step hint, to the target; weak: what must miss the target, that is "
+        "--weak, and AdamW with a rate ten times off; timed: the best point alone on "
+        "the machine, for the budget.",
         flag_values=values,
     )
     flags.DEFINE_list(
@@ -222,6 +222,14 @@ def _plan_again(phase: str, trials: int | None) -> Callable[[Calibration], list[
     return plan
 
 
+def _plan_fresh(task: Calibration) -> list[Space]:
+    from algoperf.calibration import Phase
+
+    if not task.store.of(Phase.REPEATS):
+        raise UserError("there is no target to reach yet: give --phases=repeats")
+    return _plan_again("fresh", None)(task)
+
+
 def _plan_weak(task: Calibration) -> list[Space]:
     space, best = _best(task, OFF_SPACE)
     rate = best.hyperparameters["learning_rate"]
@@ -251,7 +259,7 @@ def _weak_spaces(task: Calibration) -> list[Space]:
 _PLANS: dict[str, Callable[[Calibration], list[Space]]] = {
     "search": _plan_search,
     "repeats": _plan_again("repeats", None),
-    "fresh": _plan_again("fresh", None),
+    "fresh": _plan_fresh,
     "weak": _plan_weak,
     "timed": _plan_again("timed", 1),
 }
@@ -285,6 +293,7 @@ def _run(
 
 
 def _job(task: Calibration, phase: "Phase", space: Space, trial: int) -> "Job":
+    from algoperf.calibration import Phase
     from algoperf.launch.local import Job
 
     values = task.values
@@ -293,6 +302,8 @@ def _job(task: Calibration, phase: "Phase", space: Space, trial: int) -> "Job":
         for name in ("data_dir", "max_steps")
         if values[name].value is not None
     ]
+    if phase is Phase.FRESH:
+        given.append(f"--until={task.store.targets().validation!r}")
     out = task.out / phase / space.name
     submission = space.submission.parent.name
     return Job(

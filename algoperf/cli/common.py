@@ -163,6 +163,12 @@ def define_run_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_float(
+        "until",
+        None,
+        "With --target_setting: end each trial where validation reaches this.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
         "checkpoint_period_sec",
         60.0,
         "Save a checkpoint at the first evaluation after so many seconds.",

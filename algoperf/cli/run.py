@@ -165,7 +165,9 @@ def trial_configs(
     if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
     if values.target_setting is not None:
-        workload = calibration.for_target_setting(workload, values.target_setting)
+        workload = calibration.for_target_setting(
+            workload, values.target_setting, values.until
+        )
         max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(
         submission=loaded,

@@ -40,6 +40,7 @@ _PASSED_ON = (
     "skip_corrupt",
     "official_metrics",
     "target_setting",
+    "until",
     "sharding",
     "model_devices",
     "microbatches",

@@ -33,6 +33,7 @@ _BINDING = (
     "eval_period_steps",
     "official_metrics",
     "target_setting",
+    "until",
 )
 
 

@@ -102,6 +102,15 @@ def test_nothing_but_the_steps_ends_a_target_setting_run(name):
         assert not changed.has_reached_test_target(results)
 
 
+def test_a_run_with_a_target_ends_there():
+    workload = registry.find_workload("finewebedu_lm", "mini")
+    changed = calibration.for_target_setting(workload, 1.0, until=20.0)
+    name = f"validation/{workload.target_metric_name}"
+    assert changed.has_reached_validation_target({name: 20.0})
+    assert not changed.has_reached_validation_target({name: 20.1})
+    assert changed.max_allowed_runtime_sec == math.inf
+
+
 def test_targets_are_set_with_fewer_steps_than_a_submission_has():
     shares = {phase: phase.share for phase in Phase}
     assert shares[Phase.SEARCH] == shares[Phase.REPEATS] == shares[Phase.TIMED] == 0.75

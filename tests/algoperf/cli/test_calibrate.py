@@ -5,6 +5,7 @@ import pytest
 from algoperf import cli, registry
 from algoperf.calibration import Phase, Store, best_run
 from algoperf.cli import calibrate
+from algoperf.records import RECORD_FILE, read_record
 
 
 def test_every_search_space_of_the_four_algorithms_is_found():
@@ -24,6 +25,12 @@ def test_repeats_need_a_search(tmp_path, capsys):
     assert "--phases=search" in capsys.readouterr().err
 
 
+def test_fresh_runs_need_a_target(tmp_path, capsys):
+    arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=fresh"]
+    assert cli.main([*arguments, f"--out={tmp_path}"]) != 0
+    assert "--phases=repeats" in capsys.readouterr().err
+
+
 @pytest.fixture
 def weak(tmp_path):
     """A submission with a list of one point."""
@@ -39,7 +46,11 @@ def weak(tmp_path):
 def test_phases_and_a_variant(tmp_path, capfd, weak):
     few = ("--max_steps=3", "--side_by_side=2", f"--out={tmp_path}")
     arguments = ["calibrate", "--workload=imagenet_resnet", "--points=1", *few]
-    arguments += ["--phases=search,repeats,weak,timed", "--repeats=2", f"--weak={weak}"]
+    arguments += [
+        "--phases=search,repeats,fresh,weak,timed",
+        "--repeats=2",
+        f"--weak={weak}",
+    ]
     assert cli.main(arguments) == 0
     printed = capfd.readouterr().out
     assert "search: 0 of 4 runs are done" in printed
@@ -62,6 +73,12 @@ def test_phases_and_a_variant(tmp_path, capfd, weak):
     rates = [run.hyperparameters["learning_rate"] for run in off]
     assert rates == [pytest.approx(0.1 * rate), pytest.approx(10 * rate)]
     assert [run.space for run in store.of(Phase.WEAK)] == [*["adamw_off"] * 2, "weak"]
+
+    folders = [path.parent for path in tmp_path.rglob(f"fresh/**/{RECORD_FILE}")]
+    records_of_fresh = [read_record(folder) for folder in folders]
+    assert [record["target"]["validation"] for record in records_of_fresh] == [
+        store.targets().validation
+    ] * 2
 
     before = path.read_bytes()
     assert cli.main(arguments) == 0
