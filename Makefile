@@ -4,6 +4,7 @@
 # make test-long  run those that .ci/run leaves out, for its hour
 # make test-slurm start a Slurm on this machine (Debian's slurmctld, slurmd, munge)
 # make lint    ruff and mypy
+# make leaderboard  score the committed records, draw their page in runs/
 # make clean   remove what the above have made
 #
 # Needs Python 3.11 or newer; uv is used where it is found, else pip. All goes to .venv.
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # what they have compiled.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow test-long test-slurm lint clean
+.PHONY: demo test test-slow test-long test-slurm lint leaderboard clean
 
 demo: .venv/core
 	$(BIN)/algoperf demo
@@ -42,6 +43,11 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+leaderboard: .venv/dev
+	rm -rf runs/leaderboard
+	$(BIN)/python docs/make_leaderboard.py --unpack runs/leaderboard
+	$(BIN)/algoperf score runs/leaderboard --time idealized --report runs/leaderboard.html
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,309 @@
+"""Writes docs/leaderboard.md from the records in docs/leaderboard.tar.xz.
+
+    python docs/make_leaderboard.py --pack RUNS
+    python docs/make_leaderboard.py --unpack DIR
+
+RUNS is what `algoperf sweep --suite mini` leaves: `--pack` keeps the records of its
+trials. `--unpack` gives them back, for `algoperf score DIR`. Without either, the page
+is written from what is kept.
+"""
+
+import argparse
+import dataclasses
+import io
+import math
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+import scoring
+from algoperf import records
+from algoperf.errors import UserError
+from scoring import layout
+from scoring.read import FloatArray
+
+DOCS = Path(__file__).resolve().parent
+ARCHIVE = DOCS / "leaderboard.tar.xz"
+PAGE = DOCS / "leaderboard.md"
+KEPT = (records.RECORD_FILE, records.EVAL_FILE, records.HPARAMS_FILE)
+REFERENCE = "adamw"
+# Steps times the undisturbed time of a step: what ran beside a trial does not count.
+TIMING = scoring.Timing(kind=scoring.TimeKind.IDEALIZED)
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
+
+# Our submissions that have a counterpart in the field of 2024, by its name there.
+FIELD = "v0.5"
+FIELD_REFERENCE = "nadamw"
+COUNTERPARTS = {
+    "nadamw": "baseline",
+    "cyclic_cosine": "cyclic_lr",
+    "ema": "lawa_ema",
+    "lawa": "lawa_queue",
+    "schedule_free_adamw": "schedule_free_adamw",
+    "shampoo": "shampoo_submission",
+}
+
+
+def pack(runs: Path, archive: Path) -> int:
+    """Keeps the records of all trials under a folder; returns how many there are.
+
+    The same records give the same bytes.
+
+    Raises:
+      UserError: there are none that can be read, or they are of several versions.
+    """
+    scoring.check_mixed(scoring.read_runs([runs]), scoring.load_rules("mini"))
+    places = sorted(place.path for place in layout.find_places(runs, []))
+    with tarfile.open(archive, "w:xz") as tar:
+        for path in [folder / name for folder in places for name in KEPT]:
+            content = path.read_bytes()
+            entry = tarfile.TarInfo(str(path.relative_to(runs)))
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return len(places)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Writes the records that an archive keeps, as trials left them.
+
+    Raises:
+      UserError: there is no archive.
+    """
+    if not archive.exists():
+        raise UserError(f"{archive} is not there yet; make it with --pack RUNS")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation with an interval over resampled workloads."""
+
+    rho: float
+    low: float
+    high: float
+    count: int  # of pairs
+
+    def __str__(self) -> str:
+        return f"{self.rho:.2f} ({self.low:.2f} to {self.high:.2f}; n = {self.count})"
+
+
+def log_ratios(times_SB: FloatArray, reference: int, r_max: float) -> FloatArray:
+    """Returns the logs of times over the reference's, [S, B].
+
+    Ratios end at `r_max` and its inverse, which misses count as: of a submission the
+    one, of the reference the other. NaN where both missed.
+    """
+    with np.errstate(invalid="ignore"):
+        ratios_SB = times_SB / times_SB[reference]
+    both_missed_SB = np.isinf(times_SB) & np.isinf(times_SB[reference])
+    ratios_SB[both_missed_SB] = np.nan
+    return np.log(np.clip(ratios_SB, 1 / r_max, r_max))
+
+
+def correlations(ours_SB: FloatArray, theirs_SB: FloatArray) -> dict[str, Correlation]:
+    """Correlates log ratios of S submissions on B workloads here and there.
+
+    Intervals are of resampled workloads, the submissions stay the same; a resample
+    without an order (all equal) has no correlation and is left out.
+    """
+    known_SB = np.isfinite(ours_SB) & np.isfinite(theirs_SB)
+
+    def pooled(chosen_B: np.ndarray) -> tuple[FloatArray, FloatArray]:
+        is_known = known_SB[:, chosen_B]
+        return ours_SB[:, chosen_B][is_known], theirs_SB[:, chosen_B][is_known]
+
+    def averaged(chosen_B: np.ndarray) -> tuple[FloatArray, FloatArray]:
+        weights_SB = known_SB[:, chosen_B].astype(float)
+        count_S = weights_SB.sum(axis=1)
+        is_known_S = count_S > 0
+        ours_S, theirs_S = (
+            np.nansum(np.where(weights_SB > 0, values_SB[:, chosen_B], 0.0), axis=1)
+            / np.maximum(count_S, 1)
+            for values_SB in (ours_SB, theirs_SB)
+        )
+        return ours_S[is_known_S], theirs_S[is_known_S]
+
+    rng = np.random.default_rng(0)
+    num_workloads = ours_SB.shape[1]
+    draws_RB = rng.integers(num_workloads, size=(RESAMPLES, num_workloads))
+    found = {}
+    for name, pairs in {"each workload": pooled, "the mean": averaged}.items():
+        all_pairs = pairs(np.arange(num_workloads))
+        resampled_R = np.array([spearman(*pairs(draw_B)) for draw_B in draws_RB])
+        ends = np.nanquantile(resampled_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        found[name] = Correlation(
+            spearman(*all_pairs), float(ends[0]), float(ends[1]), all_pairs[0].size
+        )
+    return found
+
+
+def spearman(x_N: FloatArray, y_N: FloatArray) -> float:
+    """Returns the rank correlation, ties at their mean rank; NaN without an order."""
+    ranks_2N = np.stack([stats.rankdata(x_N), stats.rankdata(y_N)])
+    if x_N.size < 2 or (np.ptp(ranks_2N, axis=1) == 0).any():
+        return math.nan
+    return float(np.corrcoef(ranks_2N)[0, 1])
+
+
+def field_correlations(result: scoring.Result) -> dict[str, Correlation] | None:
+    """Correlates a result with the published field; None without NadamW and others."""
+    published = scoring.load_published(FIELD)
+    names = [name for name in COUNTERPARTS if name in result.submissions]
+    if FIELD_REFERENCE not in names or len(names) < 3:
+        return None
+    field_SB = published.table(_shared_workloads(), scoring.Mode.DOCUMENTED)
+    columns = [result.workloads.index(f"{w}_mini") for w in _shared_workloads()]
+    rows = [result.submissions.index(name) for name in names]
+    field_rows = [published.submissions.index(COUNTERPARTS[name]) for name in names]
+    reference = names.index(FIELD_REFERENCE)
+    r_max = result.rules.r_max
+    ours_SB, theirs_SB = (
+        np.delete(log_ratios(times_SB, reference, r_max), reference, axis=0)
+        for times_SB in (result.times[np.ix_(rows, columns)], field_SB[field_rows])
+    )
+    return correlations(ours_SB, theirs_SB)
+
+
+def _shared_workloads() -> list[str]:
+    """Returns the base workloads that the field has as well."""
+    field = scoring.load_rules(FIELD).base_workloads
+    mini = scoring.load_rules("mini").base_workloads
+    return [workload for workload in field if f"{workload}_mini" in mini]
+
+
+def gains(result: scoring.Result, reference: str) -> dict[str, str]:
+    """Returns each submission's geometric mean speed-up over a reference, in words.
+
+    Over the workloads where both reach the target; the interval is Student's t of the
+    logs over these workloads, hence speaks of new workloads like them.
+    """
+    times_SB = result.times
+    reference_B = times_SB[result.submissions.index(reference)]
+    words = {}
+    for name, times_B in zip(result.submissions, times_SB, strict=True):
+        both_B = np.isfinite(times_B) & np.isfinite(reference_B)
+        logs_N = np.log(reference_B[both_B] / times_B[both_B])
+        if name == reference or logs_N.size < 2:
+            words[name] = "-"
+            continue
+        mean = logs_N.mean()
+        spread = logs_N.std(ddof=1) / math.sqrt(logs_N.size)
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, logs_N.size - 1) * spread
+        low, high = math.exp(mean - half), math.exp(mean + half)
+        words[name] = f"{math.exp(mean):.2f} ({low:.2f} to {high:.2f}; {logs_N.size})"
+    return words
+
+
+HEAD = """# Leaderboard
+
+Written by `python docs/make_leaderboard.py` from the records in
+`docs/leaderboard.tar.xz`; none of these numbers was typed in. `make leaderboard` scores
+the same records and draws their page, `runs/leaderboard.html`.
+
+{trials} trials: {studies} of {points} of the search space on each of the workloads of
+the mini suite, on {machine}. Times are steps to the target times the undisturbed time
+of a step. The score is that of [scoring.md](scoring.md).
+
+- **Interval** is of the score, at 95 %, over resampled studies and trials.
+- **Over AdamW** is the geometric mean of the speed-up over AdamW on the workloads that
+  both reach; in brackets the 95 % interval over these workloads, and their number.
+
+| rank | submission | score | interval | targets reached | over AdamW |
+|---|---|---|---|---|---|
+"""
+FIELD_WORDS = """
+## Does the order mean anything at full scale?
+
+Of each submission that took part in the competition of 2024 too (external tuning, 8
+V100), its time over NadamW's on each of the {workloads} workloads that both suites
+have, here and there. A missed target counts as {r_max:g} times as long. Spearman's rank
+correlation, with 95 % intervals over resampled workloads:
+
+| of | correlation |
+|---|---|
+{rows}
+
+Submissions: {names}. The implementations differ, and so do their search spaces: this
+says how far the order carries over, all of that included. AdamW and momentum were not
+in that field.
+"""
+
+
+def page(runs: scoring.Runs, result: scoring.Result) -> str:
+    """Returns the text of the page."""
+    assessment = scoring.assess(runs, result)
+    over = gains(result, REFERENCE) if REFERENCE in result.submissions else {}
+    lines = []
+    for rank, s in enumerate(result.ranking, start=1):
+        name = result.submissions[s]
+        reached = int(np.isfinite(result.times[s]).sum())
+        interval = "-"
+        if (known := assessment.uncertainty) and math.isfinite(known.score_low_S[s]):
+            interval = f"{known.score_low_S[s]:.2f} to {known.score_high_S[s]:.2f}"
+        cells = (rank, name, f"{result.scores[s]:.3f}", interval)
+        cells = (*cells, f"{reached} of {len(result.workloads)}", over.get(name, "-"))
+        lines.append(f"| {' | '.join(map(str, cells))} |\n")
+    return HEAD.format(**_protocol(runs)) + "".join(lines) + _field_words(result)
+
+
+def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
+    """Returns what the head says of the runs."""
+    studies, points = (
+        len({getattr(trial, name) for trial in runs.trials})
+        for name in ("study", "trial")
+    )
+    hosts = [trial.record["host"] for trial in runs.trials if trial.record]
+    machines = sorted({f"{host['cores']} cores of an {host['cpu']}" for host in hosts})
+    return {
+        "trials": str(len(runs.trials)),
+        "studies": "one study" if studies == 1 else f"{studies} studies",
+        "points": "one point" if points == 1 else f"{points} points",
+        "machine": " and ".join(machines),
+    }
+
+
+def _field_words(result: scoring.Result) -> str:
+    found = field_correlations(result)
+    if found is None:
+        return ""
+    names = [n for n in COUNTERPARTS if n in result.submissions and n != "nadamw"]
+    rows = [f"| {name} of a submission | {value} |" for name, value in found.items()]
+    return FIELD_WORDS.format(
+        workloads=len(_shared_workloads()),
+        r_max=result.rules.r_max,
+        rows="\n".join(rows),
+        names=", ".join(f"`{name}`" for name in names),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Packs, unpacks, or writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--pack", type=Path, metavar="RUNS", help="keep these records")
+    group.add_argument("--unpack", type=Path, metavar="DIR", help="write them there")
+    options = parser.parse_args(arguments)
+    if options.unpack:
+        unpack(ARCHIVE, options.unpack)
+        return
+    if options.pack:
+        print(f"packed {pack(options.pack, ARCHIVE)} trials into {ARCHIVE}")
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(ARCHIVE, Path(folder))
+        runs = scoring.read_runs([folder])
+        result = scoring.score_runs(runs, scoring.load_rules("mini"), timing=TIMING)
+        PAGE.write_text(page(runs, result), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"ERROR: {error}") from error

@@ -1,0 +1,174 @@
+"""docs/make_leaderboard.py: records go in and out, and its statistics are right."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import scoring
+from algoperf import records
+from algoperf.errors import UserError
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def _script():
+    path = DOCS / "make_leaderboard.py"
+    spec = importlib.util.spec_from_file_location("make_leaderboard", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_leaderboard"] = module  # for its dataclass
+    spec.loader.exec_module(module)
+    return module
+
+
+leaderboard = _script()
+RULES = scoring.load_rules("mini")
+
+
+def write_runs(root, factors, missed=()):
+    """Writes a trial of each submission on each workload; they reach it in `factor`."""
+    for name, factor in factors.items():
+        for w, workload in enumerate(RULES.base_workloads):
+            goal = RULES.goals[workload]
+            worse = goal.target * (2 if goal.direction == "minimize" else 0.5)
+            is_missed = (name, workload) in missed
+            folder = root / name / "study_0" / f"{workload}_jax" / "trial_1"
+            folder.mkdir(parents=True)
+            step = round(100 * (w + 1) * factor)
+            columns = ",".join(
+                (
+                    records.SUBMISSION_TIME,
+                    records.GLOBAL_STEP,
+                    f"validation/{goal.metric}",
+                    "train/loss",
+                )
+            )
+            value = worse if is_missed else goal.target
+            text = f"{columns}\n0,0,{worse},1\n{step / 10},{step},{value},1\n"
+            (folder / records.EVAL_FILE).write_text(text)
+            (folder / records.HPARAMS_FILE).write_text("{}")
+            record = {
+                "schema_version": records.SCHEMA_VERSION,
+                "status": "budget" if is_missed else "reached",
+                "workload": workload,
+                "step_time": {"seconds": 0.1},
+                "host": {"cpu": "Abacus", "cores": 2},
+            }
+            (folder / records.RECORD_FILE).write_text(json.dumps(record))
+            (folder / "checkpoint").write_text("large")
+    return root
+
+
+def test_records_go_in_and_come_out(tmp_path):
+    runs = write_runs(tmp_path / "runs", {"adamw": 1, "muon": 0.5})
+    first, second = tmp_path / "a.tar.xz", tmp_path / "b.tar.xz"
+    assert leaderboard.pack(runs, first) == 18
+    leaderboard.unpack(first, tmp_path / "out")
+    kept = [p for p in runs.rglob("*") if p.is_file() and p.name != "checkpoint"]
+    assert len(kept) == 3 * 18
+    for path in kept:
+        copy = tmp_path / "out" / path.relative_to(runs)
+        assert copy.read_bytes() == path.read_bytes()
+    assert not list((tmp_path / "out").rglob("checkpoint"))
+    leaderboard.pack(tmp_path / "out", second)
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_no_archive_is_said(tmp_path):
+    with pytest.raises(UserError, match="--pack RUNS"):
+        leaderboard.unpack(tmp_path / "none.tar.xz", tmp_path)
+
+
+def result_of(root):
+    return scoring.score_runs(
+        scoring.read_runs([root]), RULES, timing=leaderboard.TIMING
+    )
+
+
+def test_the_page(tmp_path):
+    factors = {"adamw": 1, "nadamw": 0.5, "shampoo": 0.25, "lawa": 2}
+    missed = {("lawa", "ogbg_mini"), ("shampoo", "wmt_mini")}
+    root = write_runs(tmp_path, factors, missed)
+    result = result_of(root)
+    text = leaderboard.page(scoring.read_runs([root]), result)
+    assert "36 trials: one study of one point" in text
+    assert "2 cores of an Abacus" in text
+    # 8 workloads, each four times as fast: no spread between them.
+    shampoo = next(line for line in text.splitlines() if "| shampoo |" in line)
+    assert "| 8 of 9 | 4.00 (4.00 to 4.00; 8) |" in shampoo
+    assert "Submissions: `lawa`, `shampoo`." in text
+
+
+def test_a_gain_with_its_interval_by_hand(tmp_path):
+    result = result_of(write_runs(tmp_path, {"adamw": 1, "muon": 0.5}))
+    result.times[1] *= np.exp([0.3, -0.3, *[0.0] * 7])
+    half = stats.t.ppf(0.975, 8) * math.sqrt(2 * 0.3**2 / 8) / 3
+    words = f"2.00 ({2 * math.exp(-half):.2f} to {2 * math.exp(half):.2f}; 9)"
+    assert leaderboard.gains(result, "adamw") == {"adamw": "-", "muon": words}
+
+
+def test_log_ratios_of_misses():
+    times = np.array([[1.0, 1, np.inf, np.inf], [2, np.inf, 1, np.inf], [9, 0.1, 5, 1]])
+    got = leaderboard.log_ratios(times, 0, r_max=4)
+    wanted = np.log(
+        [[1, 1, math.nan, math.nan], [2, 4, 0.25, math.nan], [4, *[0.25] * 3]]
+    )
+    np.testing.assert_allclose(got, wanted)
+
+
+def test_spearman_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    for size in (3, 10, 40):
+        x, y = rng.integers(0, 5, (2, size)).astype(float)
+        wanted = stats.spearmanr(x, y).statistic
+        assert leaderboard.spearman(x, y) == pytest.approx(wanted)
+    assert math.isnan(leaderboard.spearman(np.ones(3), np.arange(3.0)))
+
+
+def test_correlation_of_a_known_order():
+    same = np.arange(5.0)[:, None] + np.linspace(0, 0.5, 8)
+    found = leaderboard.correlations(same, same**3)
+    for value in found.values():
+        assert (value.rho, value.low, value.high) == pytest.approx((1, 1, 1))
+    assert [value.count for value in found.values()] == [40, 5]
+    opposite = leaderboard.correlations(same, -same)["the mean"]
+    assert opposite.rho == pytest.approx(-1)
+    # Without an order its interval holds 0.
+    noise = np.random.default_rng(1).normal(size=(2, 5, 8))
+    chance = leaderboard.correlations(*noise)["each workload"]
+    assert chance.low < 0 < chance.high
+
+
+def test_missing_cells_are_left_out():
+    ours = np.array([[0.0, 1.0, np.nan], [1.0, 2.0, 5.0], [2.0, 3.0, 6.0]])
+    found = leaderboard.correlations(ours, np.nan_to_num(ours))
+    assert found["each workload"].count == 8
+    assert found["each workload"].rho == pytest.approx(1)
+
+
+def test_the_field_agrees_with_itself():
+    """Published times taken as ours correlate perfectly."""
+    field = scoring.load_published("v0.5")
+    workloads = [w.removesuffix("_mini") for w in RULES.base_workloads]
+    shared = [w for w in workloads if w in field.times["documented"]["baseline"]]
+    times = np.full((len(leaderboard.COUNTERPARTS), len(workloads)), np.inf)
+    for s, theirs in enumerate(leaderboard.COUNTERPARTS.values()):
+        for w, workload in enumerate(workloads):
+            if workload in shared:
+                times[s, w] = field.times["documented"][theirs][workload]
+
+    class Result:
+        submissions = tuple(leaderboard.COUNTERPARTS)
+        workloads = RULES.base_workloads
+        rules = RULES
+
+    Result.times = times
+    found = leaderboard.field_correlations(Result)
+    assert [value.rho for value in found.values()] == [pytest.approx(1)] * 2
+    # imagenet_resnet was missed by all six.
+    assert found["each workload"].count == 5 * (len(shared) - 1)
