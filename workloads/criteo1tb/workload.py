@@ -124,7 +124,7 @@ MINI = Criteo(
     # Two epochs: a third one overfits.
     step_hint=4100,
     eval_period_steps=205,
-    max_allowed_runtime_sec=100.0,
+    max_allowed_runtime_sec=50.0,
     output_params=("head",),
 )
 MINI_RESIDUAL = ResidualDLRM(

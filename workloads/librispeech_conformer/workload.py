@@ -77,7 +77,7 @@ MINI = SpeechRecognition(
     eval_batch_size=32,
     step_hint=2880,
     eval_period_steps=180,
-    max_allowed_runtime_sec=90.0,
+    max_allowed_runtime_sec=62.0,
     output_params=("head",),
 )
 

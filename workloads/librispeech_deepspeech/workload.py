@@ -84,7 +84,7 @@ MINI = SpeechRecognition(
     eval_batch_size=32,
     step_hint=2400,
     eval_period_steps=150,
-    max_allowed_runtime_sec=90.0,
+    max_allowed_runtime_sec=59.0,
     output_params=("head",),
 )
 MINI_NORM_AND_SPEC_AUGMENT = {

@@ -155,7 +155,7 @@ MINI = Ogbg(
     eval_batch_size=184,
     step_hint=3000,
     eval_period_steps=150,
-    max_allowed_runtime_sec=90.0,
+    max_allowed_runtime_sec=52.0,
     default_dropout_rate=0.1,
     output_params=("head",),
 )

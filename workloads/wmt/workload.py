@@ -207,7 +207,7 @@ MINI = Wmt(
     eval_batch_size=32,
     step_hint=2160,
     eval_period_steps=135,
-    max_allowed_runtime_sec=120.0,
+    max_allowed_runtime_sec=90.0,
     output_params=("shared",),
 )
 
