@@ -49,7 +49,7 @@ def write_runs(root, factors, missed=()):
                 )
             )
             value = worse if is_missed else goal.target
-            text = f"{columns}\n0,0,{worse},1\n{step / 10},{step},{value},1\n"
+            text = f"{columns}\n0,0,{worse},1\n{step / 100},{step},{value},1\n"
             (folder / records.EVAL_FILE).write_text(text)
             (folder / records.HPARAMS_FILE).write_text("{}")
             record = {

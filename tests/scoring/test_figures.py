@@ -25,7 +25,7 @@ PPL = RULES.goals["finewebedu_lm_mini"]
 
 
 def test_profile_is_a_step_line_from_one_to_r_max(mini_runs):
-    result = score_runs(mini_runs({"a": (10, 10), "<b>": (20, 90)}), RULES)
+    result = score_runs(mini_runs({"a": (10, 10), "<b>": (20, 60)}), RULES)
     first, second = profile_figure(result)["data"]
     assert (first["name"], second["name"]) == ("a", "&lt;b&gt;")
     assert second["x"] == [1, 2, 4]

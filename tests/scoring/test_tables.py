@@ -23,7 +23,7 @@ def _printed(assessment, **options) -> str:
 
 
 def test_report_has_everything_a_reader_needs(mini_runs, make_trial):
-    runs = mini_runs({"[bold]a[/bold]": (10, 70), "b": (45, None)})
+    runs = mini_runs({"[bold]a[/bold]": (10, 50), "b": (45, None)})
     failed = make_trial(
         "b", trial=2, record={"status": "failed", "message": "[red] oom"}
     )
@@ -34,7 +34,7 @@ def test_report_has_everything_a_reader_needs(mini_runs, make_trial):
     for part in (
         "[bold]a[/bold]",
         "1.0000",
-        "70.0",
+        "50.0",
         "45.0 †",
         "miss",
         "† reached, but does not count: more than 4 times",

@@ -20,7 +20,7 @@ RULES = load_rules("mini_fast")
     ("times", "sentence"),
     [
         (
-            {"a": (10, 40), "b": (20, 80)},
+            {"a": (10, 20), "b": (20, 40)},
             "a is fastest with a score of 1.0000, ahead of b (0.6667); on the 2 "
             "workloads that count for both it takes 50.0 % less time (geometric mean).",
         ),
