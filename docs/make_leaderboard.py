@@ -23,7 +23,6 @@ from scipy import stats
 import scoring
 from algoperf import records
 from algoperf.errors import UserError
-from scoring import layout
 from scoring.read import FloatArray
 
 DOCS = Path(__file__).resolve().parent
@@ -57,8 +56,9 @@ def pack(runs: Path, archive: Path) -> int:
     Raises:
       UserError: there are none that can be read, or they are of several versions.
     """
-    scoring.check_mixed(scoring.read_runs([runs]), scoring.load_rules("mini"))
-    places = sorted(place.path for place in layout.find_places(runs, []))
+    found = scoring.read_runs([runs])
+    scoring.check_mixed(found, scoring.load_rules("mini"))
+    places = sorted(trial.path for trial in found.trials)
     with tarfile.open(archive, "w:xz") as tar:
         for path in [folder / name for folder in places for name in KEPT]:
             content = path.read_bytes()
@@ -123,7 +123,7 @@ def correlations(ours_SB: FloatArray, theirs_SB: FloatArray) -> dict[str, Correl
         count_S = weights_SB.sum(axis=1)
         is_known_S = count_S > 0
         ours_S, theirs_S = (
-            np.nansum(np.where(weights_SB > 0, values_SB[:, chosen_B], 0.0), axis=1)
+            np.where(weights_SB > 0, values_SB[:, chosen_B], 0.0).sum(axis=1)
             / np.maximum(count_S, 1)
             for values_SB in (ours_SB, theirs_SB)
         )
@@ -272,7 +272,9 @@ def _field_words(result: scoring.Result) -> str:
     found = field_correlations(result)
     if found is None:
         return ""
-    names = [n for n in COUNTERPARTS if n in result.submissions and n != "nadamw"]
+    names = [
+        n for n in COUNTERPARTS if n in result.submissions and n != FIELD_REFERENCE
+    ]
     rows = [f"| {name} of a submission | {value} |" for name, value in found.items()]
     return FIELD_WORDS.format(
         workloads=len(_shared_workloads()),

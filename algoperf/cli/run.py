@@ -12,6 +12,7 @@ from absl import flags
 
 from algoperf.cli import common
 from algoperf.cli.common import StopRequest
+from algoperf.errors import UserError
 
 if TYPE_CHECKING:
     from algoperf.hosts import Hosts
@@ -164,6 +165,8 @@ def trial_configs(
     max_steps = values.max_steps
     if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
+    if values.until is not None and values.target_setting is None:
+        raise UserError("--until needs --target_setting, say --target_setting=1")
     if values.target_setting is not None:
         workload = calibration.for_target_setting(
             workload, values.target_setting, values.until

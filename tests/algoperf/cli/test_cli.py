@@ -92,6 +92,7 @@ def test_version(capsys):
         (["sweep", "--submissions=adamw", "--workloads=ogbg,ogbg"], 1, "twice"),
         (["run", "--submission=./no", "--workload=x"], 1, "no submission at ./no:"),
         ([*RESNET, "--target_setting=0"], 1, "a share of 0.0 leaves no step"),
+        ([*RESNET, "--until=0.5"], 1, "--until needs --target_setting"),
         (["reparam", "--study=rank", "--workload=wmt", "--values=0"], 1, "a rank is"),
         (["check"], 1, "give one submission"),
         (["new"], 1, "give one NAME"),
