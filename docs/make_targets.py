@@ -78,7 +78,8 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
             "All plan for the whole step hint.\n",
             table(("workload", *WEAK), weak_runs, bases),
             "## Variants\n",
-            "A variant tries the best points of its base's search.\n",
+            "A variant repeats the best point of its base's search; points are of a "
+            "search of its own.\n",
             table(("workload", *TARGET), targets, variants),
             "## Curves\n",
             "Thin: the points of the search; black: the repeats of the best; dashed: "
@@ -129,8 +130,8 @@ def targets(workload: Workload, store: Store) -> list[str]:
         NOTHING,
     ]
     set_by = NOTHING
-    if search:
-        best = calibration.best_run(search, store.direction)
+    if known := search or repeats:
+        best = calibration.best_run(known, store.direction)
         set_by = f"{best.space}, rate {best.hyperparameters['learning_rate']:.2g}"
     if len(repeats) >= FEWEST_REPEATS:
         target = store.targets()

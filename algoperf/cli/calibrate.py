@@ -76,7 +76,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "points",
         None,
         f"Points of each search space, {POINTS} by default. A variant tries the best "
-        f"points of its base's search instead, {VARIANT_POINTS} in all by default.",
+        f"points of its base's search instead, {VARIANT_POINTS} in all by default; "
+        "without the phase search, it repeats its base's best.",
         lower_bound=1,
         flag_values=values,
     )
@@ -180,15 +181,11 @@ def find_spaces(points: int = POINTS) -> list[Space]:
 def _plan_search(task: Calibration) -> list[Space]:
     """Returns the spaces to search; for a variant, the best points of its base."""
     spaces = find_spaces(task.values.points or POINTS)
-    if task.workload.variant == task.workload.base_workload:
+    if not _is_variant(task):
         return spaces
     from algoperf import calibration
 
-    base = task.workload.name.replace(
-        task.workload.variant, task.workload.base_workload
-    )
-    known = calibration.Store.read(task.store.path.with_name(f"{base}.json.xz"))
-    runs = calibration.ranked(known.of(calibration.Phase.SEARCH), known.direction)
+    runs = calibration.ranked(_search_of_base(task), task.store.direction)
     best = runs[: task.values.points or VARIANT_POINTS]
     points = {
         space: [dict(run.hyperparameters) for run in best if run.space == space.name]
@@ -201,11 +198,36 @@ def _plan_search(task: Calibration) -> list[Space]:
     ]
 
 
+def _is_variant(task: Calibration) -> bool:
+    return task.workload.variant != task.workload.base_workload
+
+
+def _search_of_base(task: Calibration) -> "list[Run]":
+    """Returns the runs of the search of a variant's base."""
+    from algoperf import calibration
+
+    base = task.workload.name.replace(
+        task.workload.variant, task.workload.base_workload
+    )
+    path = task.store.path.with_name(f"{base}.json.xz")
+    if not path.exists():
+        raise UserError(
+            f"{path} is not there: a variant takes points of its base's search; first "
+            f"calibrate {task.workload.base_workload}, with the same --store"
+        )
+    return calibration.Store.read(path).of(calibration.Phase.SEARCH)
+
+
 def _best(task: Calibration, space: str | None = None) -> "tuple[Space, Run]":
-    """Returns the best run of the search, or of one space's, and its space."""
+    """Returns the best run of the search, or of one space's, and its space.
+
+    A variant that was not searched takes its base's.
+    """
     from algoperf import calibration
 
     runs = task.store.of(calibration.Phase.SEARCH)
+    if not runs and _is_variant(task):
+        runs = _search_of_base(task)
     if not runs:
         raise UserError("there are no runs of the search yet: give --phases=search")
     mine = [run for run in runs if space in (None, run.space)]

@@ -25,6 +25,12 @@ def test_repeats_need_a_search(tmp_path, capsys):
     assert "--phases=search" in capsys.readouterr().err
 
 
+def test_a_variant_needs_the_search_of_its_base(tmp_path, capsys):
+    arguments = ["calibrate", "--workload=imagenet_resnet_silu", "--phases=repeats"]
+    assert cli.main([*arguments, f"--out={tmp_path}"]) != 0
+    assert "first calibrate imagenet_resnet," in capsys.readouterr().err
+
+
 def test_fresh_runs_need_a_target(tmp_path, capsys):
     arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=fresh"]
     assert cli.main([*arguments, f"--out={tmp_path}"]) != 0
@@ -92,3 +98,11 @@ def test_phases_and_a_variant(tmp_path, capfd, weak):
     assert {run.space for run in silu.of(Phase.SEARCH)} == {
         run.space for run in wanted[:2]
     }
+
+    # Without a search of its own, a variant repeats the best point of its base.
+    arguments = ["calibrate", "--workload=imagenet_resnet_gelu", *few]
+    assert cli.main([*arguments, "--phases=repeats", "--repeats=1"]) == 0
+    gelu = Store.read(tmp_path / "imagenet_resnet_gelu_mini.json.xz")
+    (repeat,) = gelu.runs.values()
+    assert repeat.space == best.space
+    assert repeat.hyperparameters == best.hyperparameters
