@@ -15,6 +15,7 @@ import enum
 import math
 import statistics
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any, TypeVar
 
 from algoperf import records, run_store
@@ -137,6 +138,12 @@ def targets(repeats: Iterable[Run], direction: Direction) -> Targets:
         test=worst(reached) if all(map(math.isfinite, reached)) else None,
         spread=(ordered[0], ordered[-1]),
     )
+
+
+def rounded(target: float, direction: Direction) -> float:
+    """Returns a target with four digits, none harder: what set it reaches it still."""
+    to_easier = ROUND_CEILING if direction is Direction.MINIMIZE else ROUND_FLOOR
+    return float(Context(prec=4, rounding=to_easier).create_decimal(target))
 
 
 def budget_sec(timed: Run) -> float:

@@ -33,7 +33,7 @@ class Run:
       evaluations: steps, submission time (s), training loss, and the target's metric
         on validation and test.
       step_sec: median seconds of a step, None if unknown.
-      compile_sec: seconds of compilation.
+      compile_sec: seconds of compilation in submission time.
     """
 
     phase: str
@@ -100,7 +100,7 @@ def read_run(folder: Path, phase: str, space: str, trial: int) -> Run:
             for row in rows
         ],
         step_sec=step_time.get("seconds"),
-        compile_sec=sum((record.get("compile") or {}).values()),
+        compile_sec=(record.get("compile") or {}).get("submission", 0.0),
     )
 
 

@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -259,13 +260,17 @@ def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
         for name in ("study", "trial")
     )
     hosts = [trial.record["host"] for trial in runs.trials if trial.record]
-    machines = sorted({f"{host['cores']} cores of an {host['cpu']}" for host in hosts})
+    machines = sorted({f"{_cores(host)} of an {host['cpu']}" for host in hosts})
     return {
         "trials": str(len(runs.trials)),
         "studies": "one study" if studies == 1 else f"{studies} studies",
         "points": "one point" if points == 1 else f"{points} points",
         "machine": " and ".join(machines),
     }
+
+
+def _cores(host: Mapping[str, Any]) -> str:
+    return "one core" if host["cores"] == 1 else f"{host['cores']} cores"
 
 
 def _field_words(result: scoring.Result) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from algoperf import calibration, records, registry
 from algoperf.calibration import Phase, Store
+from algoperf.errors import UserError
 from algoperf.records import Direction
 from algoperf.run_store import Run
 from algoperf.workload import Workload
@@ -20,7 +21,7 @@ DOCS = Path(__file__).resolve().parent
 STORES = DOCS / "calibration"
 PAGE = DOCS / "targets.md"
 FEWEST_REPEATS = 5  # with fewer, the target is provisional still
-COLOURS = {
+COLOURS = {  # of the search spaces
     "adamw": "#3b7dd8",
     "nadamw": "#2f9e63",
     "nesterov": "#e0702c",
@@ -72,6 +73,10 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
             "whole step\nhint, as a submission does. Seconds are steps to the target "
             "times the undisturbed time\nof a step, and compilation.\n",
             table(("workload", *TIME), times, bases),
+            "## The searches\n",
+            "The best point of each algorithm's search, over three quarters of the step "
+            "hint.\n",
+            table(("workload", "metric", "target", *COLOURS), search_bests, bases),
             "## What must miss the target\n",
             "SGD has no momentum and no schedule; the best of its rates is shown. "
             "AdamW has its best\npoint of the search, with the rate ten times off. "
@@ -136,7 +141,8 @@ def targets(workload: Workload, store: Store) -> list[str]:
     if len(repeats) >= FEWEST_REPEATS:
         target = store.targets()
         spread = " to ".join(map(number, target.spread))
-        found = [number(target.validation), number(target.test), spread]
+        both = (target.validation, target.test)
+        found = [_target(value, store.direction) for value in both] + [spread]
     return [
         store.facts["metric"],
         *found,
@@ -144,6 +150,10 @@ def targets(workload: Workload, store: Store) -> list[str]:
         str(len(search)),
         str(len(repeats)),
     ]
+
+
+def _target(value: float | None, direction: Direction) -> str:
+    return NOTHING if value is None else f"{calibration.rounded(value, direction):g}"
 
 
 def times(_: Workload, store: Store) -> list[str]:
@@ -172,6 +182,20 @@ def times(_: Workload, store: Store) -> list[str]:
     return cells
 
 
+def search_bests(_: Workload, store: Store) -> list[str]:
+    """Returns the metric, the target, and the best metric of each search space."""
+    search = store.of(Phase.SEARCH)
+    if not (search and store.of(Phase.REPEATS)):
+        return [store.facts["metric"], *[NOTHING] * (1 + len(COLOURS))]
+    target = store.targets().validation
+    groups = [[run for run in search if run.space == space] for space in COLOURS]
+    return [
+        store.facts["metric"],
+        _target(target, store.direction),
+        *(_best_of(group, target, store.direction) for group in groups),
+    ]
+
+
 def weak_runs(_: Workload, store: Store) -> list[str]:
     """Returns the cells named WEAK."""
     runs = store.of(Phase.WEAK)
@@ -182,7 +206,7 @@ def weak_runs(_: Workload, store: Store) -> list[str]:
     groups = [[run for run in runs if run.space == "sgd"], *([run] for run in off)]
     return [
         store.facts["metric"],
-        number(target),
+        _target(target, store.direction),
         *(_best_of(group, target, store.direction) for group in groups),
     ]
 
@@ -255,4 +279,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"ERROR: {error}") from error

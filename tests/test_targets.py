@@ -50,9 +50,11 @@ def test_a_calibration_is_of_the_workload_as_it_is(store):
 def test_targets_are_those_of_the_repeats(store):
     workload = workload_of(store)
     found = store.targets()
-    # Four digits, as the page has.
-    assert workload.validation_target_value == float(f"{found.validation:.4g}")
-    assert workload.test_target_value == float(f"{found.test:.4g}")
+    for typed, target in (
+        (workload.validation_target_value, found.validation),
+        (workload.test_target_value, found.test),
+    ):
+        assert typed == calibration.rounded(target, store.direction)
 
 
 @pytest.mark.parametrize("store", **having(Phase.TIMED))
@@ -105,6 +107,8 @@ def test_cells_by_hand(tmp_path):
     assert make_targets.targets(WORKLOAD, store) == cells
     times = ["500", "10", "2 of 3", "10 (0 to 20)", "7 (2 to 12)"]
     assert make_targets.times(None, store) == times
+    bests = ["loss", "1.25", "1, reached", "diverged", "diverged", "diverged"]
+    assert make_targets.search_bests(None, store) == bests
     weak = ["loss", "1.25", "2", "1.25, reached", "diverged"]
     assert make_targets.weak_runs(None, store) == weak
 
@@ -115,6 +119,7 @@ def test_what_is_not_there_yet_is_a_dash(tmp_path):
         *("1.5, provisional", "1.6, provisional", "-")
     ]
     assert make_targets.times(None, store) == ["-"] * 5
+    assert make_targets.search_bests(None, store)[1:] == ["-"] * 5
     assert make_targets.weak_runs(None, store)[1:] == ["-"] * 4
 
 

@@ -147,7 +147,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     workload = registry.find_workload(values.workload, values.scale)
     out = common.out_folder(values)
-    folder = common.folder_of(values.store) if values.store else out
+    folder = common.folder_of(values.store, "store") if values.store else out
     records.make_folder(folder)
     facts = calibration.facts_of(workload) | {"max_steps": values.max_steps}
     store = calibration.Store.open(folder / f"{workload.name}.json.xz", facts)
@@ -204,12 +204,10 @@ def _is_variant(task: Calibration) -> bool:
 
 def _search_of_base(task: Calibration) -> "list[Run]":
     """Returns the runs of the search of a variant's base."""
-    from algoperf import calibration
+    from algoperf import calibration, registry
 
-    base = task.workload.name.replace(
-        task.workload.variant, task.workload.base_workload
-    )
-    path = task.store.path.with_name(f"{base}.json.xz")
+    base = registry.find_workload(task.workload.base_workload, task.workload.scale)
+    path = task.store.path.with_name(f"{base.name}.json.xz")
     if not path.exists():
         raise UserError(
             f"{path} is not there: a variant takes points of its base's search; first "
@@ -237,8 +235,18 @@ def _best(task: Calibration, space: str | None = None) -> "tuple[Space, Run]":
 
 def _plan_again(phase: str, trials: int | None) -> Callable[[Calibration], list[Space]]:
     def plan(task: Calibration) -> list[Space]:
+        from algoperf.calibration import Phase
+
         space, best = _best(task)
-        points = [dict(best.hyperparameters)] * (trials or task.values.repeats)
+        best_point = dict(best.hyperparameters)
+        for run in task.store.of(Phase(phase)):
+            if (run.space, dict(run.hyperparameters)) != (space.name, best_point):
+                raise UserError(
+                    f"{task.store.path} has runs of the phase {phase} at a point of "
+                    f"{run.space} that is not the search's best any more; begin anew "
+                    "with another --store and --out"
+                )
+        points = [best_point] * (trials or task.values.repeats)
         return [task.points_file(phase, space, points)]
 
     return plan

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from algoperf.tuning import SearchSpace
     from algoperf.workload import Workload
 
+BENCHMARKS = {"mini": "mini", "full": "v0.6"}  # whose rules score a scale
+
 
 def define_workloads_flag(values: flags.FlagValues) -> None:
     """Defines `--workloads`."""
@@ -260,11 +262,11 @@ def out_folder(values: flags.FlagValues) -> Path:
     return folder_of(values.out)
 
 
-def folder_of(out: str) -> Path:
-    """Returns the folder that `out` names; see `out_folder`."""
+def folder_of(out: str, flag: str = "out") -> Path:
+    """Returns the folder that the value of a flag names; see `out_folder`."""
     if "://" in out:
         raise UserError(
-            f"--out {out} is no folder; records need a file system with renames "
+            f"--{flag} {out} is no folder; records need a file system with renames "
             "and hard links: mount a shared one, or copy the records when they are done"
         )
     return Path(out)

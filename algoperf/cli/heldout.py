@@ -1,6 +1,9 @@
 """Draw held-out workloads: one variant of every family that has any."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -8,8 +11,9 @@ from algoperf import records
 from algoperf.cli import common, printing
 
 USAGE = (
-    "algoperf heldout --seed N [--scale mini|full] [--json FILE]\n"
-    "       algoperf sweep --workloads $(algoperf heldout --seed N) ..."
+    "algoperf heldout --seed N [--scale mini|full] [--rules FILE] [--json FILE]\n"
+    "       algoperf sweep --workloads $(algoperf heldout --seed N) ...\n"
+    "       algoperf score DIR --benchmark FILE"
 )
 
 
@@ -26,6 +30,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "scale", "mini", records.SCALES, "Of the workloads.", flag_values=values
     )
+    flags.DEFINE_string(
+        "rules",
+        None,
+        "Write rules to this file that ask for the base workloads and for these, for "
+        "`algoperf score --benchmark FILE`: a target counts where its variant's is "
+        "reached too.",
+        flag_values=values,
+    )
     printing.define_json_flag(values)
 
 
@@ -35,5 +47,32 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     from algoperf import registry
 
     names = registry.held_out(values.seed, values.scale)
+    if values.rules:
+        found = _rules(names, values.seed, values.scale)
+        records.write_json(Path(values.rules), found)
     printing.show(values.json, names, lambda: print(",".join(names)))
     return 0
+
+
+def _rules(names: Sequence[str], seed: int, scale: str) -> dict[str, Any]:
+    """Returns the rules of the scale's benchmark with these held-out workloads."""
+    from algoperf import registry
+    from scoring.rules import FOLDER
+
+    benchmark = common.BENCHMARKS[scale]
+    rules = json.loads((FOLDER / f"{benchmark}.json").read_text(encoding="utf-8"))
+    drawn = [registry.find_workload(name, scale) for name in names]
+    rules["name"] = f"{benchmark}_held_out_{seed}"
+    rules["held_out"] = {
+        w.name: registry.find_workload(w.base_workload, scale).name for w in drawn
+    }
+    rules["workloads"] |= {
+        w.name: {
+            "metric": w.target_metric_name,
+            "direction": str(w.target_direction),
+            "validation_target": w.validation_target_value,
+            "budget_sec": w.max_allowed_runtime_sec,
+        }
+        for w in drawn
+    }
+    return rules

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from algoperf import records, run_store
 from algoperf.errors import UserError
 from algoperf.launch import local
+from algoperf.records import Status
 from algoperf.run_store import Run, Store
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ def make(
       Whether the stores have all.
 
     Raises:
-      UserError: a run failed or left no record. The runs beside it save and end.
+      UserError: a run failed, left no record or found another's. The runs beside it
+        save and end.
     """
     missing = [job for job, (store, key) in wanted.items() if key not in store.runs]
     done = 0
 
-    def add(job: "Job") -> None:
+    def add(job: "Job", code: int = 0) -> None:
         nonlocal done
         store, key = wanted[job]
         if not (job.folder / records.RECORD_FILE).exists():
@@ -61,6 +63,11 @@ def make(
                 "printed says why"
             )
         run, environment = read(job.folder, key)
+        if code == 1 and run.status != Status.DIVERGED:  # it refused to go on
+            raise UserError(
+                f"{job.folder} is not run {key[2]} of {key[1]}; what it printed says "
+                "why: give another --out, or remove the folder"
+            )
         store.add(run, environment)
         done += 1
         say(f"{done}/{len(missing)}", job, run)
@@ -75,7 +82,7 @@ def make(
         should_end=should_end,
     )
     with contextlib.closing(runs):
-        for job, _ in runs:
+        for job, code in runs:
             if not should_stop():
-                add(job)
+                add(job, code)
     return not should_stop()

@@ -138,6 +138,10 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         if values["workloads"].present:
             raise UserError("give --suite or --workloads, not both")
         names, scale = registry.find_suite(values.suite)
+        if values["scale"].present and values.scale != scale:
+            raise UserError(
+                f"the suite {values.suite} is of --scale {scale}; leave --scale out"
+            )
         values["workloads"].value, values["scale"].value = names, scale
     if not values.submissions:
         raise UserError("--submissions names none; `algoperf submissions` lists them")
@@ -222,7 +226,7 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
 
 def _score_arguments(values: flags.FlagValues, out: Path, num_types: int) -> list[str]:
     """Returns how the last job scores; its results lie beside the records."""
-    benchmark = values.benchmark or {"mini": "mini", "full": "v0.6"}[values.scale]
+    benchmark = values.benchmark or common.BENCHMARKS[values.scale]
     if values.benchmark is None and values.scale == "mini" and values.suite:
         benchmark = values.suite
     base = out.with_name(f"{out.name}-score")

@@ -128,6 +128,21 @@ def test_the_first_evaluation_that_reaches_a_target():
     assert run.reached(5.0, MAXIMIZE)["step"] == 0
 
 
+@pytest.mark.parametrize(
+    ("target", "direction", "wanted"),
+    [
+        (0.219013, MINIMIZE, 0.2191),
+        (0.219013, MAXIMIZE, 0.2190),
+        (0.427656, MAXIMIZE, 0.4276),
+        (25.671, MINIMIZE, 25.68),
+        (0.25, MINIMIZE, 0.25),
+        (-1.23456, MINIMIZE, -1.234),
+    ],
+)
+def test_rounding_makes_no_target_harder(target, direction, wanted):
+    assert calibration.rounded(target, direction) == wanted
+
+
 def test_the_budget_is_half_as_much_again_as_undisturbed_training():
     timed = a_run([1.0] * 21)  # 20 steps of 0.1 s, and 1 s of compilation
     assert calibration.budget_sec(timed) == pytest.approx(1.5 * (20 * 0.1 + 1.0))
@@ -143,7 +158,7 @@ def write_record(folder, **changed):
         "hyperparameters": {"learning_rate": 0.5},
         "target": {"metric": "accuracy"},
         "step_time": {"seconds": 0.25},
-        "compile": {"trace": 1.0, "backend": 2.0},
+        "compile": {"submission": 3.0, "evaluation": 2.0, "logging": 0.0},
     }
     folder.mkdir(exist_ok=True)
     records.write_json(folder / records.RECORD_FILE, record | changed)

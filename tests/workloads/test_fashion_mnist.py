@@ -32,6 +32,31 @@ def test_no_image_is_there_twice_within_or_across_splits():
     assert len(set(digests)) == sum(SPLITS.values())
 
 
+def test_it_is_built_from_idx_files_without_repeats(tmp_path, monkeypatch):
+    sizes = {"train": 6, "validation": 3, "test": 3}
+    monkeypatch.setattr(make_fashion_mnist, "SIZES", sizes)
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(14, 28, 28), dtype=np.uint8)
+    images[1] = images[0]  # a repeat in the training file
+    images[11] = images[2]  # and one across the files
+    labels = np.arange(14, dtype=np.uint8)
+    for prefix, part in (("train", slice(0, 10)), ("t10k", slice(10, 14))):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            rows = array[part]
+            header = bytes([0, 0, 8, rows.ndim]) + np.array(rows.shape, ">i4").tobytes()
+            path = tmp_path / f"{prefix}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + rows.tobytes()))
+    found = make_fashion_mnist.build(tmp_path)
+    assert set(found["test_labels"]) == {10, 12, 13}
+    of_train = [*found["train_labels"], *found["validation_labels"]]
+    assert sorted(of_train) == [0, *range(2, 10)]
+    for split, size in sizes.items():
+        assert found[f"{split}_images"].shape == (size, 28, 28)
+        np.testing.assert_array_equal(
+            found[f"{split}_images"], images[found[f"{split}_labels"]]
+        )
+
+
 def test_eval_train_is_part_of_train_with_all_classes():
     train = {image.tobytes() for image in fashion_mnist.examples("train")["inputs"]}
     part = fashion_mnist.examples("eval_train")

@@ -18,6 +18,22 @@ from algoperf.data.embedded import read_about, save_embedded
 from workloads.common import fashion_mnist
 
 SEED = 0
+LICENCE = (
+    "MIT. Copyright 2017 Zalando SE, https://tech.zalando.com. Permission is hereby "
+    "granted, free of charge, to any person obtaining a copy of this software and "
+    'associated documentation files (the "Software"), to deal in the Software without '
+    "restriction, including without limitation the rights to use, copy, modify, merge, "
+    "publish, distribute, sublicense, and/or sell copies of the Software, and to "
+    "permit persons to whom the Software is furnished to do so, subject to the "
+    "following conditions: The above copyright notice and this permission notice shall "
+    "be included in all copies or substantial portions of the Software. THE SOFTWARE "
+    'IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING '
+    "BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR "
+    "PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS "
+    "BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF "
+    "CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE "
+    "SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."
+)
 SIZES = {
     "train": fashion_mnist.NUM_TRAIN,
     "validation": fashion_mnist.NUM_VALIDATION,
@@ -74,7 +90,7 @@ def main() -> None:
         "name": "Fashion-MNIST, subset",
         "source": "https://github.com/zalandoresearch/fashion-mnist, "
         "as in the Debian package dataset-fashion-mnist",
-        "licence": "MIT, Copyright 2017 Zalando SE",
+        "licence": LICENCE,
         "citation": "Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
         "rebuild": "python -m workloads.common.make_fashion_mnist FOLDER",
         "split": "train and validation from the original training file, test from "

@@ -8,8 +8,10 @@ its own. Its k-space then passes through the same undersampling as the knees (se
 `data`), and its target is, as theirs, the image of all measurements, noise included.
 
 Blocks of planes are training, validation or test, with gaps between them. The template
-is symmetric, so sagittal planes are taken from one half only. Planes along different
-axes cross in a line, and may be of different splits.
+is symmetric, so sagittal planes are taken from one half only. But planes along
+different axes cross: of a validation or test plane about three quarters of the brain's
+voxels are in some training plane of another axis, each on a line of it. So no image is
+in two splits, but they are of one brain: the task is to reconstruct, not to know it.
 """
 
 import functools

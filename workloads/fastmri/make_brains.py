@@ -90,6 +90,7 @@ def main() -> None:
                 f"{first} to {stop - 1} are {split}"
                 for split, (first, stop) in brains.BLOCKS.items()
             )
+            + "; planes along different axes cross, of whatever splits"
         ),
     }
     brains.EMBEDDED.parent.mkdir(exist_ok=True)

@@ -16,8 +16,9 @@ from algoperf.run_store import Store
 class Machine:
     """Stands for the processes; leaves records of the statuses given, None for none."""
 
-    def __init__(self, *statuses):
+    def __init__(self, *statuses, code=0):
         self.statuses = list(statuses)
+        self.code = code
         self.made = []
         self.is_closed = False
 
@@ -30,7 +31,7 @@ class Machine:
                 if status is not None:
                     _leave(job.folder, status)
                 self.made.append(job)
-                yield job, 0
+                yield job, self.code
         finally:
             self.is_closed = True
 
@@ -102,6 +103,18 @@ def test_a_run_without_a_result_ends_those_beside_it(call, tmp_path, status, say
     assert machine.is_closed
     assert len(machine.made) == 2
     assert _numbers(tmp_path) == [1]  # what was done is kept
+
+
+def test_the_record_of_another_run_is_not_taken(call, tmp_path):
+    _leave(tmp_path / "trial_1", Status.COMPLETED)
+    with pytest.raises(UserError, match="trial_1 is not run 1 of b"):
+        call(Machine(None, code=1))  # as `algoperf run --resume` refuses it
+    assert not (tmp_path / "store.json.xz").exists()
+
+
+def test_a_diverged_run_is_a_result(call, tmp_path):
+    call(Machine(*[Status.DIVERGED] * 3, code=1))
+    assert _numbers(tmp_path) == [1, 2, 3]
 
 
 def test_a_run_that_was_told_to_end_before_us_is_not_begun_again(call, tmp_path):

@@ -186,6 +186,22 @@ def test_a_killed_trial_of_a_sweep_is_failed_and_the_next_one_runs(tmp_path):
     assert records.read_record(_folder(out, "momentum"))["status"] is Status.COMPLETED
 
 
+@pytest.mark.parametrize(("scale", "ratio"), [("mini", 3.0), ("full", 1.0)])
+def test_budgets_of_mini_are_stretched_on_a_slow_machine(
+    tmp_path, monkeypatch, scale, ratio
+):
+    run = importlib.import_module("algoperf.cli.run")  # cli.run is the entry point
+    values = flags.FlagValues()
+    run.define_flags(values)
+    arguments = ["--submission=adamw", f"--workload={RESNET}", f"--out={tmp_path}"]
+    values(["run", *arguments, f"--scale={scale}"])
+    monkeypatch.setattr(speed, "budget_ratio", lambda: 3.0)
+    (config,) = run.trial_configs(values)
+    budget = registry.find_workload(RESNET, scale).max_allowed_runtime_sec
+    assert config.budget_ratio == ratio
+    assert config.budget_sec == ratio * budget
+
+
 def test_no_time_ends_a_trial_that_ignores_its_budget(tmp_path, monkeypatch):
     """Nor is the machine timed for its budget."""
     run = importlib.import_module("algoperf.cli.run")  # cli.run is the entry point
