@@ -104,6 +104,26 @@ def best_run(runs: Iterable[Run], direction: Direction) -> Run:
     return order[0]
 
 
+def best_repeats(repeats: Iterable[Run], direction: Direction) -> list[Run]:
+    """Returns the repeats of the point whose median is best.
+
+    The best run of a search may have been lucky with its seed; repeats tell.
+    """
+    of_point: dict[Any, list[Run]] = {}
+    for run in repeats:
+        point = run.space, tuple(sorted(run.hyperparameters.items()))
+        of_point.setdefault(point, []).append(run)
+    sign = 1 if direction is Direction.MINIMIZE else -1
+
+    def median(runs: list[Run]) -> float:
+        found = [run.best(direction) for run in runs]
+        worst = sign * math.inf
+        values = (row["validation"] if row else worst for row in found)
+        return sign * statistics.median(values)
+
+    return min(of_point.values(), key=median, default=[])
+
+
 @dataclasses.dataclass(frozen=True)
 class Targets:
     """What the repeats of the best point say."""
@@ -169,9 +189,13 @@ class Store(run_store.Store):
         """Which way the metric improves."""
         return Direction(self.facts["direction"])
 
+    def repeats(self) -> list[Run]:
+        """Returns the repeats that count, those of the best point; perhaps none yet."""
+        return best_repeats(self.of(Phase.REPEATS), self.direction)
+
     def targets(self) -> Targets:
         """Returns what the repeats say."""
-        return targets(self.of(Phase.REPEATS), self.direction)
+        return targets(self.repeats(), self.direction)
 
 
 def facts_of(workload: Workload) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Find a workload's targets: search, repeat the best point, take the median."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "phases",
         list(PHASES),
         "search: points of target_setting*.json beside the submissions; repeats: of "
-        "the best point, they set the targets; fresh: the best point, other seeds, "
+        "the best point, they set the targets; fresh: that point, other seeds, "
         "the whole step hint, to the target; weak: what must miss the target, that is "
         "--weak, and AdamW with a rate ten times off; timed: the best point alone on "
         "the machine, for the budget.",
@@ -85,6 +85,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "repeats",
         10,
         "Runs of the best point, each with a seed of its own.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "finalists",
+        1,
+        "So many of the search's best points are repeated, and the one with the best "
+        "median counts: a single run may have been lucky.",
         lower_bound=1,
         flag_values=values,
     )
@@ -185,7 +193,8 @@ def _plan_search(task: Calibration) -> list[Space]:
         return spaces
     from algoperf import calibration
 
-    runs = calibration.ranked(_search_of_base(task), task.store.direction)
+    search = _store_of_base(task).of(calibration.Phase.SEARCH)
+    runs = calibration.ranked(search, task.store.direction)
     best = runs[: task.values.points or VARIANT_POINTS]
     points = {
         space: [dict(run.hyperparameters) for run in best if run.space == space.name]
@@ -202,8 +211,8 @@ def _is_variant(task: Calibration) -> bool:
     return task.workload.variant != task.workload.base_workload
 
 
-def _search_of_base(task: Calibration) -> "list[Run]":
-    """Returns the runs of the search of a variant's base."""
+def _store_of_base(task: Calibration) -> "Store":
+    """Returns the calibration of a variant's base."""
     from algoperf import calibration, registry
 
     base = registry.find_workload(task.workload.base_workload, task.workload.scale)
@@ -213,43 +222,70 @@ def _search_of_base(task: Calibration) -> "list[Run]":
             f"{path} is not there: a variant takes points of its base's search; first "
             f"calibrate {task.workload.base_workload}, with the same --store"
         )
-    return calibration.Store.read(path).of(calibration.Phase.SEARCH)
+    return calibration.Store.read(path)
 
 
-def _best(task: Calibration, space: str | None = None) -> "tuple[Space, Run]":
-    """Returns the best run of the search, or of one space's, and its space.
+def _finalists(task: Calibration) -> "list[Run]":
+    """Returns the best runs of the search, whose points are repeated.
 
-    A variant that was not searched takes its base's.
+    A variant that was not searched takes the point that set its base's target.
     """
     from algoperf import calibration
 
-    runs = task.store.of(calibration.Phase.SEARCH)
+    store, count = task.store, task.values.finalists
+    runs = calibration.ranked(store.of(calibration.Phase.SEARCH), store.direction)
     if not runs and _is_variant(task):
-        runs = _search_of_base(task)
+        base = _store_of_base(task)
+        search = base.of(calibration.Phase.SEARCH)
+        runs = base.repeats()[:1] or calibration.ranked(search, base.direction)
     if not runs:
         raise UserError("there are no runs of the search yet: give --phases=search")
-    mine = [run for run in runs if space in (None, run.space)]
-    best = calibration.best_run(mine, task.store.direction)
-    return next(s for s in find_spaces() if s.name == best.space), best
+    return runs[:count]
 
 
-def _plan_again(phase: str, trials: int | None) -> Callable[[Calibration], list[Space]]:
+def _plan_repeats(task: Calibration) -> list[Space]:
+    points: dict[str, list[dict[str, Any]]] = {}
+    for run in _finalists(task):
+        repeats = [dict(run.hyperparameters)] * task.values.repeats
+        points.setdefault(run.space, []).extend(repeats)
+    return _points_files(task, "repeats", points)
+
+
+def _plan_best(phase: str, trials: int | None) -> Callable[[Calibration], list[Space]]:
+    """Returns the plan of runs of the point that set the target."""
+
     def plan(task: Calibration) -> list[Space]:
-        from algoperf.calibration import Phase
-
-        space, best = _best(task)
-        best_point = dict(best.hyperparameters)
-        for run in task.store.of(Phase(phase)):
-            if (run.space, dict(run.hyperparameters)) != (space.name, best_point):
-                raise UserError(
-                    f"{task.store.path} has runs of the phase {phase} at a point of "
-                    f"{run.space} that is not the search's best any more; begin anew "
-                    "with another --store and --out"
-                )
-        points = [best_point] * (trials or task.values.repeats)
-        return [task.points_file(phase, space, points)]
+        best = (task.store.repeats() or _finalists(task))[0]
+        repeats = [dict(best.hyperparameters)] * (trials or task.values.repeats)
+        return _points_files(task, phase, {best.space: repeats})
 
     return plan
+
+
+def _points_files(
+    task: Calibration, phase: str, points: Mapping[str, list[dict[str, Any]]]
+) -> list[Space]:
+    """Returns spaces of these points, by their spaces' names.
+
+    Raises:
+      UserError: the store has runs of this phase at other points.
+    """
+    from algoperf.calibration import Phase
+
+    for run in task.store.of(Phase(phase)):
+        mine = points.get(run.space, [])
+        wanted = mine[run.trial - 1 : run.trial] or mine[-1:]
+        if wanted != [dict(run.hyperparameters)]:
+            raise UserError(
+                f"{task.store.path} has runs of the phase {phase} at a point of "
+                f"{run.space} that is not among the best now; give the same flags as "
+                "before, or begin anew with another --store and --out"
+            )
+    return [
+        task.points_file(phase, space, points[space.name])
+        for space in find_spaces()
+        if space.name in points
+    ]
 
 
 def _plan_fresh(task: Calibration) -> list[Space]:
@@ -257,11 +293,18 @@ def _plan_fresh(task: Calibration) -> list[Space]:
 
     if not task.store.of(Phase.REPEATS):
         raise UserError("there is no target to reach yet: give --phases=repeats")
-    return _plan_again("fresh", None)(task)
+    return _plan_best("fresh", None)(task)
 
 
 def _plan_weak(task: Calibration) -> list[Space]:
-    space, best = _best(task, OFF_SPACE)
+    from algoperf import calibration
+
+    runs = task.store.of(calibration.Phase.SEARCH)
+    mine = [run for run in runs if run.space == OFF_SPACE]
+    if not mine:
+        raise UserError("there are no runs of the search yet: give --phases=search")
+    best = calibration.best_run(mine, task.store.direction)
+    space = next(space for space in find_spaces() if space.name == OFF_SPACE)
     rate = best.hyperparameters["learning_rate"]
     points = [
         {**best.hyperparameters, "learning_rate": factor * rate}
@@ -288,10 +331,10 @@ def _weak_spaces(task: Calibration) -> list[Space]:
 
 _PLANS: dict[str, Callable[[Calibration], list[Space]]] = {
     "search": _plan_search,
-    "repeats": _plan_again("repeats", None),
+    "repeats": _plan_repeats,
     "fresh": _plan_fresh,
     "weak": _plan_weak,
-    "timed": _plan_again("timed", 1),
+    "timed": _plan_best("timed", 1),
 }
 
 
@@ -362,7 +405,7 @@ def _summary(store: "Store") -> str:
     if search := store.of(Phase.SEARCH):
         best = best_run(search, store.direction)
         lines.append(f"best of the search: {best.space} {dict(best.hyperparameters)}")
-    if repeats := store.of(Phase.REPEATS):
+    if repeats := store.repeats():
         found = store.targets()
         low, high = found.spread
         lines.append(

@@ -18,13 +18,13 @@ from algoperf.run_store import Run
 MINIMIZE, MAXIMIZE = Direction.MINIMIZE, Direction.MAXIMIZE
 
 
-def a_run(validation, test=None, trial=1, phase=Phase.SEARCH):
+def a_run(validation, test=None, trial=1, phase=Phase.SEARCH, point=None):
     test = validation if test is None else test
     rows = [
         {"step": i, "time": float(i), "validation": v, "test": t}
         for i, (v, t) in enumerate(zip(validation, test, strict=True))
     ]
-    return Run(phase, "adamw", trial, {}, "completed", rows, 0.1, 1.0)
+    return Run(phase, "adamw", trial, point or {}, "completed", rows, 0.1, 1.0)
 
 
 def test_the_best_evaluation_goes_by_direction_and_passes_over_nan():
@@ -115,6 +115,17 @@ def test_targets_are_set_with_fewer_steps_than_a_submission_has():
     shares = {phase: phase.share for phase in Phase}
     assert shares[Phase.SEARCH] == shares[Phase.REPEATS] == shares[Phase.TIMED] == 0.75
     assert shares[Phase.FRESH] == shares[Phase.WEAK] == 1.0
+
+
+def test_the_repeats_with_the_best_median_count():
+    """One lucky run of another point is not enough, nor is a diverged one."""
+    steady, lucky = {"learning_rate": 0.1}, {"learning_rate": 0.9}
+    of_steady = [a_run([v], point=steady) for v in (1.5, 2.0, 2.5)]
+    of_lucky = [a_run([v], point=lucky) for v in (0.5, 3.0, math.nan)]
+    for direction in Direction:
+        repeats = [*of_lucky, *of_steady]
+        assert calibration.best_repeats(repeats, direction) == of_steady
+    assert calibration.best_repeats([], MINIMIZE) == []
 
 
 def test_no_two_phases_have_one_seed():
