@@ -1,11 +1,14 @@
 """`calibrate` on a real workload, for a few steps; it goes on where it was."""
 
+import dataclasses
+
 import pytest
 
-from algoperf import cli, registry
-from algoperf.calibration import Phase, Store, best_run
+from algoperf import calibration, cli, registry
+from algoperf.calibration import Phase, Store, best_run, ranked
 from algoperf.cli import calibrate
 from algoperf.records import RECORD_FILE, read_record
+from algoperf.run_store import Run
 
 
 def test_every_search_space_of_the_four_algorithms_is_found():
@@ -35,6 +38,23 @@ def test_fresh_runs_need_a_target(tmp_path, capsys):
     arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=fresh"]
     assert cli.main([*arguments, f"--out={tmp_path}"]) != 0
     assert "--phases=repeats" in capsys.readouterr().err
+
+
+def test_runs_of_a_point_that_is_not_the_best_any_more_are_refused(tmp_path, capsys):
+    """They would count as repeats of the best."""
+    workload = registry.find_workload("imagenet_resnet", "mini")
+    facts = calibration.facts_of(workload) | {"max_steps": None}
+    store = Store.open(tmp_path / f"{workload.name}.json.xz", facts)
+    points = {0.5: {"learning_rate": 0.1}, 0.75: {"learning_rate": 0.2}}
+    for trial, (accuracy, point) in enumerate(points.items(), start=1):
+        row = {"step": 1.0, "time": 1.0, "validation": accuracy, "test": accuracy}
+        run = Run(Phase.SEARCH, "adamw", trial, point, "completed", [row], 0.1, 1.0)
+        store.add(run, {})
+        if trial == 1:  # what was the best then
+            store.add(dataclasses.replace(run, phase=Phase.REPEATS), {})
+    arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=repeats"]
+    assert cli.main([*arguments, f"--out={tmp_path}"]) == 1
+    assert "adamw that is not among the best now" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -91,6 +111,16 @@ def test_phases_and_a_variant(tmp_path, capfd, weak):
     assert "search: 4 of 4 runs are done" in capfd.readouterr().out
     assert path.read_bytes() == before
 
+    again = ["calibrate", "--workload=imagenet_resnet", "--phases=repeats", *few]
+    assert cli.main([*again, "--repeats=2", "--finalists=2"]) == 0
+    repeats = Store.read(path).of(Phase.REPEATS)
+    first, second = ranked(search, store.direction)[:2]
+    assert [(run.space, run.hyperparameters) for run in repeats] == [
+        (run.space, run.hyperparameters)
+        for run in sorted([first, second], key=lambda run: run.space)
+        for _ in range(2)
+    ]
+
     arguments = ["calibrate", "--workload=imagenet_resnet_silu", *few]
     assert cli.main([*arguments, "--phases=search", "--points=2"]) == 0
     silu = Store.read(tmp_path / "imagenet_resnet_silu_mini.json.xz")
@@ -102,6 +132,7 @@ def test_phases_and_a_variant(tmp_path, capfd, weak):
     # Without a search of its own, a variant repeats the best point of its base.
     arguments = ["calibrate", "--workload=imagenet_resnet_gelu", *few]
     assert cli.main([*arguments, "--phases=repeats", "--repeats=1"]) == 0
+    best = Store.read(path).repeats()[0]
     gelu = Store.read(tmp_path / "imagenet_resnet_gelu_mini.json.xz")
     (repeat,) = gelu.runs.values()
     assert repeat.space == best.space
