@@ -125,7 +125,7 @@ def _other_r_max(result: Result, uncertainty: Uncertainty, style: Style) -> Part
 
 def _rows(count: int) -> int:
     """Height in pixels of a figure of so many rows."""
-    return 70 + 30 * count
+    return 100 + 30 * count  # ticks and title of the axis take the rest
 
 
 def row_heading(result: Result, s: int, style: Style) -> str:
