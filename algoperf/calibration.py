@@ -107,7 +107,8 @@ def best_run(runs: Iterable[Run], direction: Direction) -> Run:
 def best_repeats(repeats: Iterable[Run], direction: Direction) -> list[Run]:
     """Returns the repeats of the point whose median is best.
 
-    The best run of a search may have been lucky with its seed; repeats tell.
+    The best run of a search may have been lucky with its seed; repeats tell. So points
+    with fewer repeats than others do not count yet.
     """
     of_point: dict[Any, list[Run]] = {}
     for run in repeats:
@@ -121,7 +122,9 @@ def best_repeats(repeats: Iterable[Run], direction: Direction) -> list[Run]:
         values = (row["validation"] if row else worst for row in found)
         return sign * statistics.median(values)
 
-    return min(of_point.values(), key=median, default=[])
+    most = max(map(len, of_point.values()), default=0)
+    complete = [runs for runs in of_point.values() if len(runs) == most]
+    return min(complete, key=median, default=[])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,9 @@ def targets(repeats: Iterable[Run], direction: Direction) -> Targets:
 def rounded(target: float, direction: Direction) -> float:
     """Returns a target with four digits, none harder: what set it reaches it still."""
     to_easier = ROUND_CEILING if direction is Direction.MINIMIZE else ROUND_FLOOR
-    return float(Context(prec=4, rounding=to_easier).create_decimal(target))
+    # Of its shortest decimal: 0.8845 is a little less in binary, and stays 0.8845.
+    decimal = repr(float(target))
+    return float(Context(prec=4, rounding=to_easier).create_decimal(decimal))
 
 
 def budget_sec(timed: Run) -> float:

@@ -8,8 +8,16 @@ class UserError(Exception):
     """Something the user can mend; the message says what is wrong and what to do.
 
     Raised anywhere, caught once, in `algoperf.cli`, which prints the message as one
-    line and exits with a non-zero status.
+    line and exits with `exit_status`.
     """
+
+    exit_status = 1
+
+
+class OtherRunError(UserError):
+    """A folder holds the record of another run than the one that is asked for."""
+
+    exit_status = 73  # EX_CANTCREAT of sysexits.h; 1 is also a run that diverged
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from algoperf import hardware, locks, records
-from algoperf.errors import UserError
+from algoperf.errors import OtherRunError, UserError
 from algoperf.hosts import Hosts
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig
@@ -101,8 +101,9 @@ class Recorder:
         Of several hosts, the leading one does so for all.
 
         Raises:
-          UserError: the folder holds another run, or this one and not `resume`, or
-            another process writes there.
+          OtherRunError: the folder holds another run.
+          UserError: it holds this one and not `resume`, or another process writes
+            there.
         """
         with contextlib.ExitStack() as stack:
             lock: locks.Lock | None = None
@@ -149,7 +150,7 @@ class Recorder:
         wanted = json.loads(json.dumps(records.finite(record)))
         for name in IDENTITY:
             if earlier.get(name) != wanted[name]:
-                raise UserError(
+                raise OtherRunError(
                     f"{folder} holds another run: its {name} is {earlier.get(name)}, "
                     f"asked for is {wanted[name]}; choose another --out"
                 )

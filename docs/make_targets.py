@@ -20,7 +20,7 @@ from algoperf.workload import Workload
 DOCS = Path(__file__).resolve().parent
 STORES = DOCS / "calibration"
 PAGE = DOCS / "targets.md"
-FEWEST_REPEATS = 5  # with fewer, the target is provisional still
+FEWEST_REPEATS = 3  # with fewer, the target is provisional still
 COLOURS = {  # of the search spaces
     "adamw": "#3b7dd8",
     "nadamw": "#2f9e63",
@@ -37,7 +37,8 @@ Nesterov and heavy-ball momentum are searched with a quasi-random sequence each.
 best point is repeated with other seeds. The validation target is the median of the
 repeats' best validation metrics; the test target is the worst test metric among the
 repeats that reached it. Where repeats show that the best run of a search was lucky, the
-next point is repeated too, and the better median counts. These runs plan for three
+next point is repeated too (`--finalists 2`), and the better median counts. Targets are
+rounded to four digits, to the easier side. These runs plan for three
 quarters of the step hint, so that a submission as good as the one that set the target
 reaches it in time. The budget is one and a half times what such a run takes with the
 machine to itself, compilation included, on the reference machine: 2 cores of an AMD
@@ -85,8 +86,8 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
             "All plan for the whole step hint.\n",
             table(("workload", *WEAK), weak_runs, bases),
             "## Variants\n",
-            "A variant repeats the best point of its base's search; points are of a "
-            "search of its own.\n",
+            "A variant repeats the point that set its base's target; points are of a "
+            "search of\nits own.\n",
             table(("workload", *TARGET), targets, variants),
             "## Curves\n",
             "Thin: the points of the search; black: the repeats of the best; dashed: "
@@ -221,6 +222,8 @@ def weak_runs(_: Workload, store: Store) -> list[str]:
 
 def _best_of(runs: Sequence[Run], target: float, direction: Direction) -> str:
     """Returns the best metric of the runs, and whether it reaches the target."""
+    if not runs:
+        return NOTHING
     order = calibration.ranked(runs, direction)
     row = order[0].best(direction) if order else None
     if row is None:

@@ -107,7 +107,7 @@ def test_cells_by_hand(tmp_path):
     assert make_targets.targets(WORKLOAD, store) == cells
     times = ["500", "10", "2 of 3", "10 (0 to 20)", "7 (2 to 12)"]
     assert make_targets.times(None, store) == times
-    bests = ["loss", "1.25", "1, reached", "diverged", "diverged", "diverged"]
+    bests = ["loss", "1.25", "1, reached", "-", "-", "-"]
     assert make_targets.search_bests(None, store) == bests
     weak = ["loss", "1.25", "2", "1.25, reached", "diverged"]
     assert make_targets.weak_runs(None, store) == weak

@@ -56,12 +56,12 @@ def run() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command and returns the exit status: 0, 1 for failures, 2 for usage."""
+    """Runs one command; returns 0, 2 for usage, or the status of the failure."""
     try:
         return _dispatch(list(arguments))
     except UserError as error:
         print(f"algoperf: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         sys.stderr.close()
         return 1

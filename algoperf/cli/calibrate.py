@@ -1,7 +1,7 @@
 """Find a workload's targets: search, repeat the best point, take the median."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 USAGE = (
     "algoperf calibrate --workload NAME [--scale mini|full] [--out DIR] [--store DIR]\n"
     "         [--phases search,repeats,fresh,weak,timed] [--points N] [--repeats N]\n"
-    "         [--weak NAMES] [--side_by_side N]"
+    "         [--finalists N] [--weak NAMES] [--side_by_side N]"
 )
 PHASES = ("search", "repeats", "fresh", "weak", "timed")
 SEARCH_SPACES = "target_setting*.json"  # beside the submissions that set targets
@@ -77,7 +77,7 @@ def define_flags(values: flags.FlagValues) -> None:
         None,
         f"Points of each search space, {POINTS} by default. A variant tries the best "
         f"points of its base's search instead, {VARIANT_POINTS} in all by default; "
-        "without the phase search, it repeats its base's best.",
+        "without any, it repeats the point that set its base's target.",
         lower_bound=1,
         flag_values=values,
     )
@@ -188,23 +188,17 @@ def find_spaces(points: int = POINTS) -> list[Space]:
 
 def _plan_search(task: Calibration) -> list[Space]:
     """Returns the spaces to search; for a variant, the best points of its base."""
-    spaces = find_spaces(task.values.points or POINTS)
     if not _is_variant(task):
-        return spaces
+        return find_spaces(task.values.points or POINTS)
     from algoperf import calibration
 
     search = _store_of_base(task).of(calibration.Phase.SEARCH)
     runs = calibration.ranked(search, task.store.direction)
     best = runs[: task.values.points or VARIANT_POINTS]
-    points = {
-        space: [dict(run.hyperparameters) for run in best if run.space == space.name]
-        for space in spaces
-    }
-    return [
-        task.points_file("search", space, mine)
-        for space, mine in points.items()
-        if mine
-    ]
+    points: dict[str, list[dict[str, Any]]] = {}
+    for run in best:
+        points.setdefault(run.space, []).append(dict(run.hyperparameters))
+    return _points_files(task, "search", points)
 
 
 def _is_variant(task: Calibration) -> bool:
@@ -233,14 +227,16 @@ def _finalists(task: Calibration) -> "list[Run]":
     from algoperf import calibration
 
     store, count = task.store, task.values.finalists
-    runs = calibration.ranked(store.of(calibration.Phase.SEARCH), store.direction)
-    if not runs and _is_variant(task):
+    search = store.of(calibration.Phase.SEARCH)
+    if not search and _is_variant(task):
         base = _store_of_base(task)
+        if repeats := base.repeats():
+            return repeats[:1]
         search = base.of(calibration.Phase.SEARCH)
-        runs = base.repeats()[:1] or calibration.ranked(search, base.direction)
-    if not runs:
+    if not search:
         raise UserError("there are no runs of the search yet: give --phases=search")
-    return runs[:count]
+    calibration.best_run(search, store.direction)  # raises where all diverged
+    return calibration.ranked(search, store.direction)[:count]
 
 
 def _plan_repeats(task: Calibration) -> list[Space]:
@@ -272,20 +268,27 @@ def _points_files(
     """
     from algoperf.calibration import Phase
 
-    for run in task.store.of(Phase(phase)):
-        mine = points.get(run.space, [])
-        wanted = mine[run.trial - 1 : run.trial] or mine[-1:]
-        if wanted != [dict(run.hyperparameters)]:
-            raise UserError(
-                f"{task.store.path} has runs of the phase {phase} at a point of "
-                f"{run.space} that is not among the best now; give the same flags as "
-                "before, or begin anew with another --store and --out"
-            )
+    _check_points(task.store, task.store.of(Phase(phase)), points)
     return [
         task.points_file(phase, space, points[space.name])
         for space in find_spaces()
         if space.name in points
     ]
+
+
+def _check_points(
+    store: "Store", runs: "Iterable[Run]", points: Mapping[str, list[dict[str, Any]]]
+) -> None:
+    """Raises UserError if runs are of other points than these, which they follow."""
+    for run in runs:
+        mine = points.get(run.space, [])
+        wanted = mine[run.trial - 1 : run.trial] or mine[-1:]
+        if wanted != [dict(run.hyperparameters)]:
+            raise UserError(
+                f"{store.path} has runs of the phase {run.phase} at a point of "
+                f"{run.space} that is not among the best any more; give the flags of "
+                "before, or begin anew with another --store and --out"
+            )
 
 
 def _plan_fresh(task: Calibration) -> list[Space]:
@@ -311,6 +314,9 @@ def _plan_weak(task: Calibration) -> list[Space]:
         for factor in OFF_FACTORS
     ]
     off = dataclasses.replace(space, name=f"{OFF_SPACE}_off")
+    known = task.store.of(calibration.Phase.WEAK)
+    mine = [run for run in known if run.space == off.name]
+    _check_points(task.store, mine, {off.name: points})
     return [*_weak_spaces(task), task.points_file("weak", off, points)]
 
 

@@ -48,8 +48,9 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     names = registry.held_out(values.seed, values.scale)
     if values.rules:
-        found = _rules(names, values.seed, values.scale)
-        records.write_json(Path(values.rules), found)
+        path = Path(values.rules)
+        records.make_folder(path.parent)
+        records.write_json(path, _rules(names, values.seed, values.scale))
     printing.show(values.json, names, lambda: print(",".join(names)))
     return 0
 
@@ -62,6 +63,7 @@ def _rules(names: Sequence[str], seed: int, scale: str) -> dict[str, Any]:
     benchmark = common.BENCHMARKS[scale]
     rules = json.loads((FOLDER / f"{benchmark}.json").read_text(encoding="utf-8"))
     drawn = [registry.find_workload(name, scale) for name in names]
+    rules.pop("subsets", None)  # these are of the benchmark without a draw
     rules["name"] = f"{benchmark}_held_out_{seed}"
     rules["held_out"] = {
         w.name: registry.find_workload(w.base_workload, scale).name for w in drawn

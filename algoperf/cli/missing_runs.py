@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algoperf import records, run_store
-from algoperf.errors import UserError
+from algoperf.errors import OtherRunError, UserError
 from algoperf.launch import local
-from algoperf.records import Status
 from algoperf.run_store import Run, Store
 
 if TYPE_CHECKING:
@@ -62,12 +61,12 @@ def make(
                 f"run {key[2]} of {key[1]} left no record in {job.folder}; what it "
                 "printed says why"
             )
-        run, environment = read(job.folder, key)
-        if code == 1 and run.status != Status.DIVERGED:  # it refused to go on
+        if code == OtherRunError.exit_status:
             raise UserError(
                 f"{job.folder} is not run {key[2]} of {key[1]}; what it printed says "
                 "why: give another --out, or remove the folder"
             )
+        run, environment = read(job.folder, key)
         store.add(run, environment)
         done += 1
         say(f"{done}/{len(missing)}", job, run)

@@ -125,6 +125,8 @@ def test_the_repeats_with_the_best_median_count():
     for direction in Direction:
         repeats = [*of_lucky, *of_steady]
         assert calibration.best_repeats(repeats, direction) == of_steady
+        luckiest = a_run([0.1], point={"learning_rate": 0.5})  # but the only one
+        assert calibration.best_repeats([*repeats, luckiest], direction) == of_steady
     assert calibration.best_repeats([], MINIMIZE) == []
 
 
@@ -147,6 +149,9 @@ def test_the_first_evaluation_that_reaches_a_target():
         (0.427656, MAXIMIZE, 0.4276),
         (25.671, MINIMIZE, 25.68),
         (0.25, MINIMIZE, 0.25),
+        (0.8845, MAXIMIZE, 0.8845),  # in binary a little less
+        (0.3, MINIMIZE, 0.3),
+        (0.3, MAXIMIZE, 0.3),
         (-1.23456, MINIMIZE, -1.234),
     ],
 )

@@ -54,7 +54,7 @@ def test_runs_of_a_point_that_is_not_the_best_any_more_are_refused(tmp_path, cap
             store.add(dataclasses.replace(run, phase=Phase.REPEATS), {})
     arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=repeats"]
     assert cli.main([*arguments, f"--out={tmp_path}"]) == 1
-    assert "adamw that is not among the best now" in capsys.readouterr().err
+    assert "adamw that is not among the best any more" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from algoperf import cli, registry
 
 @pytest.mark.parametrize(("scale", "base"), [("mini", "mini"), ("full", "v0.6")])
 def test_a_draw_becomes_rules(tmp_path, capsys, scale, base):
-    path = tmp_path / "rules.json"
+    path = tmp_path / "not_there_yet" / "rules.json"
     arguments = ["heldout", "--seed=3", f"--scale={scale}", f"--rules={path}"]
     assert cli.main(arguments) == 0
     names = capsys.readouterr().out.strip().split(",")
     assert names == registry.held_out(3, scale)
     rules, published = scoring.load_rules(path), scoring.load_rules(base)
     assert rules.base_workloads == published.base_workloads
+    assert not rules.subsets
     drawn = [registry.find_workload(name, scale) for name in names]
     assert list(rules.held_out) == [w.name for w in drawn]
     for workload in drawn:

@@ -6,7 +6,7 @@ import pytest
 
 from algoperf import cli, locks, records
 from algoperf.cli import missing_runs
-from algoperf.errors import UserError
+from algoperf.errors import OtherRunError, UserError
 from algoperf.launch import local
 from algoperf.launch.jobs import Job
 from algoperf.records import Status
@@ -106,9 +106,9 @@ def test_a_run_without_a_result_ends_those_beside_it(call, tmp_path, status, say
 
 
 def test_the_record_of_another_run_is_not_taken(call, tmp_path):
-    _leave(tmp_path / "trial_1", Status.COMPLETED)
+    _leave(tmp_path / "trial_1", Status.DIVERGED)
     with pytest.raises(UserError, match="trial_1 is not run 1 of b"):
-        call(Machine(None, code=1))  # as `algoperf run --resume` refuses it
+        call(Machine(None, code=OtherRunError.exit_status))
     assert not (tmp_path / "store.json.xz").exists()
 
 

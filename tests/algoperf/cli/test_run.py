@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from algoperf import cli, records, registry, speed
+from algoperf.errors import OtherRunError
 from algoperf.records import Status
 
 RESNET = "imagenet_resnet"
@@ -52,7 +53,8 @@ def test_run_refuses_a_folder_that_holds_a_run(out, capsys):
     arguments = ["run", "--submission=adamw", f"--workload={RESNET}", f"--out={out}"]
     assert cli.main([*arguments, *QUICK]) == 1
     assert "--resume" in capsys.readouterr().err
-    assert cli.main([*arguments, *QUICK, "--resume", "--seed=1"]) == 1
+    status = cli.main([*arguments, *QUICK, "--resume", "--seed=1"])
+    assert status == OtherRunError.exit_status
     assert "another run" in capsys.readouterr().err
     assert (_folder(out) / records.RECORD_FILE).read_bytes() == before
 

@@ -50,6 +50,13 @@ def test_flags_of_another_executor_are_refused(flags, says, capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_suite_has_a_scale_of_its_own(capsys, tmp_path):
+    arguments = ["sweep", "--submissions=adamw", "--suite=mini_fast", "--scale=full"]
+    assert cli.main([*arguments, f"--out={tmp_path / 'runs'}"]) == 1
+    assert "mini_fast is of --scale mini" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.fixture
 def interruptible():
     """Has Ctrl-C do what it does on a terminal; in the background it is ignored."""

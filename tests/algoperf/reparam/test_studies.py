@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from algoperf import cli, records
+from algoperf.errors import OtherRunError
 from algoperf.records import Direction
 from algoperf.reparam import studies
 from algoperf.reparam.studies import Series
@@ -151,7 +152,8 @@ def test_studies_run_and_leave_table_plot_and_records(tmp_path, capfd):
     assert records.read_measurements(folder / records.EVAL_FILE)
     # Another run in the same place is refused, not taken for this one.
     other = ["--study=rank", "--values=0.5", "--series=lora"]
-    assert cli.main(["reparam", *other, *usual, f"--out={tmp_path}"]) == 1
+    status = cli.main(["reparam", *other, *usual, f"--out={tmp_path}"])
+    assert status == OtherRunError.exit_status
     assert "holds another run" in capfd.readouterr().err
 
 
