@@ -164,7 +164,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         for phase in calibration.Phase:
             if phase not in values.phases:
                 continue
-            spaces = _PLANS[phase](task)
+            spaces = plan(phase, task)
             if not _run(task, phase, spaces, lambda: stop.is_asked):
                 print("stopped; the same command goes on with what is missing")
                 return 1
@@ -342,6 +342,11 @@ _PLANS: dict[str, Callable[[Calibration], list[Space]]] = {
     "weak": _plan_weak,
     "timed": _plan_best("timed", 1),
 }
+
+
+def plan(phase: str, task: Calibration) -> list[Space]:
+    """Returns the spaces whose points a phase runs, those that are done included."""
+    return _PLANS[phase](task)
 
 
 def _run(

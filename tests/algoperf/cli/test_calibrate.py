@@ -1,8 +1,9 @@
 """`calibrate` on a real workload, for a few steps; it goes on where it was."""
 
-import dataclasses
+import json
 
 import pytest
+from absl import flags
 
 from algoperf import calibration, cli, registry
 from algoperf.calibration import Phase, Store, best_run, ranked
@@ -40,6 +41,11 @@ def test_fresh_runs_need_a_target(tmp_path, capsys):
     assert "--phases=repeats" in capsys.readouterr().err
 
 
+def a_run(phase, trial, point, accuracy):
+    row = {"step": 1.0, "time": 1.0, "validation": accuracy, "test": accuracy}
+    return Run(phase, "adamw", trial, point, "completed", [row], 0.1, 1.0)
+
+
 def test_runs_of_a_point_that_is_not_the_best_any_more_are_refused(tmp_path, capsys):
     """They would count as repeats of the best."""
     workload = registry.find_workload("imagenet_resnet", "mini")
@@ -47,14 +53,33 @@ def test_runs_of_a_point_that_is_not_the_best_any_more_are_refused(tmp_path, cap
     store = Store.open(tmp_path / f"{workload.name}.json.xz", facts)
     points = {0.5: {"learning_rate": 0.1}, 0.75: {"learning_rate": 0.2}}
     for trial, (accuracy, point) in enumerate(points.items(), start=1):
-        row = {"step": 1.0, "time": 1.0, "validation": accuracy, "test": accuracy}
-        run = Run(Phase.SEARCH, "adamw", trial, point, "completed", [row], 0.1, 1.0)
-        store.add(run, {})
+        store.add(a_run(Phase.SEARCH, trial, point, accuracy), {})
         if trial == 1:  # what was the best then
-            store.add(dataclasses.replace(run, phase=Phase.REPEATS), {})
+            store.add(a_run(Phase.REPEATS, trial, point, accuracy), {})
     arguments = ["calibrate", "--workload=imagenet_resnet", "--phases=repeats"]
     assert cli.main([*arguments, f"--out={tmp_path}"]) == 1
     assert "adamw that is not among the best any more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("phase", "count"), [("fresh", 2), ("timed", 1)])
+def test_what_follows_the_repeats_takes_the_point_with_the_best_median(
+    tmp_path, phase, count
+):
+    values = flags.FlagValues()
+    calibrate.define_flags(values)
+    values(["calibrate", "--workload=imagenet_resnet", "--repeats=2"])
+    workload = registry.find_workload("imagenet_resnet", "mini")
+    store = Store.open(tmp_path / "store.json.xz", {"direction": "maximize"})
+    points = {0.9: {"learning_rate": 0.1}, 0.8: {"learning_rate": 0.2}}
+    repeats = {0.9: [0.6, 0.5], 0.8: [0.7, 0.7]}  # the first was lucky
+    for trial, (found, point) in enumerate(points.items(), start=1):
+        store.add(a_run(Phase.SEARCH, trial, point, found), {})
+        for again, accuracy in enumerate(repeats[found], start=2 * trial - 1):
+            store.add(a_run(Phase.REPEATS, again, point, accuracy), {})
+    task = calibrate.Calibration(values, workload, store, tmp_path / "out")
+    (space,) = calibrate.plan(phase, task)
+    assert space.name == "adamw"
+    assert json.loads(space.path.read_text()) == [points[0.8]] * count
 
 
 @pytest.fixture
