@@ -208,8 +208,9 @@ Written by `python docs/make_leaderboard.py` from the records in
 the same records and draws their page, `runs/leaderboard.html`.
 
 {trials} trials: {studies} of {points} of the search space on each of the workloads of
-the mini suite, on {machine}. Times are steps to the target times the undisturbed time
-of a step. The score is that of [scoring.md](scoring.md).
+the mini suite, on {machine}.
+Times are steps to the target times the undisturbed time of a step. The score is that of
+[scoring.md](scoring.md).
 
 - **Interval** is of the score, at 95 %, over resampled studies and trials.
 - **Over AdamW** is the geometric mean of the speed-up over AdamW on the workloads that
@@ -224,15 +225,16 @@ FIELD_WORDS = """
 Of each submission that took part in the competition of 2024 too (external tuning, 8
 V100), its time over NadamW's on each of the {workloads} workloads that both suites
 have, here and there. A missed target counts as {r_max:g} times as long. Spearman's rank
-correlation, with 95 % intervals over resampled workloads:
+correlation, with 95 % intervals over resampled workloads, n pairs:
 
 | of | correlation |
 |---|---|
 {rows}
 
-Submissions: {names}. The implementations differ, and so do their search spaces: this
-says how far the order carries over, all of that included. AdamW and momentum were not
-in that field.
+Submissions: {names}.
+The implementations differ, and so do their search spaces and what is searched: this
+says how far the order carries over, all of that included. Few submissions give a wide
+interval. AdamW and momentum were not in that field.
 """
 
 
