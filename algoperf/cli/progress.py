@@ -1,5 +1,7 @@
 """What a user sees while trials run: a line per evaluation, a bar on a terminal."""
 
+import os
+import sys
 import time
 from typing import Any
 
@@ -13,11 +15,19 @@ from algoperf.trials import TrialConfig
 REFRESH_SEC = 0.5
 
 
+class _Console(Console):
+    """Falls silent where its reader, `head` say, has left: the trial goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class ProgressReport:
     """Shows trials as they go; a context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -1,5 +1,7 @@
 """What the line of a trial says of its devices."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -24,3 +26,22 @@ def test_the_layout_is_named_where_it_is_not_plain(
     monkeypatch.setattr(jax, "device_count", lambda: count)
     config = SimpleNamespace(workload=SimpleNamespace(placement=placement))
     assert progress._layout(config) == expected
+
+
+def test_a_reader_that_leaves_ends_no_trial():
+    """As in `algoperf run ... | head -1`."""
+    script = (
+        "import os, sys\n"
+        "from algoperf.cli.progress import ProgressReport\n"
+        "report = ProgressReport()\n"
+        "for line in range(3):\n"
+        "    report._console.print(line)\n"
+        "print('the trial ended', file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()  # before anything is written
+        assert process.stderr.read().decode() == "the trial ended\n"
+    assert process.returncode == 0
