@@ -85,7 +85,7 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     MINI,
     # Targets provisional: the base's.
-    variant(MINI, "imagenet_resnet_silu", (0.862, 0.849), activation=nn.silu),
+    variant(MINI, "imagenet_resnet_silu", (0.8875, 0.862), activation=nn.silu),
     variant(MINI, "imagenet_resnet_gelu", (0.862, 0.849), activation=nn.gelu),
     variant(MINI, "imagenet_resnet_large_bn_init", (0.862, 0.849), bn_init_scale=8.0),
 )
