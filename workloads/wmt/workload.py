@@ -211,8 +211,6 @@ MINI = Wmt(
     output_params=("shared",),
 )
 
-# The same for all variants until they are calibrated.
-
 WORKLOADS: tuple[Workload, ...] = (
     FULL,
     variant(FULL, "wmt_post_ln", (30.0779, 29.8982), post_layer_norm=True),
