@@ -213,12 +213,12 @@ Times are steps to the target times the undisturbed time of a step. The score is
 [scoring.md](scoring.md).
 
 - **Interval** is of the score, at 95 %, over resampled studies and trials.
+"""
+OVER_WORDS = """\
 - **Over AdamW** is the geometric mean of the speed-up over AdamW on the workloads that
   both reach; in brackets the 95 % interval over these workloads, and their number.
-
-| rank | submission | score | interval | targets reached | over AdamW |
-|---|---|---|---|---|---|
 """
+COLUMNS = ("rank", "submission", "score", "interval", "targets reached")
 FIELD_WORDS = """
 ## Does the order mean anything at full scale?
 
@@ -242,17 +242,20 @@ def page(runs: scoring.Runs, result: scoring.Result) -> str:
     """Returns the text of the page."""
     assessment = scoring.assess(runs, result)
     over = gains(result, REFERENCE) if REFERENCE in result.submissions else {}
-    lines = []
+    columns = (*COLUMNS, "over AdamW") if over else COLUMNS
+    rows: list[Sequence[str]] = [columns, ["---"] * len(columns)]
     for rank, s in enumerate(result.ranking, start=1):
         name = result.submissions[s]
         reached = int(np.isfinite(result.times[s]).sum())
         interval = "-"
         if (known := assessment.uncertainty) and math.isfinite(known.score_low_S[s]):
             interval = f"{known.score_low_S[s]:.2f} to {known.score_high_S[s]:.2f}"
-        cells = (rank, name, f"{result.scores[s]:.3f}", interval)
-        cells = (*cells, f"{reached} of {len(result.workloads)}", over.get(name, "-"))
-        lines.append(f"| {' | '.join(map(str, cells))} |\n")
-    return HEAD.format(**_protocol(runs)) + "".join(lines) + _field_words(result)
+        cells = [str(rank), name, f"{result.scores[s]:.3f}", interval]
+        cells.append(f"{reached} of {len(result.workloads)}")
+        rows.append([*cells, over[name]] if over else cells)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    head = HEAD.format(**_protocol(runs)) + (OVER_WORDS if over else "")
+    return f"{head}\n{table}{_field_words(result)}"
 
 
 def _protocol(runs: scoring.Runs) -> Mapping[str, str]:

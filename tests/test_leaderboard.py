@@ -104,6 +104,13 @@ def test_the_page(tmp_path):
     assert "Submissions: `lawa`, `shampoo`." in text
 
 
+def test_the_page_without_adamw_has_no_gains_over_it(tmp_path):
+    root = write_runs(tmp_path, {"nadamw": 1, "muon": 0.5})
+    text = leaderboard.page(scoring.read_runs([root]), result_of(root))
+    assert "over AdamW" not in text
+    assert "| 1 | muon | 1.000 | - | 9 of 9 |\n" in text
+
+
 def test_a_gain_with_its_interval_by_hand(tmp_path):
     result = result_of(write_runs(tmp_path, {"adamw": 1, "muon": 0.5}))
     result.times[1] *= np.exp([0.3, -0.3, *[0.0] * 7])

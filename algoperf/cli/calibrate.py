@@ -76,8 +76,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "points",
         None,
         f"Points of each search space, {POINTS} by default. A variant tries the best "
-        f"points of its base's search instead, {VARIANT_POINTS} in all by default; "
-        "without any, it repeats the point that set its base's target.",
+        f"points of its base's search instead, {VARIANT_POINTS} in all by default; one "
+        "that was not searched repeats the point that set its base's target.",
         lower_bound=1,
         flag_values=values,
     )
@@ -164,7 +164,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         for phase in calibration.Phase:
             if phase not in values.phases:
                 continue
-            spaces = plan(phase, task)
+            spaces = planned_spaces(phase, task)
             if not _run(task, phase, spaces, lambda: stop.is_asked):
                 print("stopped; the same command goes on with what is missing")
                 return 1
@@ -344,7 +344,7 @@ _PLANS: dict[str, Callable[[Calibration], list[Space]]] = {
 }
 
 
-def plan(phase: str, task: Calibration) -> list[Space]:
+def planned_spaces(phase: str, task: Calibration) -> list[Space]:
     """Returns the spaces whose points a phase runs, those that are done included."""
     return _PLANS[phase](task)
 

@@ -77,7 +77,7 @@ def test_what_follows_the_repeats_takes_the_point_with_the_best_median(
         for again, accuracy in enumerate(repeats[found], start=2 * trial - 1):
             store.add(a_run(Phase.REPEATS, again, point, accuracy), {})
     task = calibrate.Calibration(values, workload, store, tmp_path / "out")
-    (space,) = calibrate.plan(phase, task)
+    (space,) = calibrate.planned_spaces(phase, task)
     assert space.name == "adamw"
     assert json.loads(space.path.read_text()) == [points[0.8]] * count
 
