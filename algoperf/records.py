@@ -89,7 +89,7 @@ def trial_folder(
     return out / submission / f"study_{study}" / f"{workload}_jax" / f"trial_{trial}"
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, flag: str = "--out") -> None:
     """Makes a folder, and those above it, where it is not there.
 
     Raises:
@@ -99,7 +99,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make {folder}: {error.strerror}; choose another --out"
+            f"cannot make {folder}: {error.strerror}; choose another {flag}"
         ) from error
 
 

@@ -157,8 +157,8 @@ class Store:
             before, now = store.facts.get(name), facts.get(name)
             if before != now:
                 raise UserError(
-                    f"{path} was begun with {name} {before}, which is {now} now; "
-                    "move it away to begin anew"
+                    f"{path} was begun with {name} {_said(before)}, which is "
+                    f"{_said(now)} now; move it away to begin anew"
                 )
         return store
 
@@ -203,6 +203,10 @@ class Store:
     def of(self, phase: str) -> list[Run]:
         """Returns the runs of a phase, by space and number."""
         return [self.runs[key] for key in sorted(self.runs) if key[0] == phase]
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def _read_stored(value: Mapping[str, Any]) -> Run:

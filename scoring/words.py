@@ -227,7 +227,10 @@ def sensitivity_lines(result: Result, uncertainty: Uncertainty) -> list[str]:
         return []
     first = result.ranking[0]
     name = result.submissions[first]
-    is_lost_B = uncertainty.leave_one_out_ranks_BS[:, first] > 1
+    # At zero all are equal, and nobody is first.
+    is_lost_B = (uncertainty.leave_one_out_ranks_BS[:, first] > 1) | (
+        uncertainty.leave_one_out_scores_BS[:, first] == 0
+    )
     lost = [
         w for w, is_lost in zip(result.workloads, is_lost_B, strict=True) if is_lost
     ]

@@ -412,7 +412,9 @@ def _summary(store: "Store") -> str:
     """Returns what is known of targets and budget."""
     from algoperf.calibration import Phase, best_run, budget_sec
 
-    lines = [f"{store.path}: {len(store.runs)} runs"]
+    cut = store.facts.get("max_steps")
+    ended = f", ended after {cut} steps: to try things out only" if cut else ""
+    lines = [f"{store.path}: {len(store.runs)} runs{ended}"]
     if search := store.of(Phase.SEARCH):
         best = best_run(search, store.direction)
         lines.append(f"best of the search: {best.space} {dict(best.hyperparameters)}")

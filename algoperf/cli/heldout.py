@@ -49,7 +49,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     names = registry.held_out(values.seed, values.scale)
     if values.rules:
         path = Path(values.rules)
-        records.make_folder(path.parent)
+        records.make_folder(path.parent, "--rules")
         records.write_json(path, _rules(names, values.seed, values.scale))
     printing.show(values.json, names, lambda: print(",".join(names)))
     return 0

@@ -243,6 +243,8 @@ def test_runs_of_another_workload_are_not_mixed_in(tmp_path):
     Store.open(path, FACTS).add(a_run([1.0]), {})
     with pytest.raises(UserError, match="step_hint 4, which is 5 now"):
         Store.open(path, FACTS | {"step_hint": 5})
+    with pytest.raises(UserError, match="step_hint 4, which is not given now"):
+        Store.open(path, {k: v for k, v in FACTS.items() if k != "step_hint"})
 
 
 @pytest.mark.parametrize(

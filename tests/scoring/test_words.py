@@ -133,6 +133,9 @@ def test_sensitivity_in_words(study_runs, mini_runs):
     resnet, lm = RULES.base_workloads
     mixed = lines(mini_runs({"a": (10, 14), "b": (50, 10), "c": (60, 99)}))
     assert mixed[0] == f"a is not first without {resnet}"
+    # Without the one workload that anyone reached, all are at zero.
+    alone = lines(mini_runs({"a": (10, None), "b": (50, None)}))
+    assert alone[0] == f"a is not first without {resnet}"
     assert lines(study_runs({"a": 1})) == []
     del lm
 

@@ -106,6 +106,7 @@ def test_phases_and_a_variant(tmp_path, capfd, weak):
     printed = capfd.readouterr().out
     assert "search: 0 of 4 runs are done" in printed
     assert "timed: 0 of 1 runs are done" in printed
+    assert "runs, ended after 3 steps" in printed
 
     path = tmp_path / "imagenet_resnet_mini.json.xz"
     store = Store.read(path)

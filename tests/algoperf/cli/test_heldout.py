@@ -30,6 +30,13 @@ def test_a_draw_becomes_rules(tmp_path, capsys, scale, base):
         assert rules.held_out[workload.name] == name
 
 
+def test_rules_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "rules.json"
+    assert cli.main(["heldout", "--seed=0", f"--rules={path}"]) != 0
+    assert "choose another --rules" in capsys.readouterr().err
+
+
 def test_a_seed_is_asked_for(capsys):
     assert cli.main(["heldout"]) == 2
     assert "--seed" in capsys.readouterr().err
