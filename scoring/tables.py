@@ -1,7 +1,7 @@
 """The report on a terminal: headline, tables, footnotes, warnings."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -28,7 +28,10 @@ def print_report(assessment: Assessment, console: Console | None = None) -> None
     result, uncertainty = assessment.result, assessment.uncertainty
     _print_lines(console, [words.headline(result, uncertainty)])
     _print_lines(console, [*words.standings(result), words.rules_line(result)])
-    _print_scores(console, result, range(len(result.workloads)), uncertainty)
+    _print_scores(console, result, uncertainty)
+    if result.held_out:
+        variants = range(len(result.held_out))
+        _print_parts(console, lambda part: held_out_table(result, part), variants)
     _print_lines(console, words.footnotes(result))
     if uncertainty:
         _print_lines(console, words.sensitivity_lines(result, uncertainty))
@@ -53,22 +56,29 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _print_scores(
-    console: Console,
-    result: Result,
-    columns: Sequence[int],
-    uncertainty: Uncertainty | None,
+    console: Console, result: Result, uncertainty: Uncertainty | None
 ) -> None:
-    table = score_table(result, columns, uncertainty)
-    too_wide = console.is_terminal and _width(console, table) > console.width
-    if too_wide and uncertainty:
+    columns = range(len(result.workloads))
+    if uncertainty and _is_too_wide(console, score_table(result, None, uncertainty)):
         _print_table(console, score_table(result, (), uncertainty))
-        _print_scores(console, result, columns, None)
-    elif too_wide and len(columns) > 1:
+        uncertainty = None
+    _print_parts(console, lambda part: score_table(result, part, uncertainty), columns)
+
+
+def _print_parts(
+    console: Console, make: Callable[[Sequence[int]], Table], columns: Sequence[int]
+) -> None:
+    """Prints a table of these columns, in halves where it is too wide."""
+    if _is_too_wide(console, make(columns)) and len(columns) > 1:
         middle = (len(columns) + 1) // 2
-        _print_scores(console, result, columns[:middle], None)
-        _print_scores(console, result, columns[middle:], None)
+        _print_parts(console, make, columns[:middle])
+        _print_parts(console, make, columns[middle:])
     else:
-        _print_table(console, table)
+        _print_table(console, make(columns))
+
+
+def _is_too_wide(console: Console, table: Table) -> bool:
+    return console.is_terminal and _width(console, table) > console.width
 
 
 def _print_table(console: Console, table: Table) -> None:
@@ -103,9 +113,7 @@ def score_table(
         percent = f"{100 * uncertainty.confidence:g} %"
         for noun in ("score", "rank"):
             table.add_column(f"{noun},\n{percent}", justify="right", no_wrap=True)
-    for w in columns:
-        heading = Text(result.workloads[w].replace("_", "_\n"))
-        table.add_column(heading, justify="right", no_wrap=True)
+    _add_workloads(table, [result.workloads[w] for w in columns])
     for s in result.ranking:
         table.add_row(
             Text(words.label(result, s)),
@@ -114,6 +122,23 @@ def score_table(
             *(words.format_time(result, s, w) for w in columns),
         )
     return table
+
+
+def held_out_table(result: Result, variants: Sequence[int]) -> Table:
+    """Returns the time to target on held-out variants, best submission first."""
+    table = Table(title="Held-out variants", box=box.SIMPLE_HEAD)
+    table.add_column("submission", no_wrap=True)
+    _add_workloads(table, [result.held_out[v] for v in variants])
+    for s in result.ranking:
+        times = (words.format_held_out(result, s, v) for v in variants)
+        table.add_row(Text(words.label(result, s)), *times)
+    return table
+
+
+def _add_workloads(table: Table, names: Iterable[str]) -> None:
+    for name in names:
+        heading = Text(name.replace("_", "_\n"))
+        table.add_column(heading, justify="right", no_wrap=True)
 
 
 def _intervals(uncertainty: Uncertainty, s: int) -> tuple[str, str]:

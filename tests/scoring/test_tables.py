@@ -62,6 +62,22 @@ def test_wide_tables_are_split_on_a_terminal_and_whole_in_a_file(make_trial):
     assert "…" not in _printed(found)
 
 
+def test_held_out_variants_have_a_table(make_trial):
+    rules = load_rules("v0.5")
+    variant, base = next(iter(rules.held_out.items()))
+    goal = rules.goals[base]
+    trial = make_trial("a", base, metric=goal.metric, values=[goal.target])
+    runs = Runs(trials=(trial,), skipped=())
+    text = _printed(assess(runs, score_runs(runs, rules)))
+    table = text[text.index("Held-out variants") :]
+    for part in variant.split("_"):
+        assert part in table
+    assert table.count(" miss") >= len(rules.held_out)
+    assert "Held-out" not in _printed(
+        assess(runs, score_runs(runs, load_rules("v0.6")))
+    )
+
+
 def test_intervals_stand_alone_where_the_table_is_too_wide(make_trial):
     runs = Runs(trials=(make_trial("a" * 30, "ogbg"),), skipped=())
     found = assess(runs, score_runs(runs, load_rules("v0.5")))
