@@ -180,3 +180,24 @@ def contention_warnings(trials: Iterable[Trial]) -> Iterator[str]:
             f"{trial.place} (up to {100 * contention(trial):.0f} %)" for trial in group
         )
         yield f"other load may have slowed {submission}: {places}"
+
+
+def budget_warnings(trials: Iterable[Trial]) -> Iterator[str]:
+    """Yields a line if one workload's trials had budgets that differ by the bound.
+
+    At mini scale a budget follows from how fast the machine was as the trial began.
+    """
+    budgets: dict[str, list[float]] = defaultdict(list)
+    for trial in trials:
+        if budget := (trial.record or {}).get("budget_sec"):
+            budgets[trial.workload].append(budget)
+    differing = [
+        f"{workload} {min(found):.4g} to {max(found):.4g} s"
+        for workload, found in budgets.items()
+        if max(found) > (1 + CONTENTION_BOUND) * min(found)
+    ]
+    if differing:
+        yield (
+            f"trials had different budgets: {', '.join(differing)}; the machine was "
+            "busier as some began, and who got less may have missed a target for that"
+        )

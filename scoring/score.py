@@ -239,6 +239,8 @@ def _warnings(
     never = [w for w in rules.base_workloads if w not in run_by_any]
     if submissions and never:
         yield _never_run(never, rules)
+    counted = (t for (_, w), group in groups.items() if w in rules.goals for t in group)
+    yield from guards.budget_warnings(counted)
     for submission in submissions:
         mine = {
             workload: groups[submission, workload]

@@ -131,6 +131,18 @@ def test_contended_trials_are_warned_of(make_trial):
     ]
 
 
+def test_different_budgets_are_warned_of(make_trial):
+    def warnings(*budgets):
+        runs = _runs(make_trial, *({**FACTS, "budget_sec": b} for b in budgets))
+        found = score_runs(runs, RULES).warnings
+        return [warning for warning in found if "budgets" in warning]
+
+    (line,) = warnings(60.0, 75.0)
+    assert "imagenet_resnet_mini 60 to 75 s" in line
+    assert not warnings(60.0, 63.0)
+    assert not warnings(None, 63.0)
+
+
 def test_on_the_command_line(tmp_path, write_trial, capsys):
     write_trial(tmp_path, "a", **FACTS)
     other = {**FACTS, "devices": {"device_kind": "H100", "device_count": 1}}
