@@ -1,6 +1,7 @@
 """What makes times incomparable: other machines, other code, other targets, contention.
 
-Three things must be the same in all records that are scored together:
+Times are compared within a workload, so three things must be the same in all records of
+a workload; where they differ from one workload to another, a warning says so:
 
 - hardware: kind and number of devices, number of processes, model and cores of the
   host's processor. How busy the machine was is not part of it.
@@ -13,8 +14,9 @@ Official logs say nothing of these, nor do records that lack the fields: they ar
 group, 'unknown', which is another group than any that is known.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from algoperf.errors import UserError
@@ -27,6 +29,7 @@ PACKAGES = ("algoperf", "jax", "jaxlib", "flax")
 # A trial is contended if what else ran on the machine may have added more than this to
 # its time, as a share.
 CONTENTION_BOUND = 0.1
+Groups = Mapping[str, Sequence[Trial]]  # by workload
 
 
 def check_workloads(runs: Runs, rules: Rules) -> None:
@@ -57,46 +60,58 @@ def check_workloads(runs: Runs, rules: Rules) -> None:
 
 
 def check_mixed(runs: Runs, rules: Rules, *, allow: bool = False) -> tuple[str, ...]:
-    """Checks that the trials of the rules' workloads may be compared.
+    """Checks that the trials of each workload of the rules may be compared.
 
-    Returns a warning for each thing that differs.
+    Returns a warning for each thing that differs, also if only between workloads.
 
     Raises:
-      UserError: something differs, and `allow` is false.
+      UserError: something differs within a workload, and `allow` is false.
     """
-    trials = [trial for trial in runs.trials if trial.workload in rules.goals]
-    warnings = list(_mixtures(trials))
-    if warnings and not allow:
-        raise UserError(f"{warnings[0]}; score them apart, or give --allow_mixed")
-    return tuple(warnings)
-
-
-def _mixtures(trials: Iterable[Trial]) -> Iterator[str]:
-    trials = list(trials)
-    yield from _mixture("hardware", trials, hardware)
-    yield from _mixture("code", trials, code)
-    yield from _mixture("schema", trials, _schema)
     by_workload: dict[str, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        if target(trial) is not None:
+    for trial in runs.trials:
+        if trial.workload in rules.goals:
             by_workload[trial.workload].append(trial)
+    within = list(_mixtures_within(by_workload))
+    if within and not allow:
+        raise UserError(f"{within[0]}; score them apart, or give --allow_mixed")
+    return (*within, *_mixtures_between(by_workload))
+
+
+def _mixtures_within(by_workload: Groups) -> Iterator[str]:
+    """Yields a line for each thing that differs in a workload: what, and in whose."""
+    for what, describe in DESCRIPTIONS.items():
+        differing = [g for g in by_workload.values() if len(set(map(describe, g))) > 1]
+        if differing:
+            groups: dict[str, set[str]] = defaultdict(set)
+            for trial in itertools.chain(*differing):
+                groups[describe(trial)].add(trial.submission)
+            yield f"records of different {what}: {_listed(groups)}"
     for workload, group in by_workload.items():
-        yield from _mixture(f"target of {workload}", group, lambda t: target(t) or "")
+        targets: dict[str, set[str]] = defaultdict(set)
+        for trial in group:
+            if (found := target(trial)) is not None:
+                targets[found].add(trial.submission)
+        if len(targets) > 1:
+            yield f"records of different target of {workload}: {_listed(targets)}"
 
 
-def _mixture(
-    what: str, trials: Iterable[Trial], describe: Callable[[Trial], str]
-) -> Iterator[str]:
-    """Yields a line if the trials are of several groups: which, and who is in each."""
-    groups: dict[str, set[str]] = defaultdict(set)
-    for trial in trials:
-        groups[describe(trial)].add(trial.submission)
-    if len(groups) > 1:
-        parts = [
-            f"{one_line(name)} ({', '.join(sorted(submissions))})"
-            for name, submissions in sorted(groups.items())
-        ]
-        yield f"records of different {what}: {'; '.join(parts)}"
+def _mixtures_between(by_workload: Groups) -> Iterator[str]:
+    """Yields a line for each thing that each workload has one of, but not the same."""
+    for what, describe in DESCRIPTIONS.items():
+        groups: dict[str, set[str]] = defaultdict(set)
+        for workload, group in by_workload.items():
+            for name in set(map(describe, group)):
+                groups[name].add(workload)
+        is_within = sum(map(len, groups.values())) > len(by_workload)
+        if len(groups) > 1 and not is_within:
+            yield f"workloads ran on different {what}: {_listed(groups)}"
+
+
+def _listed(groups: Mapping[str, Iterable[str]]) -> str:
+    return "; ".join(
+        f"{one_line(name)} ({', '.join(sorted(members))})"
+        for name, members in sorted(groups.items())
+    )
 
 
 def hardware(trial: Trial) -> str:
@@ -142,6 +157,9 @@ def _schema(trial: Trial) -> str:
     if trial.record is None or "schema_version" not in trial.record:
         return UNKNOWN
     return f"version {trial.record['schema_version']}"
+
+
+DESCRIPTIONS = {"hardware": hardware, "code": code, "schema": _schema}
 
 
 def _object(trial: Trial, name: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _define_rules(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "allow_mixed",
         False,
-        "Score records of different hardware, code or targets together.",
+        "Score a workload's records of different hardware, code or targets together.",
         flag_values=values,
     )
     flags.DEFINE_bool(

@@ -211,7 +211,7 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
         name = job.folder.parent.name.removesuffix("_jax")
         trials.setdefault(cluster.choose(types, name), []).append(job)
     jobs.plan(out, wanted)
-    score = _score_arguments(values, out, len(trials))
+    score = _score_arguments(values, out)
     submitted = slurm.submit(trials, out, score)
     counts = Counter(jobs.standing(job.folder).status for job in wanted)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -224,13 +224,12 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
     return 0
 
 
-def _score_arguments(values: flags.FlagValues, out: Path, num_types: int) -> list[str]:
+def _score_arguments(values: flags.FlagValues, out: Path) -> list[str]:
     """Returns how the last job scores; its results lie beside the records."""
     benchmark = values.benchmark or common.BENCHMARKS[values.scale]
     if values.benchmark is None and values.scale == "mini" and values.suite:
         benchmark = values.suite
     base = out.with_name(f"{out.name}-score")
-    mixed = ["--allow_mixed"] if num_types > 1 else []  # each workload has one type
     return [
         str(out),
         f"--benchmark={benchmark}",
@@ -238,7 +237,6 @@ def _score_arguments(values: flags.FlagValues, out: Path, num_types: int) -> lis
         f"--report={base}.html",
         f"--json={base}.json",
         f"--csv={base}-csv",
-        *mixed,
     ]
 
 
@@ -274,7 +272,7 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
         sweeps.append((hardware, [*names, *given], count * len(workloads)))
     # What Kubernetes takes for a name, short enough for what it appends to it.
     name = re.sub("[^a-z0-9]+", "-", f"algoperf-{Path(values.out).name}".lower())[:40]
-    score = _score_arguments(values, Path(folders["out"]), len(parts))
+    score = _score_arguments(values, Path(folders["out"]))
     found = kubernetes.manifest(sweeps, values.kind, name.strip("-"), score)
     json.dump(found, sys.stdout, indent=1)
     print()

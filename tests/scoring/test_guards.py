@@ -1,5 +1,7 @@
 """What must not be compared is refused, what ran beside other load is named."""
 
+import dataclasses
+
 import pytest
 
 from algoperf import cli
@@ -65,6 +67,25 @@ def test_records_that_differ_are_refused_by_name(make_trial, key, value, message
     assert "\n" not in text
     (warning,) = guards.check_mixed(runs, RULES, allow=True)
     assert warning in text
+
+
+def test_workloads_may_have_run_on_different_machines(mini_runs):
+    resnet, lm = RULES.base_workloads
+    trials = [
+        dataclasses.replace(
+            trial,
+            record={
+                **FACTS,
+                "devices": {"device_kind": "H100" if trial.workload == lm else "cpu"},
+                "target": {"metric": None, "validation": None},
+            },
+        )
+        for trial in mini_runs({"a": (10, 10), "b": (20, 20)}).trials
+    ]
+    (warning,) = guards.check_mixed(Runs(trials=tuple(trials), skipped=()), RULES)
+    assert warning.startswith("workloads ran on different hardware: ")
+    assert f"1 x H100, EPYC, 2 cores ({lm})" in warning
+    assert f"1 x cpu, EPYC, 2 cores ({resnet})" in warning
 
 
 def test_official_logs_are_a_group_of_their_own(make_trial):

@@ -327,7 +327,6 @@ def test_the_command_submits(out, tmp_path, submitit, commands, capsys):
     (gpu, on_gpu), (cpu, _), (_, score) = submitit.arrays
     assert (gpu["gpus_per_node"], cpu["cpus_per_task"]) == (1, 2)
     assert {task.job.folder.parent.name for task, _ in on_gpu} == {"wmt_mini_jax"}
-    assert "--allow_mixed" in score[0][0].arguments  # two types of hardware
     assert "--benchmark=mini" in score[0][0].arguments
     assert cli.main(["status", str(out)]) == 0
     assert "4 waiting" in capsys.readouterr().out
