@@ -50,7 +50,7 @@ leaderboard: .venv/dev
 	$(BIN)/algoperf score runs/leaderboard --time idealized --report runs/leaderboard.html
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or \

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for `synthetic`; the tests are no package
 
-from synthetic import SYNTHETIC  # noqa: E402
+from synthetic import SYNTHETIC, FakeTime  # noqa: E402
 
 from algoperf.submission import Submission, load_submission  # noqa: E402
 from algoperf.trials import TrialConfig  # noqa: E402
@@ -25,6 +27,20 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 SUBMISSIONS = HERE / "submissions"
+
+
+@pytest.fixture
+def clock() -> Iterator[FakeTime]:
+    """A clock that stands still, while no compiled program is read from a cache.
+
+    The seconds that reading saves are counted, and they are real ones.
+    """
+    is_enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield FakeTime()
+    jax.config.update("jax_enable_compilation_cache", is_enabled)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-from synthetic import SYNTHETIC, FakeTime, Synthetic, folder_of, replaced, rows_of
+from synthetic import SYNTHETIC, Synthetic, folder_of, replaced, rows_of
 
 from algoperf import records, spec
 from algoperf.records import Status
@@ -148,9 +148,8 @@ def test_a_hyperparameter_read_late_is_named(make_config, assert_not_reached):
 
 @pytest.mark.parametrize(("ruleset", "budget"), [("external", 100), ("self", 150)])
 def test_a_spent_budget_ends_the_trial_between_evaluations(
-    make_config, assert_not_reached, ruleset, budget
+    make_config, assert_not_reached, clock, ruleset, budget
 ):
-    clock = FakeTime()
     point = {"learning_rate": 0.01} if ruleset == "external" else None
     config = make_config(
         workload=derive(SYNTHETIC, max_allowed_runtime_sec=100.0, eval_period_steps=4),
@@ -180,9 +179,8 @@ def test_a_spent_budget_ends_the_trial_between_evaluations(
 
 
 def test_a_budget_spent_while_preparing_ends_the_trial_unevaluated(
-    make_config, assert_not_reached
+    make_config, assert_not_reached, clock
 ):
-    clock = FakeTime()
     config = make_config(workload=derive(SYNTHETIC, max_allowed_runtime_sec=100.0))
     prepare = config.submission.functions.prepare_for_eval
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import SYNTHETIC, FakeTime, replaced, rows_of
+from synthetic import SYNTHETIC, replaced, rows_of
 
 from algoperf import records, runner
 from algoperf.checkpoint import Checkpoints
@@ -33,8 +33,7 @@ def _run(config, clock):
     return record
 
 
-def test_host_time_of_the_submission_is_charged(make_config):
-    clock = FakeTime()
+def test_host_time_of_the_submission_is_charged(make_config, clock):
     config = make_config(workload=derive(SYNTHETIC, max_allowed_runtime_sec=1e4))
     functions = config.submission.functions
     config = replaced(
@@ -51,8 +50,9 @@ def test_host_time_of_the_submission_is_charged(make_config):
     assert times == [0, 144, 288, 432]
 
 
-def test_evaluation_checkpoints_and_logging_are_not_charged(make_config, monkeypatch):
-    clock = FakeTime()
+def test_evaluation_checkpoints_and_logging_are_not_charged(
+    make_config, monkeypatch, clock
+):
     workload = derive(SYNTHETIC, after_evaluation=lambda: clock.sleep(1))
     save, add = Checkpoints.save, Recorder.add_evaluation
     monkeypatch.setattr(Checkpoints, "save", _sleeping(save, clock, 10))

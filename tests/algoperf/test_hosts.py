@@ -69,7 +69,7 @@ def on_each(count, program, store=None):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     return results
 
