@@ -29,8 +29,8 @@ COLOURS = {  # of the search spaces
 }
 HEAD = """# Targets of the mini scale
 
-Written by `python docs/make_targets.py` from the runs in `docs/calibration/`. But for
-provisional targets, which were set by hand, none of these numbers was typed in.
+Written by `python docs/make_targets.py` from the runs in `docs/calibration/`. None of
+these numbers was typed in; one that was would be marked as provisional.
 
 Targets are set as in Dahl et al. 2023 (arXiv:2306.07179, section 5.1). AdamW, NadamW,
 Nesterov and heavy-ball momentum are searched with a quasi-random sequence each. The
@@ -86,7 +86,8 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
             "All plan for the whole step hint.\n",
             table(("workload", *WEAK), weak_runs, bases),
             "## Variants\n",
-            "A variant repeats the point that set its base's target; points are of a "
+            "A variant repeats the point that set its base's target, or where that does "
+            "not train it the best of its base's best points; points are of a "
             "search of\nits own.\n",
             table(("workload", *TARGET), targets, variants),
             "## Curves\n",
