@@ -86,9 +86,9 @@ def page(found: Sequence[tuple[Workload, Store]]) -> str:
             "All plan for the whole step hint.\n",
             table(("workload", *WEAK), weak_runs, bases),
             "## Variants\n",
-            "A variant repeats the point that set its base's target, or where that does "
-            "not train it the best of its base's best points; points are of a "
-            "search of\nits own.\n",
+            "A variant repeats the point that set its base's target, or where that\n"
+            "does not train it, the best of its base's best points; points are of that "
+            "search.\n",
             table(("workload", *TARGET), targets, variants),
             "## Curves\n",
             "Thin: the points of the search; black: the repeats of the best; dashed: "
