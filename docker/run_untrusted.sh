@@ -60,9 +60,12 @@ client=$!
 stop() { "$engine" stop --time "$grace" "$name" >/dev/null 2>&1 || true; }
 trap 'stop' INT TERM
 (
-  sleep "${SECONDS_AT_MOST:-86400}" &
+  # Before there is a sleeper: a run that ends at once must not leave one behind, least
+  # of all one that keeps the caller's pipe open.
+  sleeper=
+  trap '[ -z "$sleeper" ] || kill "$sleeper" 2>/dev/null; exit' TERM
+  sleep "${SECONDS_AT_MOST:-86400}" >/dev/null 2>&1 &
   sleeper=$!
-  trap 'kill "$sleeper" 2>/dev/null' TERM
   wait "$sleeper" && {
     echo "run_untrusted.sh: the time is up" >&2
     stop
