@@ -81,16 +81,13 @@ def _mixtures_within(by_workload: Groups) -> Iterator[str]:
     """Yields a line for each thing that differs in a workload: what, and in whose."""
     for what, describe in DESCRIPTIONS.items():
         differing = [g for g in by_workload.values() if len(set(map(describe, g))) > 1]
-        if differing:
-            groups: dict[str, set[str]] = defaultdict(set)
-            for trial in itertools.chain(*differing):
-                groups[describe(trial)].add(trial.submission)
-            yield f"records of different {what}: {_listed(groups)}"
+        trials = itertools.chain(*differing)
+        if found := _members((describe(t), t.submission) for t in trials):
+            yield f"records of different {what}: {_listed(found)}"
     for workload, group in by_workload.items():
-        targets: dict[str, set[str]] = defaultdict(set)
-        for trial in group:
-            if (found := target(trial)) is not None:
-                targets[found].add(trial.submission)
+        targets = _members(
+            (goal, t.submission) for t in group if (goal := target(t)) is not None
+        )
         if len(targets) > 1:
             yield f"records of different target of {workload}: {_listed(targets)}"
 
@@ -98,13 +95,20 @@ def _mixtures_within(by_workload: Groups) -> Iterator[str]:
 def _mixtures_between(by_workload: Groups) -> Iterator[str]:
     """Yields a line for each thing that each workload has one of, but not the same."""
     for what, describe in DESCRIPTIONS.items():
-        groups: dict[str, set[str]] = defaultdict(set)
-        for workload, group in by_workload.items():
-            for name in set(map(describe, group)):
-                groups[name].add(workload)
-        is_within = sum(map(len, groups.values())) > len(by_workload)
-        if len(groups) > 1 and not is_within:
-            yield f"workloads ran on different {what}: {_listed(groups)}"
+        found = _members(
+            (describe(t), w) for w, group in by_workload.items() for t in group
+        )
+        is_within = sum(map(len, found.values())) > len(by_workload)
+        if len(found) > 1 and not is_within:
+            yield f"workloads ran on different {what}: {_listed(found)}"
+
+
+def _members(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Returns the second ones by the first."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name, member in pairs:
+        groups[name].add(member)
+    return groups
 
 
 def _listed(groups: Mapping[str, Iterable[str]]) -> str:
@@ -217,5 +221,5 @@ def budget_warnings(trials: Iterable[Trial]) -> Iterator[str]:
     if differing:
         yield (
             f"trials had different budgets: {', '.join(differing)}; the machine was "
-            "busier as some began, and who got less may have missed a target for that"
+            "another or busier as some began: who got less may miss a target for that"
         )

@@ -69,12 +69,13 @@ def _print_parts(
     console: Console, make: Callable[[Sequence[int]], Table], columns: Sequence[int]
 ) -> None:
     """Prints a table of these columns, in halves where it is too wide."""
-    if _is_too_wide(console, make(columns)) and len(columns) > 1:
+    table = make(columns)
+    if _is_too_wide(console, table) and len(columns) > 1:
         middle = (len(columns) + 1) // 2
         _print_parts(console, make, columns[:middle])
         _print_parts(console, make, columns[middle:])
     else:
-        _print_table(console, make(columns))
+        _print_table(console, table)
 
 
 def _is_too_wide(console: Console, table: Table) -> bool:
