@@ -125,7 +125,7 @@ def scale_by_fira(
             small,
             directions,
         )
-        rest, norms = _limited(rest, state, growth)
+        rest, norms = _limited(rest, state.norms, growth)
         new = jax.tree.map(
             lambda p, n, x, g: _turned_like(scale * (p @ n + x), g),
             projectors,
@@ -195,7 +195,7 @@ def scale_by_apollo(
             small,
             directions,
         )
-        scaled, norms = _limited(scaled, state, growth)
+        scaled, norms = _limited(scaled, state.norms, growth)
         new = jax.tree.map(
             lambda x, g: _turned_like(scale**0.5 * x, g), scaled, updates
         )
@@ -273,15 +273,19 @@ def _ratio(n: jax.Array, r: jax.Array, axis: int | None) -> jax.Array:
     return size / (other + EPSILON)
 
 
-def _limited(tree: Any, state: ProjectedState, growth: float) -> tuple[Any, Any]:
-    """Caps norms at `growth` times the last ones; returns the tree and its norms."""
+def _limited(tree: Any, last_norms: Any, growth: float) -> tuple[Any, Any]:
+    """Caps norms at `growth` times the last ones; returns the tree and its norms.
+
+    A norm after 0 is not capped, as the first is not: behind parameters that start at
+    0 first gradients are 0, and from 0 a norm could not grow in thousands of steps.
+    """
     norms = jax.tree.map(jnp.linalg.norm, tree)
 
     def factor(norm: jax.Array, last: jax.Array) -> jax.Array:
         limit = jnp.maximum(norm / (last + EPSILON), growth) / growth
-        return jnp.where(state.steps == 0, 1.0, 1.0 / limit)
+        return jnp.where(last == 0, 1.0, 1.0 / limit)
 
-    factors = jax.tree.map(factor, norms, state.norms)
+    factors = jax.tree.map(factor, norms, last_norms)
     multiply = jnp.multiply
     return jax.tree.map(multiply, tree, factors), jax.tree.map(multiply, norms, factors)
 

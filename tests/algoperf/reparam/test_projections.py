@@ -26,11 +26,11 @@ def _gradients():
     ]
 
 
-def _updates(transformation, steps=STEPS):
+def _updates(transformation, gradients=None):
     """Returns the updates of each step, float64."""
     update = jax.jit(transformation.update)
     state, found = transformation.init(PARAMS), []
-    for gradient in _gradients()[:steps]:
+    for gradient in gradients or _gradients():
         as_float32 = {k: jnp.asarray(g, jnp.float32) for k, g in gradient.items()}
         updates, state = update(as_float32, state)
         found.append({k: np.asarray(u, np.float64) for k, u in updates.items()})
@@ -136,7 +136,7 @@ def test_apollo_mini_is_the_papers():
 
 def test_galore_at_full_rank_is_its_base_in_the_rotated_basis():
     """Refreshed at each step: U_t adam(U_t^T G_t), with U_t of NumPy."""
-    found = _updates(projections.scale_by_galore(1.0, 1, 1.0, ADAM), steps=5)
+    found = _updates(projections.scale_by_galore(1.0, 1, 1.0, ADAM), _gradients()[:5])
     for name, (m, n) in SHAPES.items():
         adam = Adam()
         for t in range(5):
@@ -153,7 +153,7 @@ def test_galore_at_full_rank_is_its_base_in_the_rotated_basis():
 )
 def test_at_full_rank_sgd_stays_sgd(rule):
     """Also between refreshes, for the short side is projected."""
-    found = _updates(rule(1.0, 3, 1.0, optax.identity()), steps=5)
+    found = _updates(rule(1.0, 3, 1.0, optax.identity()), _gradients()[:5])
     _assert_equal(found, _gradients()[:5], 1e-5)
 
 
@@ -162,7 +162,7 @@ def test_optax_projects_the_long_side():
     theirs = optax.contrib.scale_by_galore(
         rank=9, update_proj_gap=3, base_optimizer=optax.identity()
     )
-    found = _updates(theirs, steps=2)
+    found = _updates(theirs, _gradients()[:2])
     wanted = _gradients()[:2]
     np.testing.assert_allclose(found[0]["tall"], wanted[0]["tall"], atol=1e-5)
     assert np.abs(found[1]["tall"] - wanted[1]["tall"]).max() > 0.1
@@ -170,7 +170,7 @@ def test_optax_projects_the_long_side():
 
 def test_fira_at_full_rank_is_galore():
     one, other = (
-        _updates(rule(1.0, GAP, base=ADAM), steps=8)
+        _updates(rule(1.0, GAP, base=ADAM), _gradients()[:8])
         for rule in (projections.scale_by_fira, projections.scale_by_galore)
     )
     _assert_equal(one, other, 1e-5)
@@ -180,7 +180,7 @@ def test_apollo_with_the_identity_scales_columns_by_adams():
     whole = projections.scale_by_apollo(
         1.0, base=ADAM, growth=1e9, projector=lambda key, s, r: jnp.eye(s, r)
     )
-    found = _updates(whole, steps=6)
+    found = _updates(whole, _gradients()[:6])
     for name, (m, n) in SHAPES.items():
         adam = Adam()
         for t in range(6):
@@ -200,6 +200,19 @@ def test_the_limiter_caps_growth():
     first, state = rule.update(g, state)
     second, _ = rule.update({"w": 10 * g["w"]}, state)
     np.testing.assert_allclose(second["w"], 1.01 * first["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rule", [projections.scale_by_fira, projections.scale_by_apollo]
+)
+def test_the_limiter_lets_an_update_start_after_zero_gradients(rule):
+    """As behind a head that starts at 0, while the rate warms up from 0.
+
+    With no moments both rules give the gradient back, as far as it is not limited.
+    """
+    g = _gradients()[0]
+    found = _updates(rule(RANK, GAP, 1.0, optax.identity()), [PARAMS, PARAMS, g])
+    _assert_equal(found, [PARAMS, PARAMS, g], 1e-5)
 
 
 @pytest.mark.parametrize(
