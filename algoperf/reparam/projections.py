@@ -255,14 +255,22 @@ def _initial(
 
 
 def _refreshed(state: ProjectedState, gradients: Any, gap: int) -> Any:
-    """Returns the projectors, anew if they are due."""
+    """Returns the projectors, anew if they are due.
 
-    def anew() -> Any:
-        return jax.tree.map(
-            lambda p, g: top_directions(g, p.shape[1]), state.projectors, gradients
+    A gradient of 0 has no directions, and its singular vectors would be arbitrary axes
+    for `gap` steps: it changes nothing, and a projector that is still 0 is due as soon
+    as its gradient is not.
+    """
+    is_due = state.steps % gap == 0
+
+    def refreshed(p: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.lax.cond(
+            g.any() & (is_due | ~p.any()),
+            lambda: top_directions(g, p.shape[1]),
+            lambda: p,
         )
 
-    return jax.lax.cond(state.steps % gap == 0, anew, lambda: state.projectors)
+    return jax.tree.map(refreshed, state.projectors, gradients)
 
 
 def _ratio(n: jax.Array, r: jax.Array, axis: int | None) -> jax.Array:

@@ -157,6 +157,26 @@ def test_at_full_rank_sgd_stays_sgd(rule):
     _assert_equal(found, _gradients()[:5], 1e-5)
 
 
+def test_galore_takes_no_directions_from_a_gradient_of_zero():
+    """A matrix is due again after a zero at first, and stays after a later one."""
+    gradients = [dict(g) for g in _gradients()[: GAP + 2]]
+    for t in (0, 1, GAP):
+        gradients[t]["tall"] = np.zeros(SHAPES["tall"])
+    rule = projections.scale_by_galore(RANK, GAP, 1.0, optax.identity())
+    for t, updates in enumerate(_updates(rule, gradients)):
+        for name, update in updates.items():
+            refresh = 2 if name == "tall" else t // GAP * GAP
+            wanted = _projected(gradients[t][name], gradients[refresh][name])
+            np.testing.assert_allclose(update, wanted, atol=1e-5)
+
+
+def _projected(x, g):
+    """Returns the part of x in the top directions of g."""
+    turn = x.shape[0] > x.shape[1]
+    p = _basis(g.T if turn else g, RANK)
+    return (p @ p.T @ (x.T if turn else x)).T if turn else p @ p.T @ x
+
+
 def test_optax_projects_the_long_side():
     """Why GaLore here is our own: theirs is no SGD between refreshes at full rank."""
     theirs = optax.contrib.scale_by_galore(
