@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from algoperf import spec
 from algoperf.errors import UserError
 from algoperf.reparam.base import Reparametrisation, State
 
@@ -50,6 +51,25 @@ def synflow(output: Callable[[Any], jax.Array], params: Any) -> Any:
     """
     positive = magnitude(params)
     return jax.tree.map(jnp.multiply, jax.grad(output)(positive), positive)
+
+
+def with_unit_scales(params: Any, kinds: Any) -> Any:
+    """Returns the params with 1 for batch norm scales of 0, to be scored.
+
+    Networks of residual blocks may start the last scale of each block at 0. No kernel
+    of a block then changes the loss or lies on a path to the output, so all would be
+    pruned for ever; the papers' networks start at 1.
+
+    Args:
+      params: to be scored.
+      kinds: their tree of `spec.ParameterType`.
+    """
+
+    def unit(x: jax.Array, kind: spec.ParameterType) -> jax.Array:
+        is_scale = kind is spec.ParameterType.BATCH_NORM_SCALE
+        return jnp.where(x == 0, jnp.ones_like(x), x) if is_scale else x
+
+    return jax.tree.map(unit, params, kinds)
 
 
 def kept_number(density: float, total: int) -> int:

@@ -2,7 +2,7 @@
 
 `score` is 'magnitude', 'snip', 'grasp' or 'synflow'; those that need data take the
 first batch. A share `density` of the kernels' weights stays, by the largest scores of
-all kernels together.
+all kernels together. Scores take batch norm scales of 0 for 1.
 
 `score` 'lottery_ticket' prunes by magnitude and rewinds, three times within the first
 three eighths of the training steps; what is left trains on (arXiv:1912.05671).
@@ -59,14 +59,17 @@ def reparametrise(workload, hyperparameters):
         early = min(workload.step_hint // 50, period - 1)
         return pruning.lottery_ticket(chosen, density, period, TICKET_ROUNDS, early)
 
+    kinds = workload.model_params_types
+
     def once(score):
         return lambda params, objective: pruning.keep_largest(
-            score(params, objective), chosen, density
+            score(pruning.with_unit_scales(params, kinds), objective), chosen, density
         )
 
     def synflow(params, objective):
         output = functools.partial(output_for_ones, objective)
         score = functools.partial(pruning.synflow, output)
+        params = pruning.with_unit_scales(params, kinds)
         return pruning.iterated(score, params, chosen, density, SYNFLOW_ROUNDS)
 
     masks = {

@@ -1,14 +1,16 @@
 """Scores by their formulas, masks of exact sizes, rewinding."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import KEY, PARAMS, WORKLOAD, draw
+from problems import KEY, PARAMS, WORKLOAD, draw, make_workload
 from synthetic import SYNTHETIC, examples
 
-from algoperf import reparam, sharding
+from algoperf import reparam, sharding, spec
 from algoperf.errors import UserError
 from algoperf.reparam import pruning
 from algoperf.submission import from_optax
@@ -212,6 +214,52 @@ def test_the_submission_draws_its_ticket_in_three_eighths_of_the_steps():
     shares = [1, 1, 0.25 ** (1 / 3), 0.25 ** (1 / 3), 0.25 ** (2 / 3)]
     shares += [0.25 ** (2 / 3), 0.25, 0.25]
     assert kept == [round(share * N) for share in shares]
+
+
+KINDS = spec.ParameterType
+BRANCHED = {
+    "stem": {"kernel": (KINDS.WEIGHT, (6, 6))},
+    "branch_1": {"kernel": (KINDS.WEIGHT, (6, 6))},
+    "branch_2": {"kernel": (KINDS.WEIGHT, (6, 6))},
+    "norm": {"scale": (KINDS.BATCH_NORM_SCALE, (6,))},
+    "head": {"kernel": (KINDS.WEIGHT, (6, 3))},
+}
+
+
+def _residual_block(params, inputs):
+    """Returns the outputs (B, 3) of a branch beside a shortcut, for inputs (B, 6)."""
+    x = jax.nn.relu(inputs @ params["stem"]["kernel"])
+    y = jax.nn.relu(x @ params["branch_1"]["kernel"])
+    y = y @ params["branch_2"]["kernel"] * params["norm"]["scale"]
+    return (x + y) @ params["head"]["kernel"]
+
+
+@pytest.mark.parametrize("score", ["magnitude", "snip", "grasp", "synflow"])
+def test_no_kernel_behind_a_norm_that_starts_at_zero_is_emptied(score):
+    workload = make_workload(BRANCHED)
+    workload.model_fn = lambda params, batch, state, *_, **__: (
+        _residual_block(params, batch["inputs"]),
+        state,
+    )
+    inputs = jax.random.normal(KEY, (32, 6))
+    targets = jax.random.normal(KEY, (32, 3))
+    objective = types.SimpleNamespace(
+        workload=workload,
+        batch={"inputs": inputs},
+        model_state=None,
+        rng=KEY,
+        loss=lambda p: jnp.mean((_residual_block(p, inputs) - targets) ** 2),
+    )
+    params = draw(0, BRANCHED)
+    params["norm"]["scale"] = jnp.zeros(6)
+    point = as_namedtuple({"score": score, "density": 0.25})
+    small = pruned.reparametrise(workload, point)
+    training = reparam.start(small, optax.identity(), params, KEY)
+    training = reparam.begin_step(small, training, objective)
+    for name in ("stem", "branch_1", "branch_2", "head"):
+        assert training.small.frozen[name]["kernel"].any(), name
+    # The scale itself is trained from 0.
+    assert not training.small.trainable["norm"]["scale"].any()
 
 
 def test_a_bad_lottery():
