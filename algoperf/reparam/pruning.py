@@ -6,6 +6,7 @@ for some, of a loss; masks are trees of booleans with None where nothing is prun
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -258,3 +259,29 @@ def lottery_ticket(
 def stored_bytes(kept: int, total: int, bytes_per_weight: int = 4) -> int:
     """Returns the bytes of a pruned array: the kept weights, and a bit for each."""
     return kept * bytes_per_weight + -(-total // 8)
+
+
+def sizes(workload: spec.Workload, chosen: Any, density: float) -> dict[str, float]:
+    """Returns what `reparam.sizes` counts, of a network stored without its zeros.
+
+    Masks are dense while a submission trains, so its own state tells nothing of these.
+
+    Args:
+      workload: gives the shapes.
+      chosen: the params' tree of booleans, from `select`.
+      density: the share of their weights that stays.
+
+    Raises:
+      UserError: see `kept_number`.
+    """
+    shapes = jax.tree.leaves(workload.param_shapes)
+    numbers = [math.prod(shape.shape_tuple) for shape in shapes]
+    pairs = zip(numbers, jax.tree.leaves(chosen), strict=True)
+    total = sum(number for number, wanted in pairs if wanted)
+    kept, others = kept_number(density, total), sum(numbers) - total
+    stored = stored_bytes(kept, total) + 4 * others
+    return {
+        "trainable_parameters": kept + others,
+        "stored_bytes": stored,
+        "compression_ratio": 4 * sum(numbers) / stored,
+    }

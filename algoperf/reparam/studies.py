@@ -75,11 +75,13 @@ def result_row(
     metric: str,
     direction: Direction,
     target: float,
+    sizes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Returns what one trial's record says.
 
     'best' is the best validation metric, 'steps_to_target' the steps to the first that
-    was as good as the target; 'sizes' of the record are columns of their own.
+    was as good as the target; 'sizes' of the record are columns of their own. `sizes`
+    go before those, where the state of a submission does not tell what it is left with.
     """
     row: dict[str, Any] = {"series": setting.series, "study": study}
     if setting.x is not None:
@@ -87,7 +89,7 @@ def result_row(
     if not (folder / records.RECORD_FILE).exists():
         return {**row, "status": "missing"}
     record = records.read_record(folder)
-    row |= {"status": str(record["status"]), **record.get("sizes", {})}
+    row |= {"status": str(record["status"]), **record.get("sizes", {}), **(sizes or {})}
     evaluations = records.read_measurements(folder / records.EVAL_FILE)
     found = {
         e[records.GLOBAL_STEP]: e[f"validation/{metric}"]

@@ -30,6 +30,7 @@ AXES = {
     "federated": ("rank", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0)),
 }
 DENSE = "adamw"
+PRUNED = "pruned"
 NARROW = "narrow"  # AdamW on a network with fewer channels
 
 
@@ -157,12 +158,24 @@ def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) ->
             base.target_metric_name,
             base.target_direction,
             base.validation_target_value,
+            _sizes_of(setting, run.workload),
         )
         for setting, study, run in runs
     ]
     x_name, _ = AXES[values.study]
     _write(values, rows, x_name, base.target_metric_name)
     return 1 if any(row["status"] in studies.BAD for row in rows) else 0
+
+
+def _sizes_of(setting: "Setting", workload: Any) -> dict[str, float] | None:
+    """Returns the sizes where no record tells them: `pruned` masks all kernels."""
+    from algoperf import reparam
+    from algoperf.reparam import pruning
+
+    if setting.submission != PRUNED:
+        return None
+    chosen = reparam.select(workload)
+    return pruning.sizes(workload, chosen, setting.changes["density"])
 
 
 def _write(
@@ -231,7 +244,7 @@ def _compressions(workload: "Workload") -> "list[Series]":
     if np.issubdtype(np.dtype(workload.input_dtype), np.floating):
         scores.append("synflow")  # needs inputs of ones
     return found + [
-        Series(score, "pruned", "density", {"score": score}, inverse=True, above=1.0)
+        Series(score, PRUNED, "density", {"score": score}, inverse=True, above=1.0)
         for score in scores
     ]
 

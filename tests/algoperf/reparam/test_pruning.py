@@ -272,3 +272,10 @@ def test_a_bad_lottery():
 
 def test_stored_bytes():
     assert pruning.stored_bytes(kept=10, total=100) == 40 + 13
+    others = reparam.count(PARAMS) - N
+    stored = pruning.stored_bytes(21, N) + 4 * others
+    assert pruning.sizes(WORKLOAD, CHOSEN, 0.25) == {
+        "trainable_parameters": 21 + others,
+        "stored_bytes": stored,
+        "compression_ratio": 4 * (N + others) / stored,
+    }

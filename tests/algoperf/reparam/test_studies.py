@@ -1,11 +1,15 @@
 """Studies: their settings, and the table that is made of records."""
 
+import csv
 import json
+import math
 
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from algoperf import cli, records
+from algoperf import cli, records, registry
+from algoperf.cli.reparam import training
 from algoperf.errors import OtherRunError
 from algoperf.records import Direction
 from algoperf.reparam import studies
@@ -37,7 +41,7 @@ def test_settings_number_the_trials_of_each_submission():
 
 
 def _record(folder, status, losses):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     facts = {
         "schema_version": records.SCHEMA_VERSION,
         "status": status,
@@ -80,6 +84,31 @@ def test_rows_and_their_summary(tmp_path):
     assert "| lora | 4 |  |  |  | 0 of 1 |  |" in text
     short = studies.table(lines, "rank", "ppl", has_target=False)
     assert "| lora | 2 | 5 | -7.706 to 17.71 | 7 |\n" in short
+
+
+def test_pruned_series_count_the_weights_that_are_kept(tmp_path, monkeypatch):
+    """Their state is dense, and so is what the record counts."""
+    monkeypatch.setattr(training, "announce", lambda runs: None)
+    monkeypatch.setattr(training, "make", lambda runs: True)
+    name = "finewebedu_lm_steps_800_mini"
+    for submission in ("adamw", "pruned"):
+        folder = records.trial_folder(tmp_path, submission, 0, name, 1)
+        _record(folder, "completed", [9.0])
+    flags = ["--workload=finewebedu_lm", "--study=compression", "--studies=1"]
+    flags += ["--values=4", "--series=adamw,snip", "--noplot", f"--out={tmp_path}"]
+    assert cli.main(["reparam", *flags]) == 0
+    with (tmp_path / "compression.csv").open() as file:
+        dense, snip = csv.DictReader(file)
+    assert dense["trainable_parameters"] == "7"
+    workload = registry.find_workload("finewebedu_lm", "mini")
+    shapes = {
+        name: math.prod(shape.shape_tuple)
+        for name, shape in traverse_util.flatten_dict(workload.param_shapes).items()
+    }
+    kernels = sum(size for name, size in shapes.items() if name[-1] == "kernel")
+    others = sum(shapes.values()) - kernels
+    assert int(snip["trainable_parameters"]) == kernels // 4 + others
+    assert int(snip["stored_bytes"]) == kernels + 4 * others + kernels // 8
 
 
 def test_the_plot_has_a_line_for_each_series(tmp_path):
