@@ -184,12 +184,14 @@ def prune_moments(state: Any, trainable: Any, kept: float, key: Any) -> Any:
     """Returns an optimizer state with the moments of factors set to 0, but a share.
 
     Moments are what in the state has the structure of `trainable`; those of other
-    parameters than `Factors` stay.
+    parameters than `Factors` stay. All moments of a number stay or go together: a first
+    moment of Adam's beside a second one of 0 is a step of about mu / 1e-8, for the left
+    factors' gradients are 0 after a merge.
 
     Args:
       state: of any optax transformation.
       trainable: what it trains.
-      kept: the share of moments, drawn at random, that stays.
+      kept: the share of numbers, drawn at random, whose moments stay.
       key: a JAX key.
 
     Raises:
@@ -207,11 +209,9 @@ def prune_moments(state: Any, trainable: Any, kept: float, key: Any) -> Any:
             "there is nothing to prune at a merge; do without optax.partition and masks"
         )
 
-    new = []
-    for number, node in enumerate(nodes):
-        if is_like_trainable(node):
-            node = _pruned(node, kept, jax.random.fold_in(key, number))
-        new.append(node)
+    new = [
+        _pruned(node, kept, key) if is_like_trainable(node) else node for node in nodes
+    ]
     return jax.tree.unflatten(structure, new)
 
 

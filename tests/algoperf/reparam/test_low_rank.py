@@ -160,13 +160,52 @@ def test_between_merges_nothing_changes():
         jax.tree.map(np.testing.assert_array_equal, _begin_step(before), before)
 
 
+def _loss(small, state, g):
+    """Returns trainable -> the scalar product of the full parameters and g."""
+
+    def loss(trainable):
+        full = small.materialise(small.with_trainable(state, trainable))
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, full, g)))
+
+    return loss
+
+
+def _step(small, training, rate, seed=7):
+    """Returns the state after a step of Adam, and the update."""
+    trainable = training.small.trainable
+    gradient = jax.grad(_loss(small, training.small, draw(seed)))(trainable)
+    updates, state = optax.adam(rate).update(gradient, training.transformation)
+    trainable = optax.apply_updates(trainable, updates)
+    return reparam.finish_step(small, training, trainable, state)[0], updates
+
+
 def test_merges_at_a_zero_rate_are_no_steps():
+    """Merges after 3 and 6 steps, the first of factors that were trained."""
     training = reparam.start(RELORA, optax.adam(0.0), PARAMS, KEY)
-    first = training.small.trainable["hidden"]["kernel"].left
-    for steps in (3, 6):
-        training = _begin_step(training._replace(steps=jnp.int32(steps)))
-    assert not np.allclose(training.small.trainable["hidden"]["kernel"].left, first)
-    assert_trees_close(RELORA.materialise(training.small), PARAMS, 0)
+    for seed in (7, 8):
+        training, _ = _step(RELORA, training, 0.1, seed)
+    before = training.small.trainable["hidden"]["kernel"]
+    full = RELORA.materialise(training.small)
+    assert np.abs(full["hidden"]["kernel"] - PARAMS["hidden"]["kernel"]).max() > 0.1
+    for _ in range(5):
+        training, _ = _step(RELORA, _begin_step(training), 0.0)
+        assert_trees_close(RELORA.materialise(training.small), full, 1e-5)
+    after = training.small.trainable["hidden"]["kernel"]
+    assert not np.allclose(after.left, before.left)
+    assert not after.right.any()
+
+
+def test_the_first_update_after_a_merge_is_of_the_rates_size():
+    """Whichever moments stay: left factors have no gradient of their own then."""
+    small = low_rank.relora(WORKLOAD, CHOSEN, 2, period=3, kept_moments=0.5)
+    training = reparam.start(small, optax.adam(0.1), PARAMS, KEY)
+    for seed in (7, 8, 9):
+        training, _ = _step(small, training, 0.1, seed)
+    training = reparam.begin_step(small, training, FakeObjective())
+    moments = training.transformation[0].mu["hidden"]["kernel"].left
+    assert 0 < np.count_nonzero(moments) < moments.size
+    _, updates = _step(small, training, 0.1)
+    assert max(float(abs(x).max()) for x in jax.tree.leaves(updates)) < 0.3
 
 
 def test_the_share_of_moments_that_stays():
@@ -177,6 +216,7 @@ def test_the_share_of_moments_that_stays():
     pruned = low_rank.prune_moments(state, x, 0.25, KEY)
     kept = [float(leaf.mean()) for leaf in jax.tree.leaves(pruned[0].mu)]
     np.testing.assert_allclose(kept, 0.25, atol=4 * (0.25 * 0.75 / 10_000) ** 0.5)
+    jax.tree.map(np.testing.assert_array_equal, pruned[0].mu, pruned[0].nu)
     assert int(pruned[0].count) == 0
     with pytest.raises(UserError, match="nothing to prune at a merge"):
         low_rank.prune_moments(optax.sgd(0.1).init(x), x, 0.25, KEY)
@@ -216,11 +256,7 @@ def test_the_gradient_of_lora_is_that_of_the_full_matrix_projected():
     state = _trained(small).small
     g = draw(7)
 
-    def loss(trainable):
-        full = small.materialise(small.with_trainable(state, trainable))
-        return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b), full, g)))
-
-    found = jax.grad(loss)(state.trainable)["hidden"]["kernel"]
+    found = jax.grad(_loss(small, state, g))(state.trainable)["hidden"]["kernel"]
     factors = state.trainable["hidden"]["kernel"]
     wanted = g["hidden"]["kernel"]
     np.testing.assert_allclose(found.left, 2.5 * wanted @ factors.right.T, atol=1e-4)
