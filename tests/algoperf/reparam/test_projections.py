@@ -131,7 +131,7 @@ def test_apollo_is_the_papers():
 
 def test_apollo_mini_is_the_papers():
     mini = projections.scale_by_apollo(1, GAP, 128.0, ADAM, per_tensor=True)
-    _assert_equal(_updates(mini), _oracle("mini", draw=_gaussian(1)), 2e-4)
+    _assert_equal(_updates(mini), _oracle("mini", draw=_gaussian(1)))
 
 
 def test_galore_at_full_rank_is_its_base_in_the_rotated_basis():
