@@ -90,7 +90,8 @@ class Recipe:
         'straight_through': 1.
         'clipped': 1 where the value was rounded, 0 where it was clipped (QuEST).
         'exact': as 'clipped', and the derivative of the block's scale, which reaches
-          the block's largest element (arXiv:2509.17791, proposition 1).
+          the block's largest element (arXiv:2509.17791, proposition 1). For scales that
+          follow from the operand's own largest magnitudes, and rounding to nearest.
         'dge': straight through for x; for w the derivative of a power law between two
           neighbouring values, at most 3 (Wang et al. 2025, arXiv:2501.17116, eq. 8).
       outliers: share of the elements of x and w in the forward product, the largest,
@@ -155,6 +156,7 @@ class Recipe:
         if not isinstance(scale, DynamicLossScale) and scale <= 0.0:
             raise UserError(f"recipe {self.name}: loss_scale must be positive")
         self._check_history()
+        self._check_estimator()
         for pattern in self.keep:
             try:
                 re.compile(pattern)
@@ -182,6 +184,25 @@ class Recipe:
             raise UserError(
                 f"recipe {self.name}: amax_history goes with neither rotations nor "
                 "outliers"
+            )
+
+    def _check_estimator(self) -> None:
+        """'exact' and 'dge' compute the scales anew, from the operand alone."""
+        if self.estimator not in ("exact", "dge"):
+            return
+        wrong = [name for name in ("amax_history", "outliers") if getattr(self, name)]
+        for slot in ("forward_x", "forward_w"):
+            fmt = getattr(self, slot)
+            if self.estimator == "dge" or fmt is None or fmt.scale is None:
+                continue
+            if fmt.scale in ("fixed", "e8m0_quest"):
+                wrong.append(f"the scale {fmt.scale} of {slot}")
+            if fmt.is_stochastic:
+                wrong.append(f"the stochastic rounding of {slot}")
+        if wrong:
+            raise UserError(
+                f"recipe {self.name}: the estimator {self.estimator!r} does not know "
+                f"{', '.join(wrong)}; take 'clipped' or 'straight_through'"
             )
 
     def replace(self, **changes: object) -> "Recipe":

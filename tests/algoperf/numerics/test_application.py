@@ -440,6 +440,30 @@ def test_recipes_that_make_no_sense(fields, message):
         Recipe(**fields)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "fields", "message"),
+    [
+        ("exact", {"forward_w": FORMATS["quest_fp4"]}, "scale e8m0_quest of forward_w"),
+        ("exact", {"forward_x": FORMATS["fixed_8_4"]}, "scale fixed of forward_x"),
+        ("exact", {"forward_w": FORMATS["luq_fp4"]}, "stochastic rounding of"),
+        *((name, {"outliers": 0.1}, "outliers") for name in ("exact", "dge")),
+        *((name, {"amax_history": 2}, "amax_history") for name in ("exact", "dge")),
+    ],
+)
+def test_estimators_that_would_take_another_scale(estimator, fields, message):
+    with pytest.raises(UserError, match=f"{message}.*take 'clipped'"):
+        Recipe(estimator=estimator, **fields)
+    Recipe(estimator="clipped", **fields)
+    if "forward" in "".join(fields):
+        Recipe(estimator="dge", **fields)
+
+
+def test_the_exact_estimator_goes_with_any_rounding_of_gradients():
+    noisy = FORMATS["mxfp4_stochastic"]
+    plain = FORMATS["bf16"].replace(rounding="stochastic")  # without a scale
+    Recipe(estimator="exact", forward_x=plain, weight_gradient_g=noisy)
+
+
 def test_rotations_that_make_no_sense():
     with pytest.raises(UserError, match="power of two"):
         Rotation(24)
