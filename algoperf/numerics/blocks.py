@@ -171,7 +171,7 @@ def take_apart(
             largest_magnitude(x, None).reshape(()) if fmt.tensor_scale else one
         )
         if fmt.tensor_scale:
-            x = x * _reciprocal(tensor_scale)
+            x = x * reciprocal(tensor_scale)
         scale = _scale_exponent(x, fmt, axes)
         if subnormals:
             scaled = rounding.divide_by_power_of_two(x, scale - implied_exponent(fmt))
@@ -181,7 +181,7 @@ def take_apart(
             scaled = x * rounding.small_power_of_two(-unit)
     else:
         scale, tensor_scale = _scale(x, fmt, axes, largest)
-        scaled = x * _reciprocal(scale * tensor_scale)
+        scaled = x * reciprocal(scale * tensor_scale)
     if fmt.prescale != 1.0:
         scaled = scaled * np.float32(fmt.prescale)
     elements = rounding.round_to_element(scaled, element, noise, fmt.symmetric)
@@ -224,9 +224,13 @@ def implied_exponent(fmt: Format) -> int:
     return element.bits - 2 if isinstance(element, IntElement) else 0
 
 
-def _reciprocal(scale: jax.Array) -> jax.Array:
-    """1 / scale; 0 where the scale is 0 or too small for float32 to invert."""
-    return jnp.where(scale == 0.0, 0.0, 1.0 / scale)
+def reciprocal(scale: jax.Array) -> jax.Array:
+    """1 / scale; 0 where the scale is 0 or subnormal.
+
+    Most subnormal scales have no reciprocal in float32, and where devices flush them
+    they are 0 anyway: so all devices give the same numbers.
+    """
+    return jnp.where(scale < np.float32(2.0**-126), 0.0, 1.0 / scale)
 
 
 def largest_magnitude(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
@@ -259,7 +263,7 @@ def _scale(
         tensor_scale = jnp.max(largest) * np.float32(
             1.0 / (fmt.elements.max * holder.max)
         )
-        per_element = per_element * _reciprocal(tensor_scale)
+        per_element = per_element * reciprocal(tensor_scale)
     return rounding.round_to_element(per_element, holder), tensor_scale
 
 

@@ -40,7 +40,7 @@ def block_gradient(
       top: the element's largest value.
       axes: the axes of a block; None for all.
     """
-    u = x * jnp.where(scale == 0.0, 0.0, 1.0 / scale)
+    u = x * blocks.reciprocal(scale)
     by_scale = jnp.sum(g * (rounded - u * derivative), axis=axes, keepdims=True)
     magnitude = jnp.abs(x)
     is_largest = magnitude == jnp.max(magnitude, axis=axes, keepdims=True)
@@ -72,7 +72,7 @@ def exact(x: jax.Array, g: jax.Array, fmt: Format, axis: int) -> jax.Array:
     whole = fmt.replace(group="tensor")  # keeps the blocks' own axis
     scale = blocks.put_together(unit, whole, x.shape, axis, subnormals=False)
     # The largest element lies on the top itself, but for the rounding of 1 / scale.
-    u = x * jnp.where(scale == 0.0, 0.0, 1.0 / scale)
+    u = x * blocks.reciprocal(scale)
     derivative = jnp.abs(u) <= fmt.elements.max * (1 + 1e-6)
     pulled = block_gradient(
         x,
@@ -122,7 +122,7 @@ def dge(x: jax.Array, g: jax.Array, fmt: Format, axis: int) -> jax.Array:
     scale = blocks.put_together(
         unit, fmt.replace(group="tensor"), x.shape, axis, subnormals=False
     )
-    slope = dge_derivative(split * jnp.where(scale == 0, 0.0, 1.0 / scale), fmt)
+    slope = dge_derivative(split * blocks.reciprocal(scale), fmt)
     if isinstance(fmt.group, int):
         slope = blocks.join_axis(slope, axis, x.shape[axis])
     return g * slope

@@ -2,18 +2,18 @@
 
 import math
 
+import gfloat
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gfloat import formats as reference
 from hypothesis import strategies as st
 
 from algoperf import numerics
 from algoperf.numerics import blocks, rounding
 
-gfloat = pytest.importorskip("gfloat", reason="the independent emulator (dev extra)")
-from gfloat import formats as reference  # noqa: E402
 
 MX = {
     "mxfp8_e4m3": reference.format_info_mxfp8_e4m3,
@@ -167,6 +167,20 @@ def test_the_smallest_scales_may_be_dropped_and_nothing_else_changes():
     assert normal.mean() > 0.7
     np.testing.assert_array_equal(quick[normal], exact[normal])
     assert (np.abs(quick - exact)[~normal] <= smallest * 2.0**-9).all()
+
+
+def test_a_scale_too_small_to_invert_makes_zeros(monkeypatch):
+    """Also where subnormals are not flushed, as on a GPU and in NumPy."""
+    x = np.zeros((2, 8), np.float32)
+    x[0, 3], x[1, 3] = 3e-37, 1.0  # 3e-37 / 127 is subnormal, with reciprocal infinity
+    quantised = np.asarray(_ours(x, "int8"))
+    assert not quantised[0].any()
+    assert quantised[1, 3] == 1.0
+    scales = np.array([0.0, 1e-45, 2.4e-39, 1.1e-38, 2.0**-126, np.nan], np.float32)
+    monkeypatch.setattr(blocks, "jnp", np)
+    with np.errstate(over="ignore", divide="ignore"):
+        inverse = blocks.reciprocal(scales)
+    np.testing.assert_array_equal(inverse, [0, 0, 0, 0, 2.0**126, np.nan])
 
 
 def _qsnr(x, quantised):
