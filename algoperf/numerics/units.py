@@ -124,7 +124,7 @@ def choose(
     elements = {f.element for f in pair}
     if device.has("float8") and elements != {"e5m2"} and all(map(_is_float8, pair)):
         return "float8"
-    if device.has("int8") and all(map(_is_integer, pair)):
+    if device.has("int8") and all(map(_is_integer, pair)) and _fits_int32(pair, length):
         return "int8"
     if device.has("float16") and elements == {"fp16"}:
         return "float16"
@@ -140,6 +140,12 @@ def _is_float8(fmt: Format) -> bool:
 def _is_integer(fmt: Format) -> bool:
     is_outer = fmt.group in ("tensor", "channel") and fmt.scale in ("float32", "fixed")
     return isinstance(fmt.elements, IntElement) and is_outer
+
+
+def _fits_int32(pair: tuple[Format, Format], length: int) -> bool:
+    """Whether no sum of so many products of integers can leave the accumulator."""
+    tops = [int(f.elements.max) + (not f.symmetric) for f in pair]
+    return length * tops[0] * tops[1] < 2**31
 
 
 def _has_no_outer_scale(fmt: Format) -> bool:

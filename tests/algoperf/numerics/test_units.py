@@ -193,6 +193,12 @@ def test_what_a_gpu_is_given(recipe, device, said):
         ("mxfp8", "mxfp8", BLACKWELL, 65, "bfloat16"),  # blocks do not divide it
         ("mxfp4", "mxfp4", BLACKWELL, 64, "bfloat16"),
         ("int8", "int8", HOPPER, 64, "int8"),
+        ("int8", "int8", HOPPER, 133_144, "int8"),  # 127^2 times that is below 2^31
+        ("int8", "int8", HOPPER, 133_145, "bfloat16"),
+        ("int8", "int8", INT8, 133_145, "float32"),
+        ("int4", "int8", HOPPER, 133_145, "int8"),
+        ("fixed_8_4", "fixed_8_4", HOPPER, 131_071, "int8"),
+        ("fixed_8_4", "fixed_8_4", HOPPER, 131_072, "bfloat16"),  # both may be -128
         ("int8", "int8", Device("tpu"), 64, "bfloat16"),
         ("mxint8", "mxint8", HOPPER, 64, "bfloat16"),
         ("bf16", "bf16", Device("gpu", 7.5), 64, "float32"),
