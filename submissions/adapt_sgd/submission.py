@@ -1,11 +1,11 @@
 """AdaPT: SGD in fixed point, words chosen per layer (2021, arXiv:2107.13490).
 
 Weights and gradients have few bits. Weights of two axes or more are layers of their
-own; biases and norms take the words of the layer before them. Each step rounds the
-gradient to its layer's words, updates float32 masters, and rounds those to the weights
-that are trained on and evaluated. Every `lookback` steps a layer's words are chosen
-anew, on the host, by `algoperf.numerics.adapt`. The float32 products are not quantised
-further.
+own; a bias takes the words of its module's weight, a norm those of the layer before it.
+Each step rounds the gradient to its layer's words, updates float32 masters, and rounds
+those to the weights that are trained on and evaluated. Every `lookback` steps a layer's
+words are chosen anew, on the host, by `algoperf.numerics.adapt`. The float32 products
+are not quantised further.
 """
 
 import functools
@@ -44,12 +44,20 @@ class Host(NamedTuple):
 
 
 def layers_of(params):
-    """Returns the number of the layer that each leaf belongs to, and of layers."""
-    numbers, count = [], 0
-    for leaf in jax.tree.leaves(params):
-        count += jnp.ndim(leaf) >= 2
-        numbers.append(max(count - 1, 0))
-    return numbers, max(count, 1)
+    """Returns the layer that each leaf belongs to, and the leaf that each layer is.
+
+    By module, since JAX sorts a `bias` before its `kernel`; leaves of a module without
+    weights belong to the layer before them.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    weights = [k for k, (_, leaf) in enumerate(leaves) if jnp.ndim(leaf) >= 2]
+    own = {k: i for i, k in enumerate(weights)}
+    of_module = {leaves[k][0][:-1]: own[k] for k in reversed(weights)}  # the first
+    layers = []
+    for k, (path, _) in enumerate(leaves):
+        before = layers[-1] if layers else 0
+        layers.append(own.get(k, of_module.get(path[:-1], before)))
+    return layers, weights or [0]
 
 
 def build(workload, hyperparameters):
@@ -65,12 +73,12 @@ def build(workload, hyperparameters):
     )
 
 
-def rounded(leaves, words, host_words, host_fractions, first):
+def rounded(leaves, layers, words, host_words, host_fractions, first):
     """Rounds each leaf to its layer's words; `first` numbers the keys."""
     return [
         adapt.fixed_point(leaf, host_words[i], host_fractions[i], fold)
         for i, leaf, fold in zip(
-            layers_of(leaves)[0],
+            layers,
             leaves,
             [rounding.fold(words, first + k) for k in range(len(leaves))],
             strict=True,
@@ -94,13 +102,13 @@ def make_step(workload, transformation):
         )
         key = rounding.words_of(jax.random.fold_in(rng, 1))
         leaves, structure = jax.tree.flatten(gradient)
-        numbers, _ = layers_of(leaves)
-        leaves = rounded(leaves, key, words, fractions, 0)
+        layers, _ = layers_of(gradient)
+        leaves = rounded(leaves, layers, key, words, fractions, 0)
         norms = [jnp.linalg.norm(leaf.ravel()) for leaf in leaves]
         sums = [
             old * keep[i] + leaf / jnp.maximum(norm, 1e-30)
             for i, old, leaf, norm in zip(
-                numbers, device.sums, leaves, norms, strict=True
+                layers, device.sums, leaves, norms, strict=True
             )
         ]
         gradient = jax.tree.unflatten(structure, leaves)
@@ -108,7 +116,8 @@ def make_step(workload, transformation):
             gradient, device.optimizer, device.masters
         )
         masters = optax.apply_updates(device.masters, updates)
-        kept = rounded(jax.tree.leaves(masters), key, words, fractions, len(leaves))
+        kept = jax.tree.leaves(masters)
+        kept = rounded(kept, layers, key, words, fractions, len(leaves))
         params = jax.tree.unflatten(structure, kept)
         losses = device.losses.at[number % len(device.losses)].set(loss)
         scalars = {"loss": loss, "mean_word_length": jnp.mean(words)}
@@ -120,7 +129,7 @@ def make_step(workload, transformation):
 def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
     """Returns ((device, host), step)."""
     transformation = build(workload, hyperparameters)
-    _, count = layers_of(model_params)
+    count = len(layers_of(model_params)[1])
     start = adapt.Precision()
     device = Device(
         masters=jax.tree.map(jnp.copy, model_params),
@@ -147,8 +156,7 @@ def choose(device: Device, host: Host, global_step: int, rng: Any) -> Host:
     if not len(due):
         return host
     leaves = jax.tree.leaves(device.masters)
-    numbers, _ = layers_of(leaves)
-    weight_of = {i: k for k, i in reversed(list(enumerate(numbers)))}
+    _, weights = layers_of(device.masters)
     losses = np.asarray(device.losses)
     window = int(np.ceil(np.mean(host.lookbacks)))
     recent = losses[
@@ -159,7 +167,7 @@ def choose(device: Device, host: Host, global_step: int, rng: Any) -> Host:
     )
     new = [array.copy() for array in host[:5]]
     for i in due:
-        leaf = weight_of[int(i)]
+        leaf = weights[i]
         spread = adapt.diversity(
             int(host.steps[i]), float(jnp.linalg.norm(device.sums[leaf].ravel()))
         )

@@ -7,6 +7,7 @@ import pytest
 from algoperf import contract, registry
 from algoperf.submission import load_submission
 from algoperf.tuning import as_namedtuple
+from submissions.adapt_sgd.submission import layers_of
 
 POINT = {
     "learning_rate": 0.1,
@@ -14,6 +15,17 @@ POINT = {
     "weight_decay": 1e-5,
     "warmup_factor": 0.05,
 }
+
+
+def test_a_bias_belongs_to_its_own_modules_weight():
+    """JAX sorts it before the kernel, and so after the layer before."""
+    dense = {"bias": np.zeros(3), "kernel": np.zeros((2, 3))}
+    norm = {"bias": np.zeros(3), "scale": np.zeros(3)}
+    params = {"0": norm, "1": dense, "2": dense, "3": norm, "4": dense}
+    layers, weights = layers_of(params)
+    assert layers == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert weights == [3, 5, 9]
+    assert layers_of({"bias": np.zeros(3)}) == ([0], [0])
 
 
 @pytest.mark.slow
