@@ -34,7 +34,8 @@ class Parts(NamedTuple):
       elements: float32 on the element's grid, the array's shape but for the padded
         axis, which is split into (blocks, block) where the format has blocks.
       is_inside: bool, like `elements`: the scaled value was within the element's
-        range, so it was rounded and not clipped.
+        range, so it was rounded and not clipped. The end of the range itself counts,
+        but for 'e8m0_quest', whose paper trusts no gradient there.
       scale: broadcasts against `elements`; int32 exponents of 2 where the format's
         scales are powers of two, otherwise the float32 values of the scales as stored
         (without the tensor's); None for a plain cast.
@@ -187,7 +188,11 @@ def take_apart(
     elements = rounding.round_to_element(scaled, element, noise, fmt.symmetric)
     if fmt.scale in POWER_OF_TWO_SCALES:
         elements = jnp.where(scale > HIGHEST_SCALE, jnp.nan, elements)
-    return Parts(elements, jnp.abs(scaled) < element.max, scale, tensor_scale)
+    if fmt.scale == "e8m0_quest":
+        is_inside = jnp.abs(scaled) < element.max
+    else:  # the largest lies on the end itself, but for the rounding of 1 / scale
+        is_inside = jnp.abs(scaled) <= np.float32(element.max * (1 + 1e-6))
+    return Parts(elements, is_inside, scale, tensor_scale)
 
 
 def put_together(

@@ -71,17 +71,9 @@ def exact(x: jax.Array, g: jax.Array, fmt: Format, axis: int) -> jax.Array:
     )
     whole = fmt.replace(group="tensor")  # keeps the blocks' own axis
     scale = blocks.put_together(unit, whole, x.shape, axis, subnormals=False)
-    # The largest element lies on the top itself, but for the rounding of 1 / scale.
-    u = x * blocks.reciprocal(scale)
-    derivative = jnp.abs(u) <= fmt.elements.max * (1 + 1e-6)
+    derivative = parts.is_inside.astype(jnp.float32)
     pulled = block_gradient(
-        x,
-        g,
-        scale,
-        parts.elements,
-        derivative.astype(jnp.float32),
-        fmt.elements.max,
-        axes,
+        x, g, scale, parts.elements, derivative, fmt.elements.max, axes
     )
     if isinstance(fmt.group, int):
         pulled = blocks.join_axis(pulled, axis, length)

@@ -183,6 +183,22 @@ def test_a_scale_too_small_to_invert_makes_zeros(monkeypatch):
     np.testing.assert_array_equal(inverse, [0, 0, 0, 0, 2.0**126, np.nan])
 
 
+@pytest.mark.parametrize("name", ["int8", "fp8", "nvint4", "mxint8_ceil", "luq_fp4"])
+def test_the_largest_element_is_not_clipped_by_its_own_scale(name):
+    """Only a block whose E4M3 scale was rounded down clips it."""
+    fmt = numerics.FORMATS[name].replace(rounding="nearest_even")
+    x = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
+    x[0] = 127.0 / 64  # on the end of mxint8, exactly
+    parts = jax.jit(lambda x: blocks.take_apart(x, fmt, 1, subnormals=False))(x)
+    is_inside = np.asarray(parts.is_inside)
+    if name == "nvint4":
+        assert 0.9 < is_inside.mean() < 1
+        clipped = np.asarray(parts.elements)[~is_inside]
+        np.testing.assert_array_equal(np.abs(clipped), 7)
+    else:
+        assert is_inside.all()
+
+
 def _qsnr(x, quantised):
     error = np.asarray(quantised, np.float64) - x
     return -10 * np.log10(np.sum(error**2) / np.sum(np.float64(x) ** 2))
