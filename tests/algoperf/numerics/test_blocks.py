@@ -12,7 +12,7 @@ from gfloat import formats as reference
 from hypothesis import strategies as st
 
 from algoperf import numerics
-from algoperf.numerics import blocks, rounding
+from algoperf.numerics import blocks, rounding, transforms
 
 
 MX = {
@@ -197,6 +197,24 @@ def test_the_largest_element_is_not_clipped_by_its_own_scale(name):
         np.testing.assert_array_equal(np.abs(clipped), 7)
     else:
         assert is_inside.all()
+
+
+@pytest.mark.parametrize(
+    "name", ["mxfp8", "mxint8", "mxint4_ceil", "quest_fp4", "ue5m3_fp4", "fp8", "int8"]
+)
+def test_products_are_given_nan_for_a_group_with_an_infinity(name):
+    """As a finite number it would hide an overflow from a dynamic loss scale."""
+    fmt = numerics.FORMATS[name]
+    x = np.ones((2, 64), np.float32)
+    x[1, 3] = np.inf
+    quantise = jax.jit(transforms.quantize_in_full, static_argnums=(1, 2))
+    values, _, factors = quantise(x, fmt, 1)
+    assert np.isnan(values[1, :16]).all()
+    assert np.isnan((factors.elements * factors.outer)[1, :16]).all()
+    if fmt.group != "tensor":
+        assert np.isfinite(values[0]).all()
+    if fmt.scale == "ue5m3":
+        assert np.isnan(_ours(x, name)[1, :16]).all()
 
 
 def _qsnr(x, quantised):
