@@ -78,7 +78,8 @@ def from_optax(
 
     The mean loss is differentiated; hyperparameters named `dropout_rate` and
     `label_smoothing` are honoured where the search space has them, and so is `recipe`,
-    the name of a recipe of `algoperf.numerics` that quantises the products. The step is
+    the name of a recipe of `algoperf.numerics` that quantises the products (an error
+    with `rewrite_loss`, which may call `numerics.apply` itself). The step is
     compiled once per trial, with donated state. A transformation whose update names
     them gets the extra arguments `value`, the loss, and `objective` (see `Objective`).
 
@@ -119,10 +120,13 @@ def from_optax(
         small = (
             None if reparametrise is None else reparametrise(workload, hyperparameters)
         )
-        recipe = None if rewrite_loss is not None else recipe_of(hyperparameters)
+        recipe = recipe_of(hyperparameters, rewrite_loss)
         step = train_step(
             workload, transformation, hyperparameters, rewrite_loss, small
         )
+        of_recipe = None
+        if recipe is not None:  # of any, so that one that matches nothing is told now
+            of_recipe = first_recipe_state(workload, recipe, model_params, model_state)
         # Placed like the params; otherwise the second step would compile again. Copied,
         # because a state may hold the params themselves and both are donated.
 
@@ -132,7 +136,6 @@ def from_optax(
             else:
                 state = transformation.init(params)
             if recipe is not None and recipe.has_state:
-                of_recipe = first_recipe_state(workload, recipe, params, model_state)
                 state = WithRecipeState(state, of_recipe)
             return jax.tree.map(jnp.copy, state)
 

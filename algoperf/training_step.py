@@ -148,20 +148,33 @@ class WithRecipeState(NamedTuple):
     recipe: numerics.State
 
 
-def recipe_of(hyperparameters: Any) -> numerics.Recipe | None:
+def recipe_of(
+    hyperparameters: Any, rewrite_loss: RewriteLoss | None
+) -> numerics.Recipe | None:
     """Returns the recipe that the hyperparameters name, if they do.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is none of this name, or the loss is rewritten already.
     """
     name = getattr(hyperparameters, "recipe", None)
-    return None if name is None else numerics.find_recipe(name)
+    if name is None:
+        return None
+    if rewrite_loss is not None:
+        raise UserError(
+            f"the hyperparameters name the recipe {name!r}, and rewrite_loss takes its "
+            "place; call numerics.apply in rewrite_loss, or name no recipe"
+        )
+    return numerics.find_recipe(name)
 
 
 def first_recipe_state(
     workload: Any, recipe: numerics.Recipe, params: Any, model_state: Any
 ) -> numerics.State:
-    """Returns a recipe's state before the first step; runs nothing of the model."""
+    """Returns a recipe's state before the first step; runs nothing of the model.
+
+    Raises:
+      UserError: the recipe matches none of the model's products.
+    """
 
     def forward(params: Any, batch: spec.Batch) -> Any:
         mode, rng = spec.ForwardPassMode.TRAIN, jax.random.PRNGKey(0)
@@ -195,7 +208,7 @@ def train_step(
     dropout_rate = getattr(hyperparameters, "dropout_rate", None)
     label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
     update = optax.with_extra_args_support(transformation).update
-    recipe = None if rewrite_loss is not None else recipe_of(hyperparameters)
+    recipe = recipe_of(hyperparameters, rewrite_loss)
 
     microbatches = workload.placement.microbatches
     if microbatches > 1 and recipe is not None and recipe.has_state:

@@ -118,8 +118,6 @@ def init_state(
       UserError: an unknown recipe, one that matches nothing, or the types are missing.
     """
     recipe = find_recipe(recipe)
-    if not recipe.amax_history:
-        return first_state(recipe, ())
     found = _choose(recipe, _trace(fn, args, {}), parameter_types)
     return first_state(recipe, _quantised(recipe, found))
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from algoperf import spec
 from algoperf.errors import UserError, unknown_name
 from algoperf.numerics.formats import FORMATS, Format
 from algoperf.numerics.transforms import hadamard_matrix
@@ -155,6 +156,11 @@ class Recipe:
         scale = self.loss_scale
         if not isinstance(scale, DynamicLossScale) and scale <= 0.0:
             raise UserError(f"recipe {self.name}: loss_scale must be positive")
+        for name in self.keep_types:
+            if name not in spec.ParameterType.__members__:
+                raise unknown_name(
+                    "parameter type", name, spec.ParameterType.__members__
+                )
         self._check_history()
         self._check_estimator()
         for pattern in self.keep:

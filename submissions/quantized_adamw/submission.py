@@ -7,6 +7,7 @@ or 8 for optimizer state in MXFP8.
 
 import optax
 
+from algoperf.errors import UserError
 from algoperf.numerics.moments import scale_by_packed_adam
 from algoperf.submission import from_optax, mask_without, warmup_cosine
 
@@ -20,9 +21,12 @@ def build(workload, hyperparameters):
     )
     b1, b2 = 1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2
     adam = {32: optax.scale_by_adam(b1, b2), 8: scale_by_packed_adam(b1, b2)}
+    bits = hyperparameters.moment_bits
+    if bits not in adam:
+        raise UserError(f"moment_bits is {bits}; give 32, or 8 for MXFP8")
     return optax.chain(
         optax.clip_by_global_norm(hyperparameters.grad_clip),
-        adam[hyperparameters.moment_bits],
+        adam[bits],
         optax.add_decayed_weights(
             hyperparameters.weight_decay, mask=mask_without(workload)
         ),

@@ -64,9 +64,31 @@ def test_a_recipe_is_the_rewritten_loss():
     assert not np.array_equal(by_name, plain)
 
 
-def test_an_unknown_recipe_is_told_before_the_first_step():
-    with pytest.raises(UserError, match="mxfp8"):
-        _train(from_optax(_build), steps=0, recipe="mxpf8")
+def test_a_recipe_beside_a_rewritten_loss_is_told():
+    functions = from_optax(_build, rewrite_loss=lambda workload, point, loss, rng: loss)
+    with pytest.raises(UserError, match="call numerics.apply in rewrite_loss"):
+        _train(functions, steps=0, recipe="mxint8")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("mxpf8", "mxfp8"),
+        (RECIPES["mxfp8"].replace(keep_last=2), "matches none of the function's 2"),
+        (RECIPES["fp16"].replace(keep_last=2), "matches none of the function's 2"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_told_before_the_first_step(recipe, message):
+    with pytest.raises(UserError, match=message):
+        _train(from_optax(_build), steps=0, recipe=recipe)
+
+
+def test_bits_of_moments_that_there_are_not():
+    submission = load_submission(registry.find_submission("quantized_adamw"))
+    space = tuning.load_search_space(submission.default_search_space)
+    point = tuning.trial_point(space, 0, 1)
+    with pytest.raises(UserError, match="moment_bits is 16; give 32, or 8"):
+        _train(submission.functions, steps=0, **{**point, "moment_bits": 16})
 
 
 def test_delayed_scaling_trains():

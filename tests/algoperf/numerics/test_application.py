@@ -433,6 +433,7 @@ def test_mistakes_are_found_when_tracing(recipe, fn, message):
         ({"outliers": 1.0}, "a share from 0 to 1"),
         ({"loss_scale": 0.0}, "must be positive"),
         ({"keep": ("(",)}, "no regular expression"),
+        ({"keep_types": ("EMBEDING",)}, "type 'EMBEDING'; did you mean EMBEDDING"),
     ],
 )
 def test_recipes_that_make_no_sense(fields, message):
