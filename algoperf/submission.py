@@ -124,9 +124,9 @@ def from_optax(
         step = train_step(
             workload, transformation, hyperparameters, rewrite_loss, small
         )
-        of_recipe = None
-        if recipe is not None:  # of any, so that one that matches nothing is told now
-            of_recipe = first_recipe_state(workload, recipe, model_params, model_state)
+        if recipe is not None and not recipe.has_state:
+            # Only to tell now of one that matches nothing; others have it made below.
+            first_recipe_state(workload, recipe, model_params, model_state)
         # Placed like the params; otherwise the second step would compile again. Copied,
         # because a state may hold the params themselves and both are donated.
 
@@ -136,6 +136,7 @@ def from_optax(
             else:
                 state = transformation.init(params)
             if recipe is not None and recipe.has_state:
+                of_recipe = first_recipe_state(workload, recipe, params, model_state)
                 state = WithRecipeState(state, of_recipe)
             return jax.tree.map(jnp.copy, state)
 

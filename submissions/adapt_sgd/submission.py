@@ -53,7 +53,7 @@ def layers_of(params):
     weights = [k for k, (_, leaf) in enumerate(leaves) if jnp.ndim(leaf) >= 2]
     own = {k: i for i, k in enumerate(weights)}
     of_module = {leaves[k][0][:-1]: own[k] for k in reversed(weights)}  # the first
-    layers = []
+    layers: list[int] = []
     for k, (path, _) in enumerate(leaves):
         before = layers[-1] if layers else 0
         layers.append(own.get(k, of_module.get(path[:-1], before)))

@@ -66,7 +66,7 @@ def test_a_recipe_is_the_rewritten_loss():
 
 def test_a_recipe_beside_a_rewritten_loss_is_told():
     functions = from_optax(_build, rewrite_loss=lambda workload, point, loss, rng: loss)
-    with pytest.raises(UserError, match="call numerics.apply in rewrite_loss"):
+    with pytest.raises(UserError, match="the recipe 'mxint8', and rewrite"):
         _train(functions, steps=0, recipe="mxint8")
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from algoperf import numerics
 from algoperf.numerics import blocks, rounding, transforms
 
-
 MX = {
     "mxfp8_e4m3": reference.format_info_mxfp8_e4m3,
     "mxfp8_e5m2": reference.format_info_mxfp8_e5m2,
