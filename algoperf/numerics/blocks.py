@@ -141,7 +141,8 @@ def take_apart(
       words: the key of stochastic rounding, uint32[2].
       subnormals: whether numbers down to float32's subnormals count. If not, scales
         that are powers of two stop at 2^-100, and what is too small for that is 0:
-        products in float32 lose such numbers too, and quantising is faster.
+        products in float32 lose such numbers too, and quantising is faster. A block
+        that holds an infinity is then NaN, so that no overflow goes unseen.
       largest: float32 (), for a tensor's float32 scale: taken for max|x|, so that what
         is beyond it is clipped.
     """
@@ -173,7 +174,8 @@ def take_apart(
         )
         if fmt.tensor_scale:
             x = x * reciprocal(tensor_scale)
-        scale = _scale_exponent(x, fmt, axes)
+        of_infinity = HIGHEST_SCALE if subnormals else HIGHEST_SCALE + 1
+        scale = _scale_exponent(x, fmt, axes, of_infinity)
         if subnormals:
             scaled = rounding.divide_by_power_of_two(x, scale - implied_exponent(fmt))
         else:
@@ -269,11 +271,12 @@ def _scale(
             1.0 / (fmt.elements.max * holder.max)
         )
         per_element = per_element * reciprocal(tensor_scale)
-    return rounding.round_to_element(per_element, holder), tensor_scale
+    scale = rounding.round_to_element(per_element, holder)
+    return jnp.where(jnp.isinf(per_element), jnp.nan, scale), tensor_scale
 
 
 def _scale_exponent(
-    x: jax.Array, fmt: Format, axes: tuple[int, ...] | None
+    x: jax.Array, fmt: Format, axes: tuple[int, ...] | None, of_infinity: int
 ) -> jax.Array:
     """Returns the exponents of E8M0 scales, int32; above 127 stands for NaN.
 
@@ -295,7 +298,7 @@ def _scale_exponent(
     mantissa = jnp.where(field == 0, shifted & rounding.MANTISSA_MASK, mantissa)
     exponent = field - 127 + _correction(fmt, mantissa)
     exponent = jnp.clip(exponent, LOWEST_SCALE, HIGHEST_SCALE)
-    exponent = jnp.where(jnp.isinf(number), HIGHEST_SCALE, exponent)
+    exponent = jnp.where(jnp.isinf(number), of_infinity, exponent)
     return jnp.where(jnp.isnan(number), HIGHEST_SCALE + 1, exponent)
 
 
