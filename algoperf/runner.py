@@ -36,6 +36,7 @@ from algoperf.errors import UserError
 from algoperf.hosts import Hosts
 from algoperf.recorder import Recorder
 from algoperf.records import Row, Status
+from algoperf.training_step import recipe_facts
 from algoperf.trials import Seeds, TrialConfig, global_batch_size
 from algoperf.workload import Evaluator
 
@@ -225,7 +226,11 @@ class _Trial:
             if message is None:
                 raise
             raise UserError(message) from error
-        self.recorder.record["sizes"] = reparam.sizes(params, optimizer_state)
+        record = self.recorder.record
+        record["sizes"] = reparam.sizes(params, optimizer_state)
+        record["numerics"] = recipe_facts(
+            self.workload, self.hyperparameters, params, model_state
+        )
         return TrainState(params, model_state, optimizer_state, 0)
 
     def run(self) -> tuple[Status, str]:

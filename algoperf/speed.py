@@ -15,9 +15,9 @@ import jax.numpy as jnp
 # to do: 2.12 to 2.41 ms in 30 probes (tests/benchmarks/speed_probe.py).
 REFERENCE_STEP_SEC = 0.0022
 # Compilation does not get faster with the accelerator, nor do small steps by as much as
-# the probe's, so a budget shrinks only to this share of itself. On an H100 the conformer
-# compiled for 16 of its 61 s and would take about 29 s to its target, by the rate of
-# deepspeech there (5.3 ms a step); 1.5 times that is 0.72 of its budget.
+# the probe's, so a budget shrinks only to this share of itself. On an H100 the
+# conformer compiled for 16 of its 61 s and would take about 29 s to its target, by the
+# rate of deepspeech there (5.3 ms a step); 1.5 times that is 0.72 of its budget.
 SMALLEST_RATIO = 0.75
 WINDOWS = 12
 STEPS_PER_WINDOW = 4

@@ -3,6 +3,7 @@
 The loss may be quantised by a recipe of `algoperf.numerics`.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -175,18 +176,53 @@ def first_recipe_state(
     Raises:
       UserError: the recipe matches none of the model's products.
     """
+    return numerics.init_state(
+        recipe,
+        _forward(workload, model_state),
+        params,
+        workload.example_batch(),
+        parameter_types=workload.model_params_types,
+    )
+
+
+def recipe_facts(
+    workload: Any, hyperparameters: Any, params: Any, model_state: Any
+) -> dict[str, Any] | None:
+    """Returns what the record says of the recipe that the hyperparameters name, if any.
+
+    'recipe', the numbers of 'products' of the forward pass and of those 'quantised',
+    and 'units': in how many of the latter's products, forward and both gradients, run
+    in which units here ('float32': emulated). Runs nothing of the model; products are
+    of an example batch.
+    """
+    name = getattr(hyperparameters, "recipe", None)
+    if name not in numerics.RECIPES:
+        return None
+    found = numerics.products(
+        name,
+        _forward(workload, model_state),
+        params,
+        workload.example_batch(),
+        parameter_types=workload.model_params_types,
+    )
+    quantised = [item for item in found if item.reason is None]
+    units = collections.Counter(kind for item in quantised for kind in item.units)
+    return {
+        "recipe": name,
+        "products": len(found),
+        "quantised": len(quantised),
+        "units": dict(units),
+    }
+
+
+def _forward(workload: Any, model_state: Any) -> Callable[..., Any]:
+    """Returns the training pass: (params, batch) -> logits."""
 
     def forward(params: Any, batch: spec.Batch) -> Any:
         mode, rng = spec.ForwardPassMode.TRAIN, jax.random.PRNGKey(0)
         return workload.model_fn(params, batch, model_state, mode, rng, True)[0]
 
-    return numerics.init_state(
-        recipe,
-        forward,
-        params,
-        workload.example_batch(),
-        parameter_types=workload.model_params_types,
-    )
+    return forward
 
 
 def train_step(

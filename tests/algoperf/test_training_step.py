@@ -7,11 +7,19 @@ import jax
 import numpy as np
 import optax
 import pytest
-from synthetic import BATCH_NORM, SYNTHETIC, examples
+from synthetic import BATCH_NORM, SYNTHETIC, examples, folder_of
 
-from algoperf import contract, numerics, registry, sharding, tuning
+from algoperf import (
+    contract,
+    numerics,
+    records,
+    registry,
+    runner,
+    sharding,
+    tuning,
+)
 from algoperf.errors import UserError
-from algoperf.numerics import RECIPES, DynamicLossScale
+from algoperf.numerics import RECIPES, DynamicLossScale, units
 from algoperf.submission import Objective, from_optax, load_submission
 from algoperf.tuning import as_namedtuple
 
@@ -214,3 +222,29 @@ def test_microbatches_hold_the_activations_of_one_part():
         temporary[parts] = compiled.memory_analysis().temp_size_in_bytes
     inputs = 65_536 * 5 * 4  # the parts, in another order
     assert temporary[8] < inputs + temporary[1] / 4
+
+
+def test_a_record_says_which_units_a_recipe_runs_in(make_config, monkeypatch):
+    """Two layers, so six products: forward and both gradients."""
+    monkeypatch.setattr(
+        numerics.application,
+        "this_device",
+        lambda: units.Device("cpu", units=("int8",)),
+    )
+    submission = load_submission(registry.find_submission("quantized_adamw"))
+    space = tuning.load_search_space(submission.default_search_space)
+    point = {**tuning.trial_point(space, 0, 1), "recipe": "int8"}
+    config = make_config(submission=submission, hyperparameters=point, max_steps=2)
+    runner.run_trial(config)
+    assert records.read_record(folder_of(config))["numerics"] == {
+        "recipe": "int8",
+        "products": 2,
+        "quantised": 2,
+        "units": {"int8": 6},
+    }
+
+
+def test_a_record_without_a_recipe_says_so(make_config):
+    config = make_config(max_steps=2)
+    runner.run_trial(config)
+    assert records.read_record(folder_of(config))["numerics"] is None
