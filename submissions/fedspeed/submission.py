@@ -35,6 +35,7 @@ def split_batch(batch: Any, clients: int) -> Any:
 
 
 def fedspeed(
+    rate: float,
     schedule: optax.Schedule,
     clients: int,
     local_steps: int,
@@ -51,12 +52,17 @@ def fedspeed(
         g = (1 - alpha) grad F(x) + alpha grad F(x + rho grad F(x) / ||grad F(x)||)
         x <- x - rate (clip(g + decay x) - g_hat + (x - x_t) / lambda),
 
-    then g_hat <- g_hat - (x - x_t) / lambda, and x_{t+1} is the mean of the clients'
-    x - lambda g_hat. Without prox term that is FedAvg (McMahan et al. 2017), and with
-    one client and one step SGD.
+    then g_hat <- g_hat - (x - x_t) / lambda, and with m the mean of the clients'
+    x - lambda g_hat, x_{t+1} = x_t + schedule(t) (m - x_t). The paper's x_{t+1} is m.
+    Without prox term that is FedAvg (McMahan et al. 2017), and with one client and one
+    step SGD.
+
+    The schedule is on the server's step: m - x_t holds g_hat of all earlier rounds, so
+    that x moves at a local rate of 0 too.
 
     Args:
-      schedule: rate by round.
+      rate: of the local steps.
+      schedule: share by round of the way to m, from 0 to 1.
       clients: how many shards.
       local_steps: how many steps each takes, all on the whole shard.
       prox: 1 / lambda; 0 for none, then there is no correction either.
@@ -78,7 +84,7 @@ def fedspeed(
         clip = jnp.minimum(1.0, grad_clip / jnp.maximum(optax.tree.norm(g), 1e-12))
         return jax.tree.map(lambda g: clip * g, g)
 
-    def train_client(objective, start, correction, rate, batch):
+    def train_client(objective, start, correction, batch):
         x = start
         for step in range(local_steps):
             here = objective.on(batch).reseeded(step)
@@ -99,14 +105,14 @@ def fedspeed(
         return FedSpeedState(jnp.int32(0), zeros)
 
     def update(updates, state, params=None, *, objective, **extra):
-        rate = schedule(state.steps)
+        share = schedule(state.steps)
         sent, correction = jax.vmap(
-            lambda correction, batch: train_client(
-                objective, params, correction, rate, batch
-            )
+            lambda correction, batch: train_client(objective, params, correction, batch)
         )(state.correction, split_batch(objective.batch, clients))
         # As differences, so that what does not change stays as it is.
-        updates = jax.tree.map(lambda s, x: jnp.mean(s - x, axis=0), sent, params)
+        updates = jax.tree.map(
+            lambda s, x: share * jnp.mean(s - x, axis=0), sent, params
+        )
         return updates, FedSpeedState(state.steps + 1, correction)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -119,11 +125,8 @@ def build(workload, hyperparameters):
         mask_without(workload),
     )
     return fedspeed(
-        warmup_cosine(
-            workload.step_hint,
-            hyperparameters.learning_rate,
-            hyperparameters.warmup_factor,
-        ),
+        hyperparameters.learning_rate,
+        warmup_cosine(workload.step_hint, 1.0, hyperparameters.warmup_factor),
         clients=hyperparameters.clients,
         local_steps=hyperparameters.local_steps,
         prox=hyperparameters.prox,

@@ -19,13 +19,16 @@ from tensors import (
     build,
     cosine,
     draw,
+    make_workload,
     module_of,
     named,
     quadratic_of,
     trained,
 )
 
+from algoperf import spec
 from algoperf.errors import UserError
+from algoperf.schedules import warmup_cosine
 
 SIZE = ravel_pytree(PARAMS)[0].size
 HESSIAN = quadratic_of(SIZE)
@@ -297,7 +300,18 @@ class Clients:
         return jnp.einsum("rij,rj->i", self.batch["hessians"], distance) / len(distance)
 
 
-def _rounds(count, batch, **facts):
+class LeafOfClients(Clients):
+    """The same with its params in a tree of one leaf."""
+
+    def on(self, batch):
+        return LeafOfClients(batch)
+
+    def gradient(self, x):
+        return {"x": super().gradient(x["x"])}
+
+
+def _rounds(count, batch, schedule=lambda _: 1.0, **facts):
+    """Returns the params after so many rounds, and the last state."""
     module = module_of("fedspeed")
     usual = {
         "clients": 2,
@@ -308,7 +322,7 @@ def _rounds(count, batch, **facts):
         "weight_decay": 0.0,
         "grad_clip": 1e9,
     }
-    transformation = module.fedspeed(lambda _: 0.1, **{**usual, **facts})
+    transformation = module.fedspeed(0.1, schedule, **{**usual, **facts})
     x = jnp.zeros(batch["targets"].shape[1])
 
     @jax.jit
@@ -319,7 +333,7 @@ def _rounds(count, batch, **facts):
     state = transformation.init(x)
     for _ in range(count):
         x, state = one(x, state)
-    return np.asarray(x)
+    return np.asarray(x), state
 
 
 CENTERS = np.array([[1.0, 0.0], [3.0, 2.0], [-2.0, 4.0], [0.0, 1.0]], np.float32)
@@ -352,7 +366,7 @@ def test_fedspeed():
             corrections[client] = corrections[client] - prox * (local - x)
             sent.append(local - corrections[client] / prox)
         x = np.mean(sent, axis=0)
-    found = _rounds(STEPS, CURVED, prox=prox, alpha=0.8)
+    found, _ = _rounds(STEPS, CURVED, prox=prox, alpha=0.8)
     np.testing.assert_allclose(found, x, atol=1e-5)
 
 
@@ -361,8 +375,8 @@ def test_fedspeed_finds_the_optimum_that_fedavg_misses():
     optimum = np.linalg.solve(
         hessians.sum(axis=0), np.einsum("rij,rj->i", hessians, centers)
     )
-    averaged = _rounds(400, CURVED)
-    corrected = _rounds(400, CURVED, prox=0.5)
+    averaged, _ = _rounds(400, CURVED)
+    corrected, _ = _rounds(400, CURVED, prox=0.5)
     assert np.abs(averaged - optimum).max() > 0.05
     np.testing.assert_allclose(corrected, optimum, atol=1e-3)
 
@@ -377,15 +391,44 @@ def test_fedspeed_without_prox_and_perturbation_is_fedavg():
                 local = local - 0.1 * _gradient(local, rows)
             ends.append(local)
         x = np.mean(ends, axis=0)
-    np.testing.assert_allclose(_rounds(STEPS, CURVED), x, atol=1e-5)
+    found, _ = _rounds(STEPS, CURVED)
+    np.testing.assert_allclose(found, x, atol=1e-5)
 
 
 def test_fedspeed_with_one_client_and_one_step_is_sgd():
     x = np.zeros(2)
-    for _ in range(STEPS):
-        x = x - 0.1 * _gradient(x, [0, 1, 2, 3])
-    found = _rounds(STEPS, CURVED, clients=1, local_steps=1)
+    for step in range(STEPS):
+        x = x - cosine(step, 0.1) * _gradient(x, [0, 1, 2, 3])
+    schedule = warmup_cosine(STEPS, 1.0)
+    found, _ = _rounds(STEPS, CURVED, schedule, clients=1, local_steps=1)
     np.testing.assert_allclose(found, x, atol=1e-6)
+
+
+def test_fedspeed_stands_still_once_its_schedule_has_ended():
+    """Though the clients' corrections are not 0."""
+    point = {
+        "learning_rate": 0.1,
+        "warmup_factor": 0.0,
+        "clients": 2,
+        "local_steps": 3,
+        "prox": 0.5,
+        "rho": 0.1,
+        "alpha": 0.8,
+        "weight_decay": 0.0,
+        "grad_clip": 1e9,
+    }
+    workload = make_workload({"x": (spec.ParameterType.BIAS, (2,))}, step_hint=5)
+    transformation = build("fedspeed", workload, **point)
+    x = {"x": jnp.ones(2)}
+    state = transformation.init(x)
+
+    def update(state):
+        return transformation.update(x, state, x, objective=LeafOfClients(CURVED))
+
+    for step in range(8):
+        updates, state = jax.jit(update)(state)
+        assert (np.abs(updates["x"]) > 0).any() == (step < 5)
+    assert np.abs(np.mean(state.correction["x"], axis=0)).max() > 0.1
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
