@@ -1,6 +1,7 @@
 """Selective backprop: favours high losses (Jiang et al. 2019, arXiv:1910.00762)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,25 @@ def take(batch: spec.Batch, chosen: jax.Array, count: int) -> spec.Batch:
     return jax.tree.map(of_leaf, batch)
 
 
+def losses_of_rows(
+    workload: spec.Workload, logits: Any, batch: spec.Batch, count: int
+) -> jax.Array:
+    """Returns the mean loss of each of a batch's `count` rows: (count,) float32.
+
+    Of what counts in the row, tokens for example: a sum would favour long sequences.
+    """
+
+    def of_row(labels, logits, weights):
+        loss = workload.loss_fn(labels, logits, weights)
+        return loss["summed"] / jnp.maximum(loss["n_valid_examples"], 1)
+
+    rows = jax.tree.map(
+        lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]),
+        (batch["targets"], logits, batch.get("weights")),
+    )
+    return jax.vmap(of_row)(*rows)
+
+
 @functools.partial(jax.jit, static_argnames="workload")
 def batch_from(workload, params, model_state, pool, power, rng):
     """Returns a batch chosen from several, by the loss of the model as evaluated."""
@@ -71,10 +91,9 @@ def batch_from(workload, params, model_state, pool, power, rng):
     logits, _ = workload.model_fn(
         params, joined, model_state, spec.ForwardPassMode.EVAL, None, False
     )
-    losses = workload.loss_fn(joined["targets"], logits, joined.get("weights"))
     total = count * len(pool)
-    by_row = losses["per_example"].reshape(total, -1).sum(axis=1)
-    return take(joined, choose(by_row, count, power, rng), total)
+    losses = losses_of_rows(workload, logits, joined, total)
+    return take(joined, choose(losses, count, power, rng), total)
 
 
 def data_selection(

@@ -28,6 +28,7 @@ from tensors import (
 
 from algoperf import spec
 from algoperf.errors import UserError
+from algoperf.losses import softmax_cross_entropy
 from algoperf.schedules import warmup_cosine
 
 SIZE = ravel_pytree(PARAMS)[0].size
@@ -462,6 +463,32 @@ def test_selection_with_power_prefers_high_losses():
     np.testing.assert_allclose(found, np.array([16, 1, 9, 4]) / 30, atol=0.06)
     greedy = choose(losses, 2, 1e6, jax.random.PRNGKey(0))
     assert set(np.asarray(greedy).tolist()) == {0, 2}
+
+
+def test_selection_ranks_means_so_that_long_sequences_have_no_advantage():
+    """A long easy row and a short hard one, whose sum is smaller; one of padding."""
+    module = module_of("data_selection")
+    pool = [
+        {"targets": jnp.zeros((1, 10), jnp.int32), "weights": jnp.arange(10)[None] < n}
+        for n in (10, 1, 0)
+    ]
+    chances = jnp.array([0.8, 0.2, 0.1])  # of the right token, by row
+    logits = jnp.log(jnp.stack([chances, 1 - chances], axis=1))
+
+    class Tokens:
+        loss_fn = staticmethod(
+            functools.partial(softmax_cross_entropy, label_smoothing=0.0)
+        )
+
+        def model_fn(self, *unused):
+            return jnp.broadcast_to(logits[:, None], (3, 10, 2)), None
+
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *pool)
+    losses = module.losses_of_rows(Tokens(), Tokens().model_fn()[0], joined, 3)
+    np.testing.assert_allclose(losses, -np.log([0.8, 0.2, 1.0]), rtol=1e-5, atol=1e-7)
+    args = (None, None, pool, 1e6, jax.random.PRNGKey(0))
+    chosen = module.batch_from(Tokens(), *args)
+    assert chosen["weights"].sum() == 1
 
 
 def test_rows_of_several_entries_stay_together():
