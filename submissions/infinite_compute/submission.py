@@ -2,9 +2,11 @@
 
 Members start from seeds of their own, see batches of their own over many epochs, and
 decay their weights up to 30 times as strongly as is usual. A student, also new, then
-learns from the mean of their logits and from the labels. All of it is inside the
-budget, and the parameters that are returned are the student's; until it starts, the
-first member's, so that evaluations say how training goes.
+learns from the mean of their logits and from the labels. All of it together costs
+about what `step_hint` plain steps do: a step of the members counts as one gradient for
+each, and one of the student as its own gradient and a third for each member's forward
+pass. The parameters that are returned are the student's; until it starts, the first
+member's, so that evaluations say how training goes.
 
 The paper's student learns from sequences that the ensemble writes, beside real ones;
 this one learns from what the ensemble says of real ones (Hinton et al. 2015).
@@ -40,7 +42,14 @@ class EnsembleState(NamedTuple):
 
 def ensemble_steps(workload: spec.Workload, hyperparameters: Any) -> int:
     """Returns after how many steps the members are done and distillation starts."""
-    return round(hyperparameters.ensemble_share * workload.step_hint)
+    gradients = hyperparameters.ensemble_share * workload.step_hint
+    return max(1, round(gradients / hyperparameters.members))
+
+
+def student_steps(workload: spec.Workload, hyperparameters: Any) -> int:
+    """Returns how many steps the student takes after that."""
+    gradients = (1 - hyperparameters.ensemble_share) * workload.step_hint
+    return max(1, round(gradients / (1 + hyperparameters.members / 3)))
 
 
 def optimizer(
@@ -64,10 +73,11 @@ def optimizer(
 
 def build(workload: spec.Workload, hyperparameters: Any) -> tuple[Any, Any]:
     """Returns the optimizers of the members and of the student."""
-    steps = ensemble_steps(workload, hyperparameters)
+    of_members = ensemble_steps(workload, hyperparameters)
+    of_student = student_steps(workload, hyperparameters)
     return (
-        optimizer(workload, hyperparameters, steps),
-        optimizer(workload, hyperparameters, max(1, workload.step_hint - steps)),
+        optimizer(workload, hyperparameters, of_members),
+        optimizer(workload, hyperparameters, of_student),
     )
 
 

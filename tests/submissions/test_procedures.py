@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from tensors import (
     trained,
 )
 
-from algoperf import spec
+from algoperf import registry, spec, tuning
 from algoperf.errors import UserError
 from algoperf.losses import softmax_cross_entropy
 from algoperf.schedules import warmup_cosine
@@ -508,3 +509,35 @@ def test_the_teacher_averages_logits():
     geometric = np.exp(logits).prod(axis=0) ** (1 / 3)
     geometric /= geometric.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(teacher(jnp.asarray(logits)), geometric, rtol=1e-5)
+
+
+POINTS = tuning.load_search_space(
+    registry.find_submission("infinite_compute").with_name("tuning_search_space.json")
+)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_the_budget_of_the_plain_steps_is_enough_for_the_student(point):
+    """Counted in gradients; a forward pass is a third of one."""
+    module, hint = module_of("infinite_compute"), 1000
+    workload = types.SimpleNamespace(step_hint=hint, metrics_logger=None)
+    point = tuning.as_namedtuple(point)
+    costs = {"member": point.members, "student": 1 + point.members / 3}
+    taken = []
+
+    def step_of(name):
+        def step(*unused):
+            taken.append(name)
+            return None, name, None, 0.0  # the model, its params and state, the loss
+
+        return step
+
+    state, shown = ((None, None), step_of("member"), step_of("student")), None
+    while sum(costs[name] for name in taken) < hint:
+        facts = (workload, None, None, None, point, None, None, state, [], len(taken))
+        state, shown, _ = module.update_params(*facts, None)
+    assert shown == "student"
+    # Its schedule has just ended.
+    assert abs(taken.count("student") - module.student_steps(workload, point)) <= 1
+    of_members = costs["member"] * taken.count("member") / hint
+    assert of_members == pytest.approx(point.ensemble_share, abs=0.01)
