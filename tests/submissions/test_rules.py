@@ -180,11 +180,6 @@ ELEMENTWISE = {
     "nadamw": ({"one_minus_beta1": 0.1, "beta2": 0.99}, nadam, (0.9, 0.99)),
     "lion": ({"one_minus_beta1": 0.1, "beta2": 0.98}, lion, (0.9, 0.98)),
     "signum": ({"one_minus_beta1": 0.1}, signum, (0.9,)),
-    "adan": (
-        {"one_minus_beta1": 0.02, "beta2": 0.92, "beta3": 0.99},
-        adan,
-        (0.98, 0.92, 0.99),
-    ),
     "ademamix": (
         {"one_minus_beta1": 0.1, "beta2": 0.999, "beta3": 0.9999, "alpha": 8.0},
         ademamix,
@@ -207,6 +202,21 @@ def test_adafactor_without_factors_keeps_whole_matrices():
     transformation = build("adafactor", **USUAL, one_minus_beta1=0.1, factored=False)
     path, _ = trained(transformation)
     assert_close(path[-1], expected(each(adafactor(0.9, False)), RATE, DECAY))
+
+
+def test_adan():
+    """Its decay is proximal."""
+    rule, decay, x = adan(0.98, 0.92, 0.99), 5.0, named(PARAMS)
+    for t, given in enumerate(GRADIENTS):
+        s, g = RATE(t), named(given)
+        x = {
+            name: (x[name] - s * rule(t + 1, g[name], x[name], name))
+            / (1 + s * decay * IS_DECAYED[name])
+            for name in x
+        }
+    point = {**USUAL, "weight_decay": decay, "one_minus_beta1": 0.02}
+    path, _ = trained(build("adan", **point, beta2=0.92, beta3=0.99))
+    assert_close(path[-1], x)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
