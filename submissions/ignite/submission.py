@@ -24,7 +24,8 @@ def bounded_sharpness(
         lambda <- max(0, lambda + rate (rho ||grad h|| - bound))
 
     The difference is a Hessian product to first order in r. The multiplier of an
-    inequality is held at 0 or above. With several outputs, h is the mean of them all.
+    inequality is held at 0 or above. With several outputs, h is the mean of the first:
+    logits, where their paddings are another.
     """
 
     def init(params):
