@@ -40,6 +40,9 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
   the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model (AdamW
   takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large batch,
   and more gradients per step are counted as they come.
+- The steps timed are the first of a trial. Two submissions have cheaper ones later:
+  `kron`, once it no longer fits its preconditioner at every step, and
+  `infinite_compute`, once its members are done and the student learns.
 
 | Name | What it is | Source | Code | Lines | State | Memory | Step |
 |---|---|---|---|---|---|---|---|
@@ -52,9 +55,11 @@ GLUE = {
     "clip_by_global_norm",
     "constant_schedule",
     "linear_schedule",
+    "masked",
     "partition",
     "scale",
     "scale_by_learning_rate",
+    "scale_by_schedule",
     "stateless",
     "with_extra_args_support",
 }
