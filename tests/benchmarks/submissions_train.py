@@ -4,7 +4,8 @@
 
 Schedules are those of a run of so many steps. A line says how the trial ended, the loss
 on the training set before and after, and what a step took after compilation; put adamw
-first to compare. The exit status is 1 if a loss is not finite or does not fall.
+first to compare. The exit status is 1 if a loss is not finite or does not fall, or if a
+submission refuses all workloads.
 """
 
 import argparse
@@ -63,6 +64,13 @@ def is_good(result: dict[str, Any]) -> bool:
     return done and result["last_loss"] < result["first_loss"]
 
 
+def refused_everywhere(results: list[dict[str, Any]]) -> list[str]:
+    """Returns the submissions of which nothing is known: they refused all workloads."""
+    names = {result["submission"] for result in results}
+    tried = {r["submission"] for r in results if r["status"] != "refused"}
+    return sorted(names - tried)
+
+
 def main() -> int:
     """Trains all pairs and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -85,7 +93,10 @@ def main() -> int:
             print(good, json.dumps(result), flush=True)
     if flags.json:
         flags.json.write_text(json.dumps(results, indent=1))
-    return 0 if all(map(is_good, results)) else 1
+    untried = refused_everywhere(results)
+    for name in untried:
+        print(f"BAD {name} refused all workloads")
+    return 0 if all(map(is_good, results)) and not untried else 1
 
 
 if __name__ == "__main__":

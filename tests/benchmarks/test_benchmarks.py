@@ -1,14 +1,16 @@
 """The benchmarks still run; what they measure is for people to read."""
 
 import json
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from algoperf import records
+from algoperf import records, registry
 from scoring.rules import load_rules
 
 HERE = Path(__file__).resolve().parent
@@ -63,6 +65,26 @@ def test_submissions_train(tmp_path, submission, workload):
     subprocess.run([*command, *names], check=True)
     (result,) = json.loads(file.read_text())
     assert result["last_loss"] < result["first_loss"]
+
+
+@pytest.mark.parametrize(("refused", "status"), [("ab", 1), ("a", 0)])
+def test_a_submission_that_refuses_everything_has_not_trained(
+    monkeypatch, capsys, refused, status
+):
+    main = runpy.run_path(str(HERE / "submissions_train.py"))["main"]
+
+    def train(name, workload, *unused):
+        found = {"submission": name, "workload": workload, "status": "refused"}
+        if workload in refused:
+            return found
+        return {**found, "status": "completed", "first_loss": 2.0, "last_loss": 1.0}
+
+    chosen = [types.SimpleNamespace(variant=name) for name in "ab"]
+    monkeypatch.setattr(registry, "select_workloads", lambda *_: chosen)
+    monkeypatch.setitem(main.__globals__, "train", train)
+    monkeypatch.setattr(sys, "argv", ["submissions_train.py", "--submissions=sgd"])
+    assert main() == status
+    assert ("sgd refused all workloads" in capsys.readouterr().out) == bool(status)
 
 
 def test_early_stopping(tmp_path):
