@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 
-from algoperf import records, run_store, tuned
+from algoperf import hardware, records, run_store, tuned
 from algoperf.errors import UserError
 from algoperf.launch.local import Job
 from algoperf.run_store import Run, Store
@@ -89,15 +90,43 @@ class Reader:
             run = dataclasses.replace(
                 run, status=tuned.STOPPED, evaluations=evaluations
             )
-        sha256 = record["submission"]["sha256"]
-        return run, run_store.environment(folder) | {"submission_sha256": sha256}
+        code = {
+            "submission_sha256": record["submission"]["sha256"],
+            "git_revision": record.get("git_revision"),
+        }
+        return run, run_store.environment(folder) | code
 
 
 def check_code(store: Store, submission: "Submission") -> None:
-    """Raises UserError if runs in the store are of another version of the file."""
+    """Warns if runs in the store are of another commit.
+
+    Much of a commit changes no number, so it is no reason to refuse.
+
+    Raises:
+      UserError: they are of another version of the submission's file or of a package.
+    """
     known = {environment.get("submission_sha256") for environment in store.environments}
     if known - {submission.sha256}:
         raise UserError(
             f"{store.path} has runs of another version of {submission.path}; give "
             "another --out, or move it away to begin anew"
+        )
+    installed = hardware.describe_versions()
+    for environment in store.environments:
+        for package, version in environment["versions"].items():
+            if version != installed.get(package):
+                raise UserError(
+                    f"{store.path} has runs with {package} {version}, and "
+                    f"{installed.get(package)} is installed now; give another --out, "
+                    "or move it away to begin anew"
+                )
+    revision = hardware.git_revision()
+    before = {environment.get("git_revision") for environment in store.environments}
+    if others := before - {revision, None}:
+        logging.warning(
+            "%s has runs of commit %s, and this is %s: if what they share with the "
+            "submission has changed, give another --out",
+            store.path,
+            ", ".join(sorted(map(str, others))),
+            revision,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from synthetic import BATCH_NORM, SYNTHETIC
 
-from algoperf import cli, records, registry, tuning
+from algoperf import cli, hardware, records, registry, tuning
 from algoperf.cli import tune
 from algoperf.cli.tune import report
 from algoperf.cli.tune.report import draw
@@ -43,6 +43,7 @@ class Machine:
       finished: the runs, in the order in which they ended.
       stop_after: ask this process to stop after so many runs.
       lag: evaluations that a run still makes after it was told to end.
+      optax, revision: the versions that its records name.
     """
 
     def __init__(self):
@@ -51,6 +52,8 @@ class Machine:
         self.lag = 1
         self.status = None
         self.forget = False
+        self.optax = hardware.describe_versions()["optax"]
+        self.revision = hardware.git_revision()
 
     def run_jobs(self, jobs, should_stop, side_by_side=1, should_end=lambda _: False):
         jobs = list(jobs)
@@ -106,7 +109,9 @@ class Machine:
             "hyperparameters": point,
             "target": {"metric": "accuracy"},
             "submission": {"sha256": sha256_of(Path(flags["submission"]))},
-            **{name: {} for name in ("host", "devices", "versions")},
+            "git_revision": self.revision,
+            "versions": {"optax": self.optax},
+            **{name: {} for name in ("host", "devices")},
         }
         records.write_json(job.folder / records.RECORD_FILE, record)
 
@@ -356,6 +361,22 @@ def test_runs_of_another_version_of_the_file_are_not_mixed(call, machine, adam, 
     assert len(machine.finished) == 8  # four trials, two workloads
     file.write_text(source)
     assert call("--search=4", budget=5) == 0
+
+
+def test_runs_with_another_version_of_a_package_are_not_mixed(call, machine, capsys):
+    machine.optax = "0.1.0"
+    assert call("--search=4", budget=4) == 0
+    assert call("--search=4", budget=5) == 1
+    assert "has runs with optax 0.1.0, and" in capsys.readouterr().err
+    assert len(machine.finished) == 8
+
+
+def test_runs_of_another_commit_are_told(call, machine, caplog):
+    machine.revision = "8034bf5"
+    assert call("--search=4", budget=4) == 0
+    assert "has runs of commit" not in caplog.text
+    assert call("--search=4", budget=5) == 0
+    assert "has runs of commit 8034bf5, and this is" in caplog.text
 
 
 def test_another_run_in_the_folder_is_refused(call, machine, tmp_path, capsys):
