@@ -196,7 +196,7 @@ def recipe_facts(
     of an example batch.
     """
     name = getattr(hyperparameters, "recipe", None)
-    if name not in numerics.RECIPES:
+    if not isinstance(name, str) or name not in numerics.RECIPES:
         return None
     found = numerics.products(
         name,
