@@ -31,6 +31,10 @@ case "$out/" in "$submission"/*) fail "the records would lie in the submission" 
 
 name=algoperf-untrusted-$$
 grace=${GRACE_SEC:-120}
+seconds=${SECONDS_AT_MOST:-86400}
+case "$seconds" in
+  '' | *[!0-9]*) fail "SECONDS_AT_MOST is $seconds, not a whole number of seconds" ;;
+esac
 set -- run --submission "/submission/submission.py" --out /out --resume "$@"
 if [ -n "${DATA:-}" ]; then
   data=$(cd "$DATA" 2>/dev/null && pwd) || fail "$DATA is no folder"
@@ -60,16 +64,14 @@ client=$!
 stop() { "$engine" stop --time "$grace" "$name" >/dev/null 2>&1 || true; }
 trap 'stop' INT TERM
 (
-  # Before there is a sleeper: a run that ends at once must not leave one behind, least
-  # of all one that keeps the caller's pipe open.
-  sleeper=
-  trap '[ -z "$sleeper" ] || kill "$sleeper" 2>/dev/null; exit' TERM
-  sleep "${SECONDS_AT_MOST:-86400}" >/dev/null 2>&1 &
-  sleeper=$!
-  wait "$sleeper" && {
-    echo "run_untrusted.sh: the time is up" >&2
-    stop
-  }
+  # In short sleeps: whatever ends this leaves none behind that lasts.
+  left=$seconds
+  while [ "$left" -gt 0 ]; do
+    sleep 1 >/dev/null 2>&1
+    left=$((left - 1))
+  done
+  echo "run_untrusted.sh: the time is up" >&2
+  stop
 ) &
 watch=$!
 status=0
@@ -77,5 +79,7 @@ while :; do # a signal ends `wait` before the container has ended
   wait "$client" && status=0 || status=$?
   kill -0 "$client" 2>/dev/null || break
 done
-kill "$watch" 2>/dev/null || true
+# Again, until it is gone: a subshell that has just begun still has the trap from above,
+# drops it and the signal with it, and would keep the caller's pipe open.
+while kill "$watch" 2>/dev/null; do sleep 0.1; done
 exit "$status"

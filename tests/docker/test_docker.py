@@ -185,7 +185,7 @@ def test_an_untrusted_run_has_no_network_and_one_folder_to_write_to(
 
 
 def test_its_exit_status_is_the_runs(untrusted):
-    for _ in range(20):  # one that ended before the timer was set once left it running
+    for _ in range(20):  # a timer that had just begun once missed its signal
         process = untrusted("theirs", "out", run="exit 7")
         process.communicate(timeout=30)
         assert process.returncode == 7
