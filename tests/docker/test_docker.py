@@ -211,6 +211,13 @@ def test_a_signal_stops_the_container(untrusted, tmp_path):
     assert _calls(tmp_path, "stop")[0] == "stop"
 
 
+def test_a_time_that_is_no_number_is_told(untrusted, tmp_path):
+    process = untrusted("theirs", "out", SECONDS_AT_MOST="1h")
+    assert "SECONDS_AT_MOST is 1h, not" in process.communicate(timeout=30)[1]
+    assert process.returncode == 2
+    assert not _calls(tmp_path, "run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
