@@ -30,17 +30,20 @@ SUBMISSIONS = HERE / "submissions"
 
 
 @pytest.fixture
-def clock() -> Iterator[FakeTime]:
-    """A clock that stands still, while no compiled program is read from a cache.
-
-    The seconds that reading saves are counted, and they are real ones.
-    """
+def no_cache() -> Iterator[None]:
+    """No compiled program is read from a cache: the seconds that saves are counted."""
     is_enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
-    yield FakeTime()
+    yield
     jax.config.update("jax_enable_compilation_cache", is_enabled)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def clock(no_cache: None) -> FakeTime:
+    """A clock that stands still, also where a cache would save real seconds."""
+    return FakeTime()
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_work_that_the_state_does_not_hold_is_charged(make_config):
     assert _charged(config, busy) == pytest.approx(1, abs=0.1)  # a step costs a bit
 
 
-def test_phases_add_up_to_the_wall_time_of_the_loop(make_config, monkeypatch):
+def test_phases_add_up_to_the_wall_time_of_the_loop(make_config, monkeypatch, no_cache):
     walls = []
     run = runner._Trial.run
 
