@@ -57,7 +57,8 @@ def quantize(x: Any, fmt: str | Format, axis: int = -1, key: Any = None) -> jax.
 
     Infinities: with power-of-two scales the block takes the highest scale, the infinite
     element the largest value. With other scales a group that holds one is NaN. A NaN
-    makes its whole group NaN.
+    makes its whole group NaN. Where the tensor has a scale beside the groups', it is
+    the whole array.
 
     Args:
       x: a float array of any shape.
@@ -141,8 +142,8 @@ def take_apart(
       words: the key of stochastic rounding, uint32[2].
       subnormals: whether numbers down to float32's subnormals count. If not, scales
         that are powers of two stop at 2^-100, and what is too small for that is 0:
-        products in float32 lose such numbers too, and quantising is faster. A block
-        that holds an infinity is then NaN, so that no overflow goes unseen.
+        products in float32 lose such numbers too, and quantising is faster. An
+        infinity is then NaN, with its group, so that no overflow goes unseen.
       largest: float32 (), for a tensor's float32 scale: taken for max|x|, so that what
         is beyond it is clipped.
     """
@@ -190,6 +191,9 @@ def take_apart(
     elements = rounding.round_to_element(scaled, element, noise, fmt.symmetric)
     if fmt.scale in POWER_OF_TWO_SCALES:
         elements = jnp.where(scale > HIGHEST_SCALE, jnp.nan, elements)
+    if not subnormals and (fmt.scale == "fixed" or largest is not None):
+        # No scale of this very array told of it.
+        elements = jnp.where(jnp.isinf(x), jnp.nan, elements)
     if fmt.scale == "e8m0_quest":
         is_inside = jnp.abs(scaled) < element.max
     else:  # the largest lies on the end itself, but for the rounding of 1 / scale

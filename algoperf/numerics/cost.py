@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from algoperf.numerics.find import CONVOLUTION, DOT, Found
-from algoperf.numerics.formats import Format
+from algoperf.numerics.formats import POWER_OF_TWO_SCALES, Format
 from algoperf.numerics.recipes import Recipe, Rotation, find_recipe
 
 # What an unquantised operand has: the widths of float32 operands as they are stored.
@@ -24,9 +24,6 @@ FULL_BITS = 32
 # an addition, a comparison or a rounding is linear.
 MULTIPLICATION = FULL_BITS**2
 ADDITION = FULL_BITS
-# For each element that is quantised: multiplied by the scale, beside its magnitude, the
-# maximum and the rounding; one more for a random number.
-QUANTISE_ADDITIONS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +163,7 @@ def _product(
             # Fast Walsh-Hadamard: log2(block) additions for each element.
             overhead += size * math.log2(rotation.block) * ADDITION
         if fmt is not None:
-            additions = QUANTISE_ADDITIONS + fmt.is_stochastic
-            overhead += size * (MULTIPLICATION + additions * ADDITION)
+            overhead += size * quantising(fmt)
     moved = [
         size * (width if fmt is None else fmt.bits_per_element()) / 8
         for size, fmt in (first, second)
@@ -180,6 +176,23 @@ def _product(
         bytes=sum(moved) + out * FULL_BITS / 8,
         full_bytes=(first[0] + second[0] + out) * FULL_BITS / 8,
     )
+
+
+def quantising(fmt: Format) -> int:
+    """Returns the bit operations of quantising one element.
+
+    The rounding, with a random number if it is stochastic; the magnitude and the
+    maximum where a scale is found; and the scale's division, which is an addition to
+    the exponent where scales are powers of two.
+    """
+    operations = ADDITION * (1 + fmt.is_stochastic)
+    if fmt.scale is None:
+        return operations
+    if fmt.scale != "fixed":
+        operations += 2 * ADDITION
+    if fmt.scale in POWER_OF_TWO_SCALES and not fmt.tensor_scale:
+        return operations + ADDITION
+    return operations + MULTIPLICATION
 
 
 def _bits(fmt: Format | None, width: int) -> int:

@@ -1,5 +1,6 @@
 """Block formats against the independent emulator gfloat, and published numbers."""
 
+import dataclasses
 import math
 
 import gfloat
@@ -14,6 +15,14 @@ from hypothesis import strategies as st
 from algoperf import numerics
 from algoperf.numerics import blocks, rounding, transforms
 
+
+def _integers_of_gfloat(bits):
+    """Blocks of 32 integers k / 2^(bits - 2), as OCP's MXINT8 with fewer bits."""
+    int8 = reference.format_info_ocp_int8
+    element = dataclasses.replace(int8, name=f"int{bits}", k=bits, precision=bits)
+    return dataclasses.replace(reference.format_info_mxint8, etype=element)
+
+
 MX = {
     "mxfp8_e4m3": reference.format_info_mxfp8_e4m3,
     "mxfp8_e5m2": reference.format_info_mxfp8_e5m2,
@@ -21,6 +30,8 @@ MX = {
     "mxfp6_e3m2": reference.format_info_mxfp6_e3m2,
     "mxfp4": reference.format_info_mxfp4_e2m1,
     "mxint8": reference.format_info_mxint8,
+    "mxint6": _integers_of_gfloat(6),
+    "mxint4": _integers_of_gfloat(4),
 }
 BLOCKS, BLOCK = 1000, 32
 
@@ -66,8 +77,8 @@ def _by_gfloat(x, info, scale, symmetric=True):
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.where(scale > 0, x.astype(np.float64) / scale, 0.0)
     elements = gfloat.round_ndarray(info.etype, scaled, sat=True)
-    if info is reference.format_info_mxint8 and symmetric:
-        elements = np.maximum(elements, -127 / 64)
+    if info.etype.is_twos_complement and symmetric:
+        elements = np.maximum(elements, -info.etype.max)
     return elements * scale
 
 
@@ -103,11 +114,11 @@ def test_special_blocks_equal_gfloat(name):
     _assert_same(_ours(x, fmt), np.array(expected))
 
 
-@pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp4", "mxint8"])
-def test_scales_by_ceil_equal_gfloat(name):
+@pytest.mark.parametrize("name", MX)
+def test_scales_by_ceil_and_nearest_equal_gfloat(name):
     info = MX[name]
     x = _many_blocks()
-    top = 127 / 64 if name == "mxint8" else info.etype.max
+    top = info.etype.max
     largest = np.abs(x).max(axis=1, keepdims=True).astype(np.float64)
     with np.errstate(divide="ignore"):
         exponent = np.clip(np.ceil(np.log2(largest / top)), -127, 127)
@@ -118,28 +129,73 @@ def test_scales_by_ceil_equal_gfloat(name):
     _assert_same(_ours(x, nearest), _by_gfloat(x, info, np.exp2(exponent)))
 
 
+def _by_nvidia(x, name):
+    """arXiv:2509.25149, appendix, in float32 step by step; also returns the scales."""
+    one = np.float32(1)
+    top = np.float32(6 if name == "nvfp4" else 7)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        largest = np.abs(x).max(axis=1, keepdims=True)
+        tensor = largest.max() * (one / (top * np.float32(448)))
+        wanted = largest * (one / top) * np.where(tensor > 0, one / tensor, 0)
+        # A scale of infinity has no code in E4M3, so it is NaN.
+        wanted = np.where(np.isinf(wanted), np.nan, wanted).astype(np.float32)
+        e4m3 = gfloat.round_ndarray(reference.format_info_ocp_e4m3, wanted, sat=True)
+        scale = np.float32(e4m3) * tensor
+        scaled = x * np.where(scale == 0, 0, one / scale).astype(np.float32)
+    if name == "nvfp4":
+        is_nan = np.isnan(scaled)  # which E2M1 of gfloat has no code for
+        elements = gfloat.round_ndarray(
+            reference.format_info_ocp_e2m1, np.where(is_nan, 0, scaled), sat=True
+        ).astype(np.float32)
+        elements = np.where(is_nan, np.nan, elements)
+    else:
+        elements = np.clip(np.rint(scaled), -7, 7)
+    with np.errstate(invalid="ignore"):
+        return elements * scale, e4m3
+
+
 @pytest.mark.parametrize("name", ["nvfp4", "nvint4"])
 def test_nvidia_formats_equal_gfloat(name):
-    """arXiv:2509.25149, appendix, in float32 step by step."""
     x = np.random.default_rng(2).normal(size=(4000, 16)).astype(np.float32)
     x *= np.exp2(np.random.default_rng(3).uniform(-20, 2, (4000, 1))).astype(np.float32)
     x[7] = 0.0
-    one = np.float32(1)
-    top = np.float32(6 if name == "nvfp4" else 7)
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    tensor = largest.max() * (one / (top * np.float32(448)))
-    wanted = largest * (one / top) * (one / tensor)
-    e4m3 = gfloat.round_ndarray(reference.format_info_ocp_e4m3, wanted, sat=True)
-    scale = np.float32(e4m3) * tensor
+    expected, scales = _by_nvidia(x, name)
+    assert (scales == 0).sum() > 1  # some underflow
+    _assert_same(_ours(x, name), expected)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38, 1e-45])
+@pytest.mark.parametrize("name", ["nvfp4", "nvint4"])
+def test_special_values_of_nvidia_formats_equal_gfloat(name, value):
+    """The tensor's scale sees them too, so one infinity is a NaN in every group."""
+    x = np.random.default_rng(2).normal(size=(8, 16)).astype(np.float32)
+    x[1], x[2, 3] = 0.0, value
+    expected, _ = _by_nvidia(x, name)
+    assert np.isnan(expected).all() == (not np.isfinite(value))
+    _assert_same(_ours(x, name), expected)
+    only = np.where(np.arange(16) == 3, np.float32(value), np.zeros((8, 1), np.float32))
+    _assert_same(_ours(only, name), _by_nvidia(only, name)[0])
+    _assert_same(_ours(np.zeros((8, 16), np.float32), name), np.zeros((8, 16)))
+
+
+@pytest.mark.parametrize(("name", "axes"), [("int8", 1), ("int4", 1), ("fp8", None)])
+def test_formats_of_one_float32_scale_equal_gfloat(name, axes):
+    x = np.random.default_rng(4).normal(size=(300, 50)).astype(np.float32)
+    x *= np.exp2(np.random.default_rng(5).uniform(-30, 30, (300, 1))).astype(np.float32)
+    x[7], x[8, 3] = 0.0, np.nan if axes else 0.0
+    info = MX["mxint4"].etype if name == "int4" else reference.format_info_ocp_int8
+    unit = 2.0 ** (info.k - 2)  # integers of gfloat are k / unit
+    if name == "fp8":
+        info, unit = reference.format_info_ocp_e4m3, 1.0
+    largest = np.abs(x).max(axis=axes, keepdims=True)
+    scale = largest * np.float32(1 / (info.max * unit))
     with np.errstate(divide="ignore"):
-        scaled = x * np.where(scale > 0, one / scale, 0).astype(np.float32)
-    if name == "nvfp4":
-        elements = gfloat.round_ndarray(
-            reference.format_info_ocp_e2m1, scaled, sat=True
-        ).astype(np.float32)
-    else:
-        elements = np.clip(np.rint(scaled), -7, 7)
-    assert (np.float32(e4m3) == 0).sum() > 1  # some scales underflow
+        scaled = x * np.where(scale == 0, 0, np.float32(1) / scale)
+    is_nan = np.isnan(scaled)
+    elements = unit * gfloat.round_ndarray(
+        info, np.where(is_nan, 0, scaled.astype(np.float64) / unit), sat=True
+    )
+    elements = np.where(is_nan, np.nan, elements.astype(np.float32))
     _assert_same(_ours(x, name), elements * scale)
 
 
@@ -216,6 +272,19 @@ def test_products_are_given_nan_for_a_group_with_an_infinity(name):
         assert np.isnan(_ours(x, name)[1, :16]).all()
 
 
+@pytest.mark.parametrize(("name", "largest"), [("fixed_8_4", None), ("fp8", 2.0)])
+def test_products_are_given_nan_for_an_infinity_under_a_scale_from_elsewhere(
+    name, largest
+):
+    fmt = numerics.FORMATS[name].replace(rounding="nearest_even")
+    x = np.array([1.0, np.inf, -np.inf, 100.0], np.float32)
+    values, _, _ = transforms.quantize_in_full(
+        x, fmt, 0, largest=None if largest is None else jnp.float32(largest)
+    )
+    top = 127 / 16 if largest is None else largest
+    np.testing.assert_allclose(values, [1.0, np.nan, np.nan, top], rtol=1e-6)
+
+
 def _qsnr(x, quantised):
     error = np.asarray(quantised, np.float64) - x
     return -10 * np.log10(np.sum(error**2) / np.sum(np.float64(x) ** 2))
@@ -274,61 +343,94 @@ def _theory(kappa, mantissa_bits, bias, top, rho, block=None):
     return -10 * math.log10(alpha * weight + spread)
 
 
-@pytest.mark.parametrize(
-    ("bits", "element", "crest", "decibels"),
-    [
-        (8, (3, 7, 448), 7.55, 31.86),
-        (6, (3, 1, 7.5), 1.96, 31.54),
-        (4, (1, 1, 6), 2.04, 19.14),
-    ],
-)
-def test_crest_factors_where_integers_and_floats_meet(bits, element, crest, decibels):
-    """Theorems 1 and 2 cross where arXiv:2510.25602 says; ours follow the theorems."""
+THEOREMS = [  # bits, (mantissa bits, bias, largest), rho, block of an E4M3 scale
+    ("mx8", 8, (3, 7, 448), 1.5, None),
+    ("mx6", 6, (3, 1, 7.5), 1.5, None),
+    ("mx4", 4, (1, 1, 6), 1.5, None),
+    ("nv4", 4, (1, 1, 6), 1.05, 16),  # rho of the paper's code; its text has 1
+]
+
+
+def _crossing(bits, element, rho, block, lost=0.0):
+    """Crest factor and QSNR where theorem 1, less `lost` dB, meets theorem 2."""
 
     def integer(kappa):
-        return 4.78 + 6.02 * bits - 20 * math.log10(1.5) - 20 * math.log10(kappa)
+        of_block = 10 * math.log10(block / (block - 1)) if block else 0.0
+        at_one = 4.78 + 6.02 * bits - 20 * math.log10(rho) + of_block
+        return at_one - 20 * math.log10(kappa) - lost
 
-    low, high = 1.0, 20.0
+    low, high = 1.0, math.sqrt(block) if block else 20.0
     for _ in range(60):
         middle = (low + high) / 2
-        if integer(middle) > _theory(middle, *element, 1.5):
+        if integer(middle) > _theory(middle, *element, rho, block):
             low = middle
         else:
             high = middle
-    assert abs(low - crest) < 0.01
-    assert abs(integer(low) - decibels) < 0.03
+    return low, integer(low)
 
 
 @pytest.mark.parametrize(
-    ("floats", "integers", "crest"),
+    ("theorem", "crest", "decibels"),
     [
-        ("mxfp8_e4m3_ceil", "mxint8_ceil", 7.55),
-        ("mxfp6_e2m3_ceil", "mxint6_ceil", 1.96),
-        ("mxfp4_ceil", "mxint4_ceil", 2.04),
-        ("nvfp4", "nvint4", 2.39),
+        (THEOREMS[0], 7.55, 31.86),
+        (THEOREMS[1], 1.96, 31.54),
+        (THEOREMS[2], 2.04, 19.14),
+        (THEOREMS[3], 2.39, 21.14),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_crest_factors_where_the_theorems_meet(theorem, crest, decibels):
+    """As arXiv:2510.25602 says."""
+    found, height = _crossing(*theorem[1:])
+    assert abs(found - crest) < 0.01
+    assert abs(height - decibels) < 0.03
+
+
+def _advantage(x, integers, floats):
+    """How much better integers are, in dB."""
+    return _qsnr(x, _ours(x, integers)) - _qsnr(x, _ours(x, floats))
+
+
+@pytest.mark.parametrize(
+    ("theorem", "floats", "integers"),
+    [
+        (THEOREMS[1], "mxfp6_e2m3_ceil", "mxint6_ceil"),
+        (THEOREMS[2], "mxfp4_ceil", "mxint4_ceil"),
+        (THEOREMS[3], "nvfp4", "nvint4"),
     ],
 )
-def test_integers_win_below_the_crest_factor_and_floats_above(floats, integers, crest):
+def test_our_formats_meet_where_the_theorems_do(theorem, floats, integers):
+    """Gaussian blocks, sorted by their own crest factors.
+
+    Theorem 1 has integers up to 2^(bits - 1); symmetric ones end one before.
+    """
+    bits, block = theorem[1], numerics.FORMATS[floats].group
     generator = np.random.default_rng(0)
-    size = numerics.FORMATS[floats].group
+    x = generator.normal(size=(1 << 17, block))
+    crests = np.abs(x).max(axis=1) / np.sqrt(np.mean(x**2, axis=1))
+    if theorem[4] is None:  # where the scale is a power of two, all magnitudes
+        x *= np.exp2(generator.uniform(size=(len(x), 1)))
+    x = x.astype(np.float32)
+    edges = np.arange(1.6, 3.0, 0.1)
+    found = [
+        _advantage(x[(crests >= low) & (crests < low + 0.1)], integers, floats)
+        for low in edges
+    ]
+    assert (np.diff(found) < 0).all()  # falls with the crest factor
+    measured = np.interp(0.0, found[::-1], (edges + 0.05)[::-1])
+    lost = 20 * math.log10(2 ** (bits - 1) / (2 ** (bits - 1) - 1))
+    expected, _ = _crossing(*theorem[1:], lost)
+    # The theorems put the mean of rho where it takes all values from 1 to 2.
+    assert abs(measured / expected - 1) < 0.08
 
-    def advantage(kappa):
-        """How much better integers are on blocks with this max / rms, in dB."""
-        x = generator.normal(size=(4000, size))
-        x *= np.exp2(generator.uniform(size=(4000, 1)))
-        # Clip, then set one element so that the crest factor is kappa.
-        rms = np.sqrt(np.mean(x**2, axis=1, keepdims=True))
-        x = np.clip(x, -0.95 * kappa * rms, 0.95 * kappa * rms)
-        others = np.sum(x[:, 1:] ** 2, axis=1)
-        x[:, 0] = kappa * np.sqrt(others / (size - kappa**2))
-        x = x.astype(np.float32)
-        return _qsnr(x, _ours(x, integers)) - _qsnr(x, _ours(x, floats))
 
-    if crest > math.sqrt(size):
-        assert advantage(0.9 * math.sqrt(size)) > 0
-        return
-    assert advantage(crest * 0.75) > 0
-    assert advantage(crest * 1.35) < 0
+def test_integers_of_8_bits_win_on_all_blocks_of_32():
+    """They would lose from 7.55 on, and a crest factor is sqrt(32) at most."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(4000, BLOCK))
+    x[:, 0] = 4.0 * np.sqrt(np.sum(x[:, 1:] ** 2, axis=1) / (BLOCK - 16.0))
+    assert 7.55 > math.sqrt(BLOCK) > 4.0
+    assert _advantage(x.astype(np.float32), "mxint8_ceil", "mxfp8_e4m3_ceil") > 0
 
 
 def test_symmetric_integers_remove_the_bias_of_gradients():

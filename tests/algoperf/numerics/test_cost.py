@@ -28,13 +28,28 @@ def test_a_dense_layer_by_hand():
     assert found.bit_operations == 3 * m * k * n * 4 * 4
     assert found.full_bit_operations == 3 * m * k * n * 32 * 32
     operands = 2 * (m * k + k * n + m * n)
-    assert found.overhead_bit_operations == operands * (32 * 32 + 3 * 32)
+    assert found.overhead_bit_operations == operands * 4 * 32
     assert found.bytes == operands * 4.25 / 8 + 4 * (m * n + m * k + k * n)
     assert found.full_bytes == 4 * 3 * (m * k + k * n + m * n)
     forward = _cost(
         PLAIN, lambda x, w: x @ w, _shape(m, k), _shape(k, n), training=False
     )
     assert forward.multiply_adds == m * k * n
+
+
+@pytest.mark.parametrize(
+    ("name", "operations"),
+    [
+        ("bf16", 32),  # a rounding and no more
+        ("fixed_8_4", 3 * 32),  # a random number, a rounding and a shift
+        ("mxfp4", 4 * 32),  # magnitude, maximum, the shift from it, rounding
+        ("mxfp4_stochastic", 5 * 32),  # and a random number
+        ("nvfp4", 3 * 32 + 32 * 32),  # no shift but a multiplication
+        ("int8", 3 * 32 + 32 * 32),
+    ],
+)
+def test_quantising_one_element_by_hand(name, operations):
+    assert cost.quantising(numerics.FORMATS[name]) == operations
 
 
 def test_it_agrees_with_xla_on_float32():
