@@ -1,13 +1,19 @@
 """AdaPT chooses its words while it trains, and resumes in between."""
 
+import math
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from algoperf import contract, registry
+from algoperf.numerics import adapt
 from algoperf.submission import load_submission
 from algoperf.tuning import as_namedtuple
-from submissions.adapt_sgd.submission import layers_of
+from submissions.adapt_sgd.submission import Device, layers_of, make_step
 
 POINT = {
     "learning_rate": 0.1,
@@ -26,6 +32,45 @@ def test_a_bias_belongs_to_its_own_modules_weight():
     assert layers == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert weights == [3, 5, 9]
     assert layers_of({"bias": np.zeros(3)}) == ([0], [0])
+
+
+@pytest.mark.parametrize("are_equal", [True, False])
+def test_diversity_is_of_the_gradients_since_the_last_choice(are_equal):
+    """1 if all were equal, sqrt(k) if k were orthogonal; of each layer by itself."""
+    linear = types.SimpleNamespace(  # so that the gradient is the batch
+        model_fn=lambda params, batch, state, *_: (
+            sum(jnp.sum(params[name] * batch["inputs"][name]) for name in params),
+            state,
+        ),
+        loss_fn=lambda _, logits, __: {"summed": logits, "n_valid_examples": 1.0},
+    )
+    transformation = optax.sgd(0.25)
+    step = make_step(linear, transformation)
+    params = {"a": jnp.zeros((4, 4)), "b": jnp.zeros((2, 8))}
+    device = Device(
+        masters=params,
+        optimizer=transformation.init(params),
+        sums=[jnp.full_like(leaf, 9.0) for leaf in params.values()],  # of before
+        losses=jnp.zeros(10),
+    )
+    words, fractions = np.array([8, 8], np.int32), np.array([4, 4], np.int32)
+    number = 5
+    for k in range(number):
+        gradient = {
+            "a": np.zeros((4, 4), np.float32),
+            "b": np.full((2, 8), 0.5, np.float32),
+        }
+        gradient["a"].flat[0 if are_equal else k] = 2.0 + k
+        keep = np.full(2, float(k > 0), np.float32)
+        batch = {"inputs": gradient, "targets": 0}
+        key = jax.random.PRNGKey(k)
+        device, params, _, _ = step(
+            *(device, jax.tree.map(jnp.copy, params), {}, batch, key),
+            *(k, words, fractions, keep),
+        )
+    found = [adapt.diversity(number, float(jnp.linalg.norm(s))) for s in device.sums]
+    np.testing.assert_allclose(found[0], 1.0 if are_equal else math.sqrt(number))
+    np.testing.assert_allclose(found[1], 1.0, rtol=1e-6)
 
 
 @pytest.mark.slow

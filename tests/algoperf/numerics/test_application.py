@@ -267,6 +267,21 @@ def test_nothing_leaks():
     assert is_exact(jnp.einsum("ab,bc->ac", X, W))
 
 
+def test_no_gradient_leaks():
+    inner = jax.jit(lambda p, x: jnp.sum(jnp.sin(x @ p["w"])))
+    exact = np.float64(X).T @ np.cos(np.float64(X) @ np.float64(W))
+    plain, quantised = jax.grad(inner), jax.grad(numerics.apply(COARSE, inner))
+
+    def is_exact(gradient):
+        return np.abs(np.asarray(gradient["w"]) - exact).max() < 1e-5
+
+    for _ in range(2):
+        assert is_exact(plain(PARAMS, X))
+        assert not is_exact(quantised(PARAMS, X))
+    both = jax.jit(lambda p, x: (plain(p, x), quantised(p, x)))(PARAMS, X)
+    assert [is_exact(gradient) for gradient in both] == [True, False]
+
+
 class _Model(nn.Module):
     @nn.compact
     def __call__(self, x, train):

@@ -41,6 +41,12 @@ def _arguments(workload, batch_size):
     """Parameters, state, a batch and a key; few examples are enough."""
     rng = jax.random.PRNGKey(0)
     params, model_state = workload.init_model_fn(rng)
+    # A kernel that begins at zero, as the head of the ViT, hides all below it.
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.02 * generator.normal(size=leaf.shape).astype("float32"),
+        params,
+    )
     batch = workload.dataset("train", batch_size, seed=0)[0]
     return params, model_state, jax.tree.map(jnp.asarray, dict(batch)), rng
 
