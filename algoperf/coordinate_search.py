@@ -1,10 +1,11 @@
 """Which points a tuning tries next: quasi-random search, then coordinate descent.
 
 The protocol of Wen et al. 2025, "Fantastic Pretraining Optimizers and Where to Find
-Them" (arXiv:2509.02046, section 3), under a budget of trials. Points of a scrambled
-Halton sequence (Owen 2017, arXiv:1706.02808) come first. Then, from the best of them,
-each hyperparameter in turn tries its neighbours on a grid, and moves on as long as that
-helps. It ends with the budget, or when no hyperparameter has a better neighbour.
+Them" (arXiv:2509.02046, section 3), under a budget of trials. The point that the ranges
+name as their start and points of a scrambled Halton sequence (Owen 2017,
+arXiv:1706.02808) come first. Then, from the best of them, each hyperparameter in turn
+tries its neighbours on a grid, and moves on as long as that helps. It ends with the
+budget, or when no hyperparameter has a better neighbour.
 
 Scores are those of whole trials, smaller is better. What comes next depends on the
 scores of earlier trials and on nothing else: not on how many run at a time, nor on
@@ -24,6 +25,7 @@ from algoperf.errors import UserError
 Point = dict[str, Any]
 Part = dict[str, Any]  # of the ranges: what one hyperparameter may be
 
+START = "start"  # of a hyperparameter's range: its value in the first trial
 INTERVALS = 6  # of the grid over each range
 LEAST_GAIN = 0.01  # a move must better the score by more: 1 % of the steps
 DIGITS = 3  # significant ones of every value that is tried
@@ -37,9 +39,11 @@ class Plan:
 
     Attributes:
       ranges: of each hyperparameter, as `tuning.load_search_space` reads them.
-        Coordinate descent takes them in this order.
+        Coordinate descent takes them in this order. If those with more than one value
+        have a 'start', that is the first trial.
       budget: trials in all.
-      search: trials of the quasi-random search, from 1 to `budget`.
+      search: trials before the descent, from 1 to `budget`: the start, if there is
+        one, and the quasi-random search.
       seed: of the Halton sequence.
       intervals: of the grid over a range, linear or logarithmic as the range is.
       least_gain: by how much more than this a neighbour must be better.
@@ -63,6 +67,16 @@ class Plan:
         names = sorted(self.free)  # the order of `tuning.trial_point`
         primes = [n for n in range(2, 400) if all(n % p for p in range(2, n))]
         return dict(zip(names, primes, strict=False))
+
+    @property
+    def start(self) -> Point | None:
+        """The point that the ranges name as their start, if they do."""
+        if not any(START in part for part in self.free.values()):
+            return None
+        return {
+            name: part[START] if _is_free(part) else only_value(part)
+            for name, part in self.ranges.items()
+        }
 
     def spacing(self, name: str) -> str:
         """Says how far neighbours of a hyperparameter are apart, in words."""
@@ -103,6 +117,17 @@ def check(plan: Plan) -> None:
         raise UserError(
             "there is nothing to tune: every hyperparameter has one value only"
         )
+    starts = [name for name, part in plan.free.items() if START in part]
+    for name, part in plan.free.items():
+        if starts and START not in part:
+            raise UserError(
+                f"the range of {starts[0]} has a {START}, that of {name} has none; "
+                "give all of them one, or none"
+            )
+        if starts and not _is_within(part[START], part):
+            raise UserError(
+                f"the {START} of {name}, {part[START]!r}, is not in its range"
+            )
 
 
 def next_points(plan: Plan, scores: Mapping[int, float]) -> list[Proposal]:
@@ -192,20 +217,23 @@ def _unseen(point: Point, name: str, grid: "Grid", seen: set[str]) -> list[Point
 
 
 def search_points(plan: Plan) -> list[Point]:
-    """Returns the points of the quasi-random search, all different.
+    """Returns the start and the points of the quasi-random search, all different.
 
-    They are those that `algoperf sweep` would take from the ranges with the study's
-    seed `plan.seed`, rounded; but single values take no dimension of the sequence.
+    The latter are those that `algoperf sweep` would take from the ranges with the
+    study's seed `plan.seed`, rounded; but single values take no dimension of the
+    sequence.
     """
     fixed = {
         name: only_value(part)
         for name, part in plan.ranges.items()
         if not _is_free(part)
     }
-    points: list[Point] = []
-    seen: set[str] = set()
+    points = [] if plan.start is None else [plan.start]
+    seen = {_key(point) for point in points}
     # Where the ranges have few points, most of the sequence has been seen already.
     for trial in range(1, 20 * plan.search + 1):
+        if len(points) == plan.search:
+            break
         drawn = tuning.trial_point(plan.free, plan.seed, trial)
         point = {
             name: fixed[name] if name in fixed else rounded(drawn[name], part)
@@ -214,8 +242,6 @@ def search_points(plan: Plan) -> list[Point]:
         if _key(point) not in seen:
             points.append(point)
             seen.add(_key(point))
-        if len(points) == plan.search:
-            break
     return points
 
 
@@ -283,6 +309,13 @@ def _is_free(part: Part) -> bool:
     if "feasible_points" in part:
         return len({_key(value) for value in part["feasible_points"]}) > 1
     return part["min"] < part["max"]
+
+
+def _is_within(value: Any, part: Part) -> bool:
+    if "feasible_points" in part:
+        return _key(value) in map(_key, part["feasible_points"])
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and part["min"] <= value <= part["max"]
 
 
 def _is_log(part: Part) -> bool:

@@ -109,6 +109,46 @@ def test_neither_order_nor_interruption_changes_the_points(plan, generator):
     assert coordinate_search.tried(plan, known) == trials
 
 
+def _starting(**values):
+    return {
+        name: {**part, "start": values[name]} if name in values else part
+        for name, part in RANGES.items()
+    }
+
+
+START = {"learning_rate": 0.0123456, "momentum": 0.9, "depth": 8, "nesterov": False}
+
+
+def test_the_start_is_the_first_trial_and_the_others_stay():
+    without = Plan(ranges=RANGES, budget=10, search=4, seed=3)
+    plan = Plan(ranges=_starting(**START), budget=10, search=4, seed=3)
+    first = coordinate_search.search_points(plan)
+    assert first[0] == {**START, "grad_clip": 1.0, "warmup": 5}
+    assert first[1:] == coordinate_search.search_points(without)[:3]
+    trials, _ = followed(plan, lambda point: abs(point["learning_rate"] - 0.0123456))
+    assert trials[4].start == 1  # the descent goes on from it, as from any other
+    assert plan.start == trials[0].point
+    assert without.start is None
+    alone = Plan(ranges=_starting(**START), budget=10, search=1)
+    assert coordinate_search.search_points(alone) == [plan.start]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"depth": None}, "range of learning_rate has a start, that of depth has none"),
+        ({"momentum": 0.999}, "the start of momentum, 0.999, is not in its range"),
+        ({"momentum": "0.9"}, "the start of momentum, '0.9', is not in its range"),
+        ({"depth": 3}, "the start of depth, 3, is not in its range"),
+        ({"nesterov": 1}, "the start of nesterov, 1, is not in its range"),
+    ],
+)
+def test_a_start_that_is_none(changed, message):
+    values = {n: v for n, v in {**START, **changed}.items() if v is not None}
+    with pytest.raises(UserError, match=message):
+        coordinate_search.check(Plan(ranges=_starting(**values), budget=4, search=2))
+
+
 ordered = {n: RANGES[n] for n in ("learning_rate", "momentum", "depth")}
 
 

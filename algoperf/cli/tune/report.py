@@ -13,7 +13,7 @@ from algoperf.run_store import Run
 from algoperf.tuned import Goal, Tuning
 
 PROTOCOL = """\
-Points of a scrambled Halton sequence come first. Then, from the best of them, each
+{first} come first. Then, from the best of them, each
 hyperparameter in turn tries its neighbours on a grid and moves on while that betters
 the score by more than {least_gain:g}; the search ends with the budget, or when no
 hyperparameter has a better neighbour (the protocol of Wen et al. 2025,
@@ -25,6 +25,8 @@ interpolated between evaluations, and h the step hint. A run that misses counts 
 log({miss:g} S / h) + gap, with S the steps allowed and the gap, from 0 to 1, the part
 of the way from the untrained model to the target that is missing at its best. Smaller
 is better; exp(score) is the geometric mean of the shares of the step hints."""
+HALTON = "Points of a scrambled Halton sequence"
+STARTED = "The start of the ranges and points of a scrambled Halton sequence"
 CHOICE = """\
 The fastest trial of a study counts, on each workload. So after the best point come
 those that lower the mean over workloads of the least loss the most."""
@@ -35,7 +37,11 @@ def markdown(tuning: Tuning, figure: str | None) -> str:
     plan = tuning.plan
     sections = [
         f"# Tuning of {tuning.submission}",
-        PROTOCOL.format(least_gain=plan.least_gain, miss=tuned.MISS),
+        PROTOCOL.format(
+            first=HALTON if plan.start is None else STARTED,
+            least_gain=plan.least_gain,
+            miss=tuned.MISS,
+        ),
         "## Budget\n\n" + _budget(tuning),
         "## Workloads\n\n" + _workloads(tuning),
         "## Ranges\n\n" + _ranges(tuning),
@@ -112,8 +118,13 @@ def _ranges(tuning: Tuning) -> str:
         else:
             scaling = part.get("scaling", "linear")
             span = f"{part['min']:g} to {part['max']:g}, {scaling}"
-        rows.append([name, span, plan.spacing(name) if name in plan.free else "-"])
-    return table(("hyperparameter", "range", "neighbours"), rows)
+        start = plan.start[name] if plan.start is not None else None
+        neighbours = plan.spacing(name) if name in plan.free else "-"
+        rows.append(
+            [name, span, *([] if start is None else [json.dumps(start)]), neighbours]
+        )
+    starts = () if plan.start is None else ("start",)
+    return table(("hyperparameter", "range", *starts, "neighbours"), rows)
 
 
 def _chosen(tuning: Tuning) -> str:
