@@ -6,6 +6,7 @@ of those.
 """
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from algoperf.records import Direction, Status
 
 CONFIDENCE = 0.95
 LINEAR = ("expansion ratio", "parameters")  # all other axes are logarithmic
+BASELINE_STYLES = ("--", ":", "-.")
 LARGEST_R = 1 - 1e-9  # z of 1 is infinite
 BAD = (Status.FAILED, Status.DIVERGED)
 
@@ -231,12 +233,14 @@ def plot(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    styles = itertools.cycle(BASELINE_STYLES)
     for name in dict.fromkeys(line["series"] for line in lines):
         own = [line for line in lines if line["series"] == name and "best" in line]
         if not own:
             continue
         if "x" not in own[0]:
-            axes.axhline(own[0]["best"], color="black", linestyle="--", label=name)
+            height, style = own[0]["best"], next(styles)
+            axes.axhline(height, color="black", linestyle=style, label=name)
             continue
         own = sorted(own, key=lambda line: line["x"])
         xs = [line["x"] for line in own]

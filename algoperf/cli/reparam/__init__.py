@@ -30,6 +30,10 @@ AXES = {
     "federated": ("rank", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0)),
 }
 DENSE = "adamw"
+DENSE_SGD = "momentum"
+# Of sharing's authors, who train by SGD with momentum.
+SHARED_SGD = {"layout": "fold", "rule": "sgd", "weight_decay": 5e-4}
+SHARED_SGD |= {"learning_rate": 0.1}
 PRUNED = "pruned"
 NARROW = "narrow"  # AdamW on a network with fewer channels
 
@@ -162,8 +166,8 @@ def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) ->
         )
         for setting, study, run in runs
     ]
-    x_name, _ = AXES[values.study]
-    _write(values, rows, x_name, base.target_metric_name)
+    whole = runs[0][-1].workload.step_hint >= base.step_hint
+    _write(values, rows, base.target_metric_name, whole)
     return 1 if any(row["status"] in studies.BAD for row in rows) else 0
 
 
@@ -179,15 +183,18 @@ def _sizes_of(setting: "Setting", workload: Any) -> dict[str, float] | None:
 
 
 def _write(
-    values: flags.FlagValues, rows: Sequence[dict[str, Any]], x_name: str, metric: str
+    values: flags.FlagValues, rows: Sequence[dict[str, Any]], metric: str, whole: bool
 ) -> None:
-    """Writes the rows, their table and plot; prints the table."""
+    """Writes the rows, their table and plot; prints the table.
+
+    Who reached the target is told of whole runs only: it was set for so many steps.
+    """
     from algoperf.reparam import studies
 
-    out = Path(values.out)
+    out, (x_name, _) = Path(values.out), AXES[values.study]
     records.write_measurements(out / f"{values.study}.csv", rows)
     lines = studies.summary(rows)
-    text = studies.table(lines, x_name, metric)
+    text = studies.table(lines, x_name, metric, has_target=whole)
     records.write_text(out / f"{values.study}.md", text)
     print(text, end="")
     if values.plot:
@@ -235,11 +242,15 @@ def _compressions(workload: "Workload") -> "list[Series]":
     from algoperf.reparam.studies import Series
 
     layouts = {"stable_rps": "fold", "roast": "tiles", "hashed": "elements"}
-    found = [Series(NARROW, NARROW, "compression", above=1.0)]
+    found = [Series(DENSE_SGD, DENSE_SGD, None)]
+    found.append(Series(NARROW, NARROW, "compression", above=1.0))
     found += [
         Series(name, "stable_rps", "share", {"layout": layout}, inverse=True)
         for name, layout in layouts.items()
     ]
+    found.append(
+        Series("stable_rps_sgd", "stable_rps", "share", SHARED_SGD, inverse=True)
+    )
     scores = ["magnitude", "snip", "grasp", "lottery_ticket"]
     if np.issubdtype(np.dtype(workload.input_dtype), np.floating):
         scores.append("synflow")  # needs inputs of ones

@@ -30,14 +30,17 @@ def _runs(study, workload, *more):
 
 
 @pytest.mark.parametrize(
-    ("study", "workload", "pace"),
-    [("rank", "finewebedu_lm", LANGUAGE), ("compression", "imagenet_resnet", IMAGES)],
+    ("study", "workload", "pace", "number"),
+    [
+        ("rank", "finewebedu_lm", LANGUAGE, 31),
+        ("compression", "imagenet_resnet", IMAGES, 36),
+    ],
 )
 def test_a_study_takes_less_than_90_minutes_unless_told_otherwise(
-    study, workload, pace
+    study, workload, pace, number
 ):
     runs = [run for _, _, run in _runs(study, workload)]
-    assert len(runs) == 3 * 31
+    assert len(runs) == 3 * number
     names = {run.submission.name for run in runs}
     assert training.estimate(runs, dict.fromkeys(names, pace)) < 90 * 60
 
@@ -52,6 +55,9 @@ def test_the_series_of_compression_are_what_they_are_called():
     assert found["roast", 4.0].hyperparameters["layout"] == "tiles"
     assert found["hashed", 4.0].hyperparameters["layout"] == "elements"
     assert found["stable_rps", 4.0].hyperparameters["share"] == 0.25
+    assert found["stable_rps", 4.0].hyperparameters["rule"] == "adam"
+    assert found["stable_rps_sgd", 4.0].hyperparameters["rule"] == "sgd"
+    assert found["momentum", None].submission.name == "momentum"
     assert found["lottery_ticket", 16.0].hyperparameters["density"] == 1 / 16
     assert found["synflow", 16.0].hyperparameters["score"] == "synflow"
     # The small dense network is trained as the baseline is.
