@@ -187,15 +187,18 @@ def test_begin_step_may_change_what_stays():
     assert state.transformation == {"steps": 1, "loss": 0.0}
 
 
-def test_a_recipe_of_numerics_goes_with_it():
+@pytest.mark.parametrize("name", ["fp8", "mxfp4"])
+def test_a_recipe_of_numerics_goes_with_it(name):
     """Its loss sees full parameters; the gradient is that of the quantised products."""
+
+    recipe = numerics.RECIPES[name].replace(keep_types=(), keep_last=0)
 
     def quantised(workload, hyperparameters, loss, rng):
         def full_only(params, *rest):
             assert jax.tree.map(jnp.shape, params) == jax.tree.map(
                 lambda shape: shape.shape_tuple, workload.param_shapes
             )
-            return numerics.apply("fp8", loss)(params, *rest)
+            return numerics.apply(recipe, loss)(params, *rest)
 
         return full_only
 
