@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -179,3 +181,20 @@ def test_the_field_agrees_with_itself():
     assert [value.rho for value in found.values()] == [pytest.approx(1)] * 2
     # imagenet_resnet was missed by all six.
     assert found["each workload"].count == 5 * (len(shared) - 1)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_leaderboard_draws_the_page_of_the_committed_records(tmp_path):
+    (tmp_path / "docs").symlink_to(DOCS)
+    options = [f"--file={DOCS.parent / 'Makefile'}", "--old-file=.venv/dev"]
+    subprocess.run(
+        ["make", *options, f"BIN={Path(sys.executable).parent}", "leaderboard"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    page = (tmp_path / "runs" / "leaderboard.html").read_text()
+    found = scoring.read_runs([tmp_path / "runs" / "leaderboard"])
+    names = {trial.submission for trial in found.trials}
+    assert len(names) >= 5
+    assert all(name in page for name in names)
