@@ -65,6 +65,24 @@ class Run:
                 return row
         return None
 
+    def steps_to(self, target: float, direction: Direction) -> float | None:
+        """Returns the step at which the target is reached; None if it is not.
+
+        On a straight line between the first evaluation that reaches it and the one
+        before; 1 at least.
+        """
+        before = None
+        for row in self.evaluations:
+            if not records.reaches(row["validation"], target, direction):
+                before = row
+                continue
+            if before is None or not math.isfinite(before["validation"]):
+                return max(float(row["step"]), 1.0)
+            part = target - before["validation"]
+            part /= row["validation"] - before["validation"]
+            return before["step"] + part * (row["step"] - before["step"])
+        return None
+
 
 def read_run(folder: Path, phase: str, space: str, trial: int) -> Run:
     """Reads the record of a finished run.

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from algoperf import coordinate_search, records
+from algoperf import coordinate_search
 from algoperf.coordinate_search import Plan, Proposal
 from algoperf.records import Direction
 from algoperf.run_store import Run, Store
@@ -50,23 +50,8 @@ class Goal:
 
 
 def steps_to_target(run: Run, goal: Goal) -> float | None:
-    """Returns the step at which a run reaches the target; None if it does not.
-
-    A straight line between the first evaluation that does and the one before.
-    """
-    if run.status == STOPPED:
-        return None
-    before = None
-    for row in run.evaluations:
-        if not records.reaches(row["validation"], goal.target, goal.way):
-            before = row
-            continue
-        if before is None or not math.isfinite(before["validation"]):
-            return max(float(row["step"]), 1.0)
-        part = goal.target - before["validation"]
-        part /= row["validation"] - before["validation"]
-        return before["step"] + part * (row["step"] - before["step"])
-    return None
+    """Returns the step at which a run reaches the target; None if it does not."""
+    return None if run.status == STOPPED else run.steps_to(goal.target, goal.way)
 
 
 def gap(run: Run, goal: Goal) -> float:

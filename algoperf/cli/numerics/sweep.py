@@ -185,12 +185,12 @@ def _as_recipe_run(workload: "Workload", run: Any) -> Any:
     """Returns what the comparison needs of a run."""
     from scoring.recipes import RecipeRun
 
-    row = run.reached(workload.validation_target_value, workload.target_direction)
+    steps = run.steps_to(workload.validation_target_value, workload.target_direction)
     return RecipeRun(
         workload=workload.name,
         recipe=run.space,
         seed=run.trial,
-        steps=math.inf if row is None else row["step"],
+        steps=math.inf if steps is None else steps,
         final=run.evaluations[-1]["validation"],
     )
 
