@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from scoring.intervals import half_width, log_median
+from scoring.intervals import half_width, log_median, student_quantile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,25 @@ def _ratio(steps_K, base_K, confidence: float) -> tuple[float, float, float]:
         )
     )
     return math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half)
+
+
+def mean_ratio(
+    ratios: Iterable[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Returns the geometric mean of the finite ratios, and its interval.
+
+    Student's t on logarithms; NaN where there are fewer than two, or none.
+    """
+    logs = np.log([ratio for ratio in ratios if math.isfinite(ratio)])
+    if not len(logs):
+        return math.nan, math.nan, math.nan
+    mean = float(logs.mean())
+    if len(logs) < 2:
+        return math.exp(mean), math.nan, math.nan
+    error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    freedom = np.array(float(len(logs) - 1))
+    half = error * float(student_quantile(0.5 + confidence / 2, freedom))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def points(rows: Sequence[Row], costs: Mapping[str, float]) -> list[Point]:

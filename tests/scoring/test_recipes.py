@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from scoring.recipes import Point, RecipeRun, pareto_front, points, summarise, svg
+from scoring.recipes import (
+    Point,
+    RecipeRun,
+    mean_ratio,
+    pareto_front,
+    points,
+    summarise,
+    svg,
+)
 
 
 def _runs(workload, recipe, steps):
@@ -45,6 +54,18 @@ def test_misses():
     assert rows[1].reached == 0
     assert math.isnan(rows[1].low)
     assert math.isnan(rows[3].ratio)  # the baseline missed
+
+
+def test_the_mean_over_workloads_is_scipys():
+    ratios = [1.1, 0.9, 1.4, 1.2]
+    logs = np.log(ratios)
+    low, high = stats.t.interval(0.95, 3, logs.mean(), stats.sem(logs))
+    found = mean_ratio([*ratios, math.inf])
+    expected = [stats.gmean(ratios), math.exp(low), math.exp(high)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert mean_ratio([1.5, math.inf])[0] == pytest.approx(1.5)
+    assert all(map(math.isnan, mean_ratio([1.5])[1:]))
+    assert all(map(math.isnan, mean_ratio([math.inf, math.nan])))
 
 
 def test_points_are_geometric_means():

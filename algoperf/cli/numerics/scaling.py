@@ -17,7 +17,8 @@ from algoperf.errors import UserError
 
 if TYPE_CHECKING:
     from algoperf.data.examples import DataOptions
-    from algoperf.run_store import Store
+    from algoperf.numerics.scaling_law import Observation
+    from algoperf.run_store import Run, Store
     from algoperf.trials import TrialConfig
     from algoperf.workload import Workload
 
@@ -170,24 +171,40 @@ def _make_missing(
     return True
 
 
+def observation(workload: "Workload", recipe: str, run: "Run") -> "Observation":
+    """Returns what the law needs of a run: the loss is the logarithm of perplexity."""
+    from algoperf.numerics.scaling_law import Observation
+
+    last = run.evaluations[-1]
+    perplexity = last["validation"]
+    return Observation(
+        parameters=layer_parameters(workload),
+        tokens=tokens(workload, last["step"]),
+        loss=math.log(perplexity) if perplexity > 0 else math.nan,
+        recipe=recipe,
+    )
+
+
+def observations_of(base: "Workload", store: "Store") -> "list[Observation]":
+    """Returns the observations of all runs in a store, of this language model's."""
+    found = []
+    for run in store.runs.values():
+        _, width, _, steps = run.phase.split("_")
+        workload = sized(base, int(width), int(steps))
+        found.append(observation(workload, run.space, run))
+    return found
+
+
 def _write(
     values: flags.FlagValues, cells: "dict[Cell, Workload]", store: "Store"
 ) -> None:
     """Writes the observations; prints the law and the efficiencies."""
-    from algoperf.numerics.scaling_law import Observation, fit
+    from algoperf.numerics.scaling_law import fit
 
-    observations = []
-    for cell, workload in cells.items():
-        last = store.runs[cell.key].evaluations[-1]
-        perplexity = last["validation"]
-        observations.append(
-            Observation(
-                parameters=layer_parameters(workload),
-                tokens=tokens(workload, last["step"]),
-                loss=math.log(perplexity) if perplexity > 0 else math.nan,
-                recipe=cell.recipe,
-            )
-        )
+    observations = [
+        observation(workload, cell.recipe, store.runs[cell.key])
+        for cell, workload in cells.items()
+    ]
     heading = ["parameters", "tokens", "loss", "recipe"]
     out = Path(values.out)
     table = [list(dataclasses.astuple(one)) for one in observations]

@@ -135,31 +135,16 @@ def write_results(
     stores: "dict[str, Store]",
 ) -> None:
     """Prints the tables; writes them as CSV, and the picture as SVG."""
-    from algoperf.numerics import cost
     from scoring import recipes as compared
 
     runs = [
-        _as_recipe_run(workload, stores[workload.name].runs[PHASE, recipe, seed])
+        recipe_run(workload, stores[workload.name].runs[PHASE, recipe, seed])
         for workload in workloads
         for recipe in recipes
         for seed in range(1, values.seeds + 1)
     ]
     rows = compared.summarise(runs, values.baseline)
-    shares = {
-        recipe: [
-            cost.modelled_cost(
-                recipe,
-                shared.traced_products(workload, recipe),
-                kept_bits=KEPT_BITS,
-            ).relative_bit_operations
-            for workload in workloads
-        ]
-        for recipe in recipes
-    }
-    costs = {
-        recipe: math.exp(sum(map(math.log, own)) / len(own))
-        for recipe, own in shares.items()
-    }
+    found = compared.points(rows, costs(workloads, recipes))
     out = Path(values.out)
     heading = [
         *("workload", "recipe", "runs", "reached", "steps to target"),
@@ -167,7 +152,6 @@ def write_results(
     ]
     names = ("workload", "recipe", "runs", "reached", "steps", "ratio", "low", "high")
     table = [[getattr(row, name) for name in (*names, "final")] for row in rows]
-    found = compared.points(rows, costs)
     front = [[p.recipe, p.cost, p.ratio, "yes" if p.on_front else ""] for p in found]
     columns = ["recipe", "bit operations", f"times {values.baseline}", "on the front"]
     printing.print_table(heading, [[_shown(cell) for cell in row] for row in table])
@@ -181,7 +165,31 @@ def write_results(
     )
 
 
-def _as_recipe_run(workload: "Workload", run: Any) -> Any:
+def costs(workloads: "Sequence[Workload]", recipes: Sequence[str]) -> dict[str, float]:
+    """Returns the modelled bit operations of each recipe, as a share of float32's.
+
+    The geometric mean over workloads.
+    """
+    from algoperf.numerics import cost
+
+    shares = {
+        recipe: [
+            cost.modelled_cost(
+                recipe,
+                shared.traced_products(workload, recipe),
+                kept_bits=KEPT_BITS,
+            ).relative_bit_operations
+            for workload in workloads
+        ]
+        for recipe in recipes
+    }
+    return {
+        recipe: math.exp(sum(map(math.log, own)) / len(own))
+        for recipe, own in shares.items()
+    }
+
+
+def recipe_run(workload: "Workload", run: Any) -> Any:
     """Returns what the comparison needs of a run."""
     from scoring.recipes import RecipeRun
 

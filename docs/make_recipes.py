@@ -1,0 +1,182 @@
+"""Writes docs/recipes.md and its figure from the stores in docs/recipes/.
+
+    python docs/make_recipes.py
+
+Stores are what `algoperf numerics sweep --out DIR` leaves in DIR: copy its
+`<workload>.json.xz` there, and `scaling.json.xz` of `algoperf numerics scaling`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from algoperf import registry
+from algoperf.cli.numerics import scaling, sweep
+from algoperf.numerics import scaling_law
+from algoperf.run_store import Store
+from algoperf.workload import Workload
+from scoring import recipes as compared
+
+DOCS = Path(__file__).resolve().parent
+STORES = DOCS / "recipes"
+PAGE = DOCS / "recipes.md"
+FIGURE = STORES / "front.svg"
+SCALING = STORES / "scaling.json.xz"
+BASELINE = "bf16"
+NOTHING = "-"
+HEAD = """# Low-precision recipes on the mini suite
+
+Written by `python docs/make_recipes.py` from the runs in `docs/recipes/`; none of these
+numbers was typed in. What recipes are, and what the figures mean, is in
+[numerics.md](numerics.md).
+
+    algoperf numerics sweep --out runs/recipes --side_by_side 2
+
+AdamW at the first point of `submissions/quantized_adamw`, the same for all recipes and
+tuned for none, over the whole step hint of each workload. Emulated in float32, so steps
+and metrics are those of the formats, and no time is told. Steps to target are between
+two evaluations, on a straight line; they are compared with those of `bf16` by the ratio
+of medians, with 95 % intervals over seeds (Student's t on logarithms) where a recipe
+has two runs or more.
+"""
+COMBINED = """## All workloads
+
+- **Bit operations** are modelled: of a training step with all overhead, as a share of
+  float32's; what a recipe keeps counts as bfloat16. The mean over workloads.
+- **Times bf16**: steps to target, geometric mean over the workloads whose target half
+  of its runs reach, and its interval over workloads.
+- **Reached**: runs that reached their target. **Front**: no recipe is as cheap and
+  reaches all targets in as few steps, and better in one.
+"""
+
+
+def stores() -> dict[Workload, Store]:
+    """Returns the workloads that have runs, in the order of their names."""
+    found = {}
+    for path in sorted(STORES.glob("*.json.xz")):
+        if path != SCALING:
+            store = Store.read(path)
+            found[registry.find_workload(store.facts["name"], "mini")] = store
+    return found
+
+
+def page(found: dict[Workload, Store]) -> tuple[str, str]:
+    """Returns the text of the page, and the figure."""
+    runs = [
+        sweep.recipe_run(workload, run)
+        for workload, store in found.items()
+        for run in store.runs.values()
+    ]
+    rows = compared.summarise(runs, BASELINE)
+    names = list(dict.fromkeys(row.recipe for row in rows))
+    costs = sweep.costs(list(found), names)
+    points = compared.points(rows, costs)
+    front = {point.recipe for point in points if point.on_front}
+    sections = [
+        HEAD,
+        COMBINED,
+        combined(rows, costs, front),
+        "![front](recipes/front.svg)\n",
+    ]
+    for workload in found:
+        own = [row for row in rows if row.workload == workload.name]
+        own.sort(key=lambda row: costs[row.recipe])
+        sections += [of_workload(workload), each(own)]
+    if SCALING.exists():
+        sections += of_scaling(Store.read(SCALING))
+    return "\n".join(sections), compared.svg(points, BASELINE)
+
+
+def combined(
+    rows: Sequence[compared.Row], costs: dict[str, float], front: set[str]
+) -> str:
+    """Returns the table of recipes over all workloads, the cheapest first."""
+    lines = []
+    for recipe in sorted(costs, key=lambda name: costs[name]):
+        own = [row for row in rows if row.recipe == recipe]
+        mean, low, high = compared.mean_ratio([row.ratio for row in own])
+        lines.append(
+            [
+                f"`{recipe}`",
+                f"{costs[recipe]:.3f}",
+                NOTHING if recipe == BASELINE else ratio(mean, low, high),
+                f"{sum(row.reached for row in own)} of {sum(row.runs for row in own)}",
+                "yes" if recipe in front else "",
+            ]
+        )
+    return table(("recipe", "bit operations", "times bf16", "reached", "front"), lines)
+
+
+def of_workload(workload: Workload) -> str:
+    """Returns the heading of a workload."""
+    target = workload.validation_target_value
+    return (
+        f"### {workload.variant}\n\nTarget: {workload.target_metric_name} {target:g}; "
+        f"{workload.step_hint} steps.\n"
+    )
+
+
+def each(rows: Iterable[compared.Row]) -> str:
+    """Returns the table of a workload's recipes."""
+    lines = [
+        [
+            f"`{row.recipe}`",
+            f"{row.reached} of {row.runs}",
+            f"{row.steps:.0f}" if math.isfinite(row.steps) else NOTHING,
+            NOTHING if row.recipe == BASELINE else ratio(row.ratio, row.low, row.high),
+            f"{row.final:.4g}",
+        ]
+        for row in rows
+    ]
+    return table(
+        ("recipe", "reached", "steps", "times bf16", "metric at the end"), lines
+    )
+
+
+def of_scaling(store: Store) -> list[str]:
+    """Returns the sections of the scaling law."""
+    base = registry.find_workload(store.facts["name"], "mini")
+    observations = scaling.observations_of(base, store)
+    found = scaling_law.fit(observations, BASELINE)
+    widths = sorted({one.parameters for one in observations})
+    budgets = sorted({one.tokens for one in observations})
+    law = found.law
+    lines = [
+        [f"`{name}`", *(f"{x:.3g}" for x in (e.parameters, e.data, e.error))]
+        for name, e in found.efficiencies.items()
+    ]
+    return [
+        "## Scaling law\n\nThe language model with "
+        f"{', '.join(f'{n:,}' for n in widths)} parameters without the embedding, "
+        f"trained on {', '.join(f'{d:,}' for d in budgets)} tokens, one run each "
+        "(`algoperf numerics scaling`). Of `bf16`:\n",
+        f"    L(N, D) = ({law.a:.3g} / N^{law.alpha:.3g} + {law.b:.3g} / "
+        f"D^{law.beta:.3g})^{law.gamma:.3g} + {law.e:.3g}\n",
+        table(("recipe", "effN", "effD", "residual of log L"), lines),
+    ]
+
+
+def ratio(value: float, low: float, high: float) -> str:
+    """Returns a ratio with its interval, as far as they are known."""
+    if not math.isfinite(value):
+        return NOTHING
+    interval = f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else ""
+    return f"{value:.2f}{interval}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def main() -> None:
+    """Writes the page and the figure."""
+    text, figure = page(stores())
+    PAGE.write_text(text, encoding="utf-8")
+    FIGURE.write_text(figure, encoding="utf-8")
+    print(f"wrote {PAGE} and {FIGURE}")
+
+
+if __name__ == "__main__":
+    main()

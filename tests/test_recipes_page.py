@@ -1,0 +1,47 @@
+"""docs/recipes.md is what the runs in docs/recipes/ say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from algoperf import calibration
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location(
+        "make_recipes", DOCS / "make_recipes.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_recipes = _script()
+STORES = make_recipes.stores()
+
+
+@pytest.mark.parametrize("workload", STORES, ids=lambda workload: workload.variant)
+def test_runs_are_of_the_workload_as_it_is(workload):
+    facts = calibration.facts_of(workload) | {
+        "submission": "quantized_adamw",
+        "share": 1.0,
+        "max_steps": None,
+    }
+    assert json.loads(json.dumps(facts)) == STORES[workload].facts
+    points = {}
+    for run in STORES[workload].runs.values():
+        point = {**run.hyperparameters}
+        assert point.pop("recipe") == run.space
+        points[json.dumps(point)] = point
+    assert len(points) == 1  # the same for all recipes
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_runs_say():
+    text, figure = make_recipes.page(STORES)
+    assert text == make_recipes.PAGE.read_text()
+    assert figure == make_recipes.FIGURE.read_text()
