@@ -179,6 +179,7 @@ def pareto_front(places: Mapping[str, tuple[float, float]]) -> set[str]:
 
 
 WIDTH, HEIGHT, MARGIN = 640, 420, 60
+LABEL = (130, 13)  # of a recipe's name, about
 
 
 def svg(found: Sequence[Point], baseline: str) -> str:
@@ -210,14 +211,26 @@ def svg(found: Sequence[Point], baseline: str) -> str:
         f"{x_of(p.cost):.1f},{y_of(p.ratio):.1f}" for p in shown if p.on_front
     )
     parts.append(f"<polyline points='{line}' fill='none' stroke='#00785a'/>")
+    taken: list[tuple[float, float]] = []
     for p in shown:
         x, y = x_of(p.cost), y_of(p.ratio)
         color = "#00785a" if p.on_front else "#b41eb4"
         parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{color}'/>")
+        places = [(x + 8, y + shift) for shift in (-6, 12, -20, 26)]
+        place = next((at for at in places if _is_free(at, taken)), places[0])
+        taken.append(place)
         parts.append(
-            f"<text x='{x + 8:.1f}' y='{y - 6:.1f}'>{html.escape(p.recipe)}</text>"
+            f"<text x='{place[0]:.1f}' y='{place[1]:.1f}'>{html.escape(p.recipe)}"
+            "</text>"
         )
     return _document(parts)
+
+
+def _is_free(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> bool:
+    """Whether a label there leaves others readable."""
+    return not any(
+        abs(place[0] - x) < LABEL[0] and abs(place[1] - y) < LABEL[1] for x, y in taken
+    )
 
 
 def _ends(shown: Sequence[Point], name: str) -> list[Point]:

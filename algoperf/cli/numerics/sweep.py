@@ -165,22 +165,25 @@ def write_results(
     )
 
 
-def costs(workloads: "Sequence[Workload]", recipes: Sequence[str]) -> dict[str, float]:
+def costs(
+    workloads: "Sequence[Workload]",
+    recipes: Sequence[str],
+    only_quantised: bool = False,
+) -> dict[str, float]:
     """Returns the modelled bit operations of each recipe, as a share of float32's.
 
-    The geometric mean over workloads.
+    The geometric mean over workloads; of all products, or of those that are quantised.
     """
     from algoperf.numerics import cost
 
+    def share(recipe: str, workload: "Workload") -> float:
+        found = shared.traced_products(workload, recipe)
+        counted = [p for p in found if p.reason is None or not only_quantised]
+        modelled = cost.modelled_cost(recipe, counted, kept_bits=KEPT_BITS)
+        return modelled.relative_bit_operations
+
     shares = {
-        recipe: [
-            cost.modelled_cost(
-                recipe,
-                shared.traced_products(workload, recipe),
-                kept_bits=KEPT_BITS,
-            ).relative_bit_operations
-            for workload in workloads
-        ]
+        recipe: [share(recipe, workload) for workload in workloads]
         for recipe in recipes
     }
     return {
