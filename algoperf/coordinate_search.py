@@ -27,7 +27,7 @@ Part = dict[str, Any]  # of the ranges: what one hyperparameter may be
 
 START = "start"  # of a hyperparameter's range: its value in the first trial
 INTERVALS = 6  # of the grid over each range
-LEAST_GAIN = 0.01  # a move must better the score by more: 1 % of the steps
+LEAST_GAIN = 0.03  # a move must better the score by more: seeds differ by as much
 DIGITS = 3  # significant ones of every value that is tried
 # A last interval shorter than this share of the others is joined to the one before.
 SHORTEST = 0.25
@@ -63,10 +63,9 @@ class Plan:
 
     @property
     def bases(self) -> dict[str, int]:
-        """The base of the Halton sequence that each free hyperparameter has."""
-        names = sorted(self.free)  # the order of `tuning.trial_point`
+        """The base of the Halton sequence of each free hyperparameter, as they come."""
         primes = [n for n in range(2, 400) if all(n % p for p in range(2, n))]
-        return dict(zip(names, primes, strict=False))
+        return dict(zip(self.free, primes, strict=False))
 
     @property
     def start(self) -> Point | None:
@@ -219,9 +218,8 @@ def _unseen(point: Point, name: str, grid: "Grid", seen: set[str]) -> list[Point
 def search_points(plan: Plan) -> list[Point]:
     """Returns the start and the points of the quasi-random search, all different.
 
-    The latter are those that `algoperf sweep` would take from the ranges with the
-    study's seed `plan.seed`, rounded; but single values take no dimension of the
-    sequence.
+    Dimensions of the sequence are the hyperparameters with more than one value in the
+    order of the ranges, so that all submissions have the same learning rates first.
     """
     fixed = {
         name: only_value(part)
@@ -234,7 +232,9 @@ def search_points(plan: Plan) -> list[Point]:
     for trial in range(1, 20 * plan.search + 1):
         if len(points) == plan.search:
             break
-        drawn = tuning.trial_point(plan.free, plan.seed, trial)
+        numbered = {f"{i:03}": part for i, part in enumerate(plan.free.values())}
+        values = tuning.trial_point(numbered, plan.seed, trial).values()
+        drawn = dict(zip(plan.free, values, strict=True))
         point = {
             name: fixed[name] if name in fixed else rounded(drawn[name], part)
             for name, part in plan.ranges.items()

@@ -247,6 +247,17 @@ def mask_without(
     return jax.tree.map(lambda kind: kind not in excluded, workload.model_params_types)
 
 
+def planned_steps(workload: spec.Workload, hyperparameters: Any) -> int:
+    """Returns how many steps a schedule is for: those of the hint, or a part of them.
+
+    A search space may say which, as `step_hint_factor`: where a step costs two
+    gradients, the budget ends at about half of the hint, and a schedule that is made
+    for all of it would be cut off at a high rate.
+    """
+    factor = getattr(hyperparameters, "step_hint_factor", 1.0)
+    return max(1, round(factor * workload.step_hint))
+
+
 def standard_chain(
     workload: spec.Workload,
     hyperparameters: Any,
@@ -264,11 +275,11 @@ def standard_chain(
       hyperparameters: `weight_decay` and, for the schedule, `learning_rate` and
         `warmup_factor`.
       direction: maps gradients to d, such as `optax.scale_by_adam()`.
-      schedule: s_t; warm-up and cosine decay over `workload.step_hint` if not given.
+      schedule: s_t; warm-up and cosine decay over `planned_steps` if not given.
     """
     if schedule is None:
         schedule = warmup_cosine(
-            workload.step_hint,
+            planned_steps(workload, hyperparameters),
             hyperparameters.learning_rate,
             hyperparameters.warmup_factor,
         )

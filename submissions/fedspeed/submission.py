@@ -8,7 +8,7 @@ import optax
 
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
-from algoperf.submission import from_optax, mask_without
+from algoperf.submission import from_optax, mask_without, planned_steps
 
 
 class FedSpeedState(NamedTuple):
@@ -119,14 +119,22 @@ def fedspeed(
 
 
 def build(workload, hyperparameters):
-    """Returns FedSpeed; batch statistics are of the whole batch, before the round."""
+    """Returns FedSpeed; batch statistics are of the whole batch, before the round.
+
+    A round costs as much as `local_steps` gradients of the batch, twice that with
+    perturbation.
+    """
     decay = jax.tree.map(
         lambda decayed: hyperparameters.weight_decay if decayed else 0.0,
         mask_without(workload),
     )
     return fedspeed(
         hyperparameters.learning_rate,
-        warmup_cosine(workload.step_hint, 1.0, hyperparameters.warmup_factor),
+        warmup_cosine(
+            planned_steps(workload, hyperparameters),
+            1.0,
+            hyperparameters.warmup_factor,
+        ),
         clients=hyperparameters.clients,
         local_steps=hyperparameters.local_steps,
         prox=hyperparameters.prox,

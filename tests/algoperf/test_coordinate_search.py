@@ -221,13 +221,17 @@ def test_a_descent_by_hand():
     assert all(p.start == 6 for p in again)
 
 
-def test_the_search_takes_the_points_of_a_sweep():
+def test_the_search_takes_a_halton_sequence_in_the_order_of_the_ranges():
     plan = Plan(ranges=RANGES, budget=20, search=8, seed=3)
     free = {n: RANGES[n] for n in ("learning_rate", "momentum", "depth", "nesterov")}
     assert plan.free == free
-    assert plan.bases == dict(zip(sorted(free), (2, 3, 5, 7), strict=True))
+    assert plan.bases == dict(zip(free, (2, 3, 5, 7), strict=True))
+    letters = dict(zip(free, "abcd", strict=True))  # `trial_point` sorts by name
     for proposal in next_points(plan, {}):
-        wanted = tuning.trial_point(free, 3, proposal.trial)
+        drawn = tuning.trial_point(
+            {letters[n]: part for n, part in free.items()}, 3, proposal.trial
+        )
+        wanted = {name: drawn[letter] for name, letter in letters.items()}
         assert proposal.point["grad_clip"] == 1.0
         assert proposal.point["warmup"] == 5
         for name in ("depth", "nesterov"):
@@ -235,6 +239,26 @@ def test_the_search_takes_the_points_of_a_sweep():
         for name in ("learning_rate", "momentum"):
             assert proposal.point[name] == pytest.approx(wanted[name], rel=6e-3)
             assert len(f"{proposal.point[name]:.10g}".strip("0.")) <= 5
+
+
+def test_what_a_range_is_called_changes_no_point():
+    """Else one algorithm would try other learning rates than its sibling by name."""
+    points = [
+        coordinate_search.search_points(
+            Plan(
+                ranges={
+                    "learning_rate": RANGES["learning_rate"],
+                    name: RANGES["momentum"],
+                },
+                budget=5,
+                search=5,
+            )
+        )
+        for name in ("alpha", "zeta")
+    ]
+    assert [list(p.values()) for p in points[0]] == [
+        list(p.values()) for p in points[1]
+    ]
 
 
 def test_a_grid_reaches_both_ends_in_even_intervals():

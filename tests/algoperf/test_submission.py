@@ -285,6 +285,32 @@ def test_the_standard_chain_clips_decays_and_follows_the_schedule():
     np.testing.assert_allclose(updates["hidden"]["bias"], -0.75)
 
 
+def test_a_schedule_may_be_for_a_part_of_the_steps():
+    usual = {"learning_rate": 0.5, "weight_decay": 0.0, "warmup_factor": 0.05}
+    steps = SYNTHETIC.step_hint
+
+    def rates(**more):
+        chain = standard_chain(
+            SYNTHETIC, as_namedtuple({**usual, **more}), optax.identity()
+        )
+        params, _ = SYNTHETIC.init_model_fn(KEY)
+        ones = jax.tree.map(jnp.ones_like, params)
+        state, found = chain.init(params), []
+        # Of all the chain's state only the count of steps matters.
+        for step in (0, steps // 4, steps // 2 - 1, steps // 2, steps):
+            now = optax.tree.set(state, count=jnp.int32(step))
+            update = chain.update(ones, now, params)[0]
+            found.append(-float(update["hidden"]["bias"][0]))
+        return np.array(found)
+
+    whole, half = rates(), rates(step_hint_factor=0.5)
+    np.testing.assert_array_equal(rates(step_hint_factor=1.0), whole)
+    assert whole[3] > 0.2  # half way
+    np.testing.assert_allclose(half[3:], 0.0, atol=1e-8)
+    assert half[2] > 0
+    assert half[1] == pytest.approx(0.25, abs=0.05)
+
+
 def test_a_submission_knows_where_it_comes_from(tmp_path, write_submission):
     submission = write_submission("# a comment\n", name="my-own")
     assert submission.name == "my-own"

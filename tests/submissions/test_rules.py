@@ -99,8 +99,8 @@ def adan(b1, b2, b3):
         s["g", name] = g
         m = averaged(s, "m", name, g, b1) / (1 - b1**t)
         v = averaged(s, "v", name, change, b2) / (1 - b2**t)
-        n = averaged(s, "n", name, (g + (1 - b2) * change) ** 2, b3) / (1 - b3**t)
-        return (m + (1 - b2) * v) / (np.sqrt(n) + 1e-8)
+        n = averaged(s, "n", name, (g + b2 * change) ** 2, b3) / (1 - b3**t)
+        return (m + b2 * v) / (np.sqrt(n) + 1e-8)
 
     return rule
 
