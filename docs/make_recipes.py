@@ -34,10 +34,13 @@ numbers was typed in. What recipes are, and what the figures mean, is in
 
 AdamW at the first point of `submissions/quantized_adamw`, the same for all recipes and
 tuned for none, over the whole step hint of each workload. Emulated in float32, so steps
-and metrics are those of the formats, and no time is told. Steps to target are between
-two evaluations, on a straight line; they are compared with those of `bf16` by the ratio
-of medians, with 95 % intervals over seeds (Student's t on logarithms) where a recipe
-has two runs or more.
+and metrics are those of the formats, and no time is told.
+
+Two goals are compared: the workload's target, which AdamW at that point does not reach
+everywhere, and the level of `bf16`, its median metric after half of its
+steps. Steps are between two evaluations, on a straight line. Their ratio to those of
+`bf16` is that of medians, with 95 % intervals over seeds (Student's t on logarithms)
+where a recipe has two runs or more.
 """
 COMBINED = """## All workloads
 
@@ -45,10 +48,10 @@ COMBINED = """## All workloads
   float32's; what a recipe keeps counts as bfloat16. The mean over workloads. Recipes of
   4 bits keep the last layer, a good part of models so small; so the next column counts
   the products that are quantised alone.
-- **Times bf16**: steps to target, geometric mean over the workloads whose target half
-  of its runs reach, and its interval over workloads.
-- **Reached**: runs that reached their target. **Front**: no recipe is as cheap and
-  reaches all targets in as few steps, and better in one.
+- **Times bf16**: steps to the level of `bf16`, geometric mean over the workloads where
+  half of a recipe's runs get there, with its interval over them; **of** how many.
+- **Targets**: runs that reached their target. **Front**: no recipe is as cheap and gets
+  to all levels in as few steps, and better in one.
 """
 
 
@@ -65,9 +68,9 @@ def stores() -> dict[Workload, Store]:
 def page(found: dict[Workload, Store]) -> tuple[str, str]:
     """Returns the text of the page, and the figure."""
     runs = [
-        sweep.recipe_run(workload, run)
+        run
         for workload, store in found.items()
-        for run in store.runs.values()
+        for run in sweep.recipe_runs(workload, list(store.runs.values()), BASELINE)
     ]
     rows = compared.summarise(runs, BASELINE)
     names = list(dict.fromkeys(row.recipe for row in rows))
@@ -100,19 +103,21 @@ def combined(
     lines = []
     for recipe in sorted(costs, key=lambda name: costs[name]):
         own = [row for row in rows if row.recipe == recipe]
-        mean, low, high = compared.mean_ratio([row.ratio for row in own])
+        ratios = [row.to_level.value for row in own]
+        there = sum(map(math.isfinite, ratios))
         lines.append(
             [
                 f"`{recipe}`",
                 f"{costs[recipe]:.3f}",
                 f"{of_quantised[recipe]:.3f}",
-                NOTHING if recipe == BASELINE else ratio(mean, low, high),
+                shown(recipe, compared.mean_ratio(ratios)),
+                f"{there} of {len(ratios)}",
                 f"{sum(row.reached for row in own)} of {sum(row.runs for row in own)}",
                 "yes" if recipe in front else "",
             ]
         )
-    columns = ("recipe", "bit operations", "of what is quantised", "times bf16")
-    return table((*columns, "reached", "front"), lines)
+    columns = ("recipe", "bit operations", "of what is quantised", "times bf16", "of")
+    return table((*columns, "targets", "front"), lines)
 
 
 def of_workload(workload: Workload) -> str:
@@ -131,14 +136,14 @@ def each(rows: Iterable[compared.Row]) -> str:
             f"`{row.recipe}`",
             f"{row.reached} of {row.runs}",
             f"{row.steps:.0f}" if math.isfinite(row.steps) else NOTHING,
-            NOTHING if row.recipe == BASELINE else ratio(row.ratio, row.low, row.high),
+            shown(row.recipe, row.to_target),
+            shown(row.recipe, row.to_level),
             f"{row.final:.4g}",
         ]
         for row in rows
     ]
-    return table(
-        ("recipe", "reached", "steps", "times bf16", "metric at the end"), lines
-    )
+    columns = ("recipe", "reached", "steps", "times bf16", "times bf16 to its level")
+    return table((*columns, "metric at the end"), lines)
 
 
 def of_scaling(store: Store) -> list[str]:
@@ -164,12 +169,14 @@ def of_scaling(store: Store) -> list[str]:
     ]
 
 
-def ratio(value: float, low: float, high: float) -> str:
-    """Returns a ratio with its interval, as far as they are known."""
-    if not math.isfinite(value):
+def shown(recipe: str, ratio: compared.Ratio) -> str:
+    """Returns a recipe's ratio with its interval, as far as they are known."""
+    if recipe == BASELINE or not math.isfinite(ratio.value):
         return NOTHING
-    interval = f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else ""
-    return f"{value:.2f}{interval}"
+    known = math.isfinite(ratio.low)
+    return f"{ratio.value:.2f}" + (
+        f" ({ratio.low:.2f} to {ratio.high:.2f})" if known else ""
+    )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

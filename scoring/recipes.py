@@ -1,4 +1,4 @@
-"""Recipes compared: steps to target relative to a baseline, against modelled cost.
+"""Recipes compared: steps relative to a baseline's, against modelled cost.
 
 Pure functions over runs of `algoperf numerics sweep`. Dimension key: K seeds.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class RecipeRun:
     Attributes:
       workload, recipe, seed: which run.
       steps: to the target; inf where it missed.
+      level_steps: to the baseline's level; inf where it never got there.
       final: the target's metric at the last evaluation.
     """
 
@@ -27,7 +29,20 @@ class RecipeRun:
     recipe: str
     seed: int
     steps: float
+    level_steps: float
     final: float
+
+
+class Ratio(NamedTuple):
+    """Median steps over the baseline's.
+
+    inf where half of the runs or more missed, NaN where the baseline's did. The ends of
+    its interval are NaN where they are unknown.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +53,7 @@ class Row:
       workload, recipe: which.
       runs, reached: how many, and how many of them reached the target.
       steps: median steps to the target; inf where half of them or more missed.
-      ratio: `steps` over the baseline's; inf where it missed, NaN where that did.
-      low, high: the interval of the ratio; NaN where it is unknown.
+      to_target, to_level: steps over the baseline's.
       final: median of the last metric.
     """
 
@@ -48,9 +62,8 @@ class Row:
     runs: int
     reached: int
     steps: float
-    ratio: float
-    low: float
-    high: float
+    to_target: Ratio
+    to_level: Ratio
     final: float
 
 
@@ -61,7 +74,8 @@ class Point:
     Attributes:
       recipe: its name.
       cost: modelled bit operations of a step, as a share of float32's.
-      ratio: geometric mean over workloads of the ratios of steps; inf where one missed.
+      ratio: geometric mean over workloads of the ratios of steps to the baseline's
+        level; inf where one never got there.
       on_front: whether no other recipe is as good in both and better in one.
     """
 
@@ -83,13 +97,19 @@ def summarise(
         groups.setdefault((run.workload, run.recipe), []).append(run)
     rows = []
     for (workload, recipe), own in groups.items():
-        steps_K = np.array([run.steps for run in own])
         base = groups.get((workload, baseline), [])
-        ratio, low, high = _ratio(
-            steps_K, np.array([run.steps for run in base]), confidence
+        to_target, to_level = (
+            _ratio(
+                np.array([getattr(run, name) for run in own]),
+                np.array([getattr(run, name) for run in base]),
+                confidence,
+            )
+            for name in ("steps", "level_steps")
         )
         if recipe == baseline:
-            low = high = math.nan
+            to_target = to_target._replace(low=math.nan, high=math.nan)
+            to_level = to_level._replace(low=math.nan, high=math.nan)
+        steps_K = np.array([run.steps for run in own])
         rows.append(
             Row(
                 workload=workload,
@@ -97,22 +117,21 @@ def summarise(
                 runs=len(own),
                 reached=int(np.isfinite(steps_K).sum()),
                 steps=float(np.median(steps_K)),
-                ratio=ratio,
-                low=low,
-                high=high,
+                to_target=to_target,
+                to_level=to_level,
                 final=float(np.median([run.final for run in own])),
             )
         )
     return rows
 
 
-def _ratio(steps_K, base_K, confidence: float) -> tuple[float, float, float]:
+def _ratio(steps_K, base_K, confidence: float) -> Ratio:
     """Returns the ratio of medians and its interval."""
     unknown = math.nan
     if not len(base_K) or not np.isfinite(np.median(base_K)):
-        return unknown, unknown, unknown
+        return Ratio(unknown, unknown, unknown)
     if not np.isfinite(np.median(steps_K)):
-        return math.inf, unknown, unknown
+        return Ratio(math.inf, unknown, unknown)
     parts = [log_median(a) for a in (steps_K, base_K)]
     log_ratio = float(parts[0].value - parts[1].value)
     half = float(
@@ -122,26 +141,26 @@ def _ratio(steps_K, base_K, confidence: float) -> tuple[float, float, float]:
             confidence,
         )
     )
-    return math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half)
+    return Ratio(
+        math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half)
+    )
 
 
-def mean_ratio(
-    ratios: Iterable[float], confidence: float = 0.95
-) -> tuple[float, float, float]:
+def mean_ratio(ratios: Iterable[float], confidence: float = 0.95) -> Ratio:
     """Returns the geometric mean of the finite ratios, and its interval.
 
     Student's t on logarithms; NaN where there are fewer than two, or none.
     """
     logs = np.log([ratio for ratio in ratios if math.isfinite(ratio)])
     if not len(logs):
-        return math.nan, math.nan, math.nan
+        return Ratio(math.nan, math.nan, math.nan)
     mean = float(logs.mean())
     if len(logs) < 2:
-        return math.exp(mean), math.nan, math.nan
+        return Ratio(math.exp(mean), math.nan, math.nan)
     error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
     freedom = np.array(float(len(logs) - 1))
     half = error * float(student_quantile(0.5 + confidence / 2, freedom))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
 def points(rows: Sequence[Row], costs: Mapping[str, float]) -> list[Point]:
@@ -154,7 +173,7 @@ def points(rows: Sequence[Row], costs: Mapping[str, float]) -> list[Point]:
     workloads = {row.workload for row in rows}
     found = []
     for recipe, cost in costs.items():
-        ratios = [row.ratio for row in rows if row.recipe == recipe]
+        ratios = [row.to_level.value for row in rows if row.recipe == recipe]
         if len(ratios) < len(workloads) or any(map(math.isnan, ratios)):
             continue
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -195,7 +214,8 @@ def svg(found: Sequence[Point], baseline: str) -> str:
         f"<text x='{WIDTH / 2:.0f}' y='{HEIGHT - 12}' text-anchor='middle'>"
         "modelled bit operations of a step, share of float32</text>",
         f"<text x='16' y='{HEIGHT / 2:.0f}' text-anchor='middle' transform='rotate(-90 "
-        f"16 {HEIGHT / 2:.0f})'>steps to target, times {html.escape(baseline)}</text>",
+        f"16 {HEIGHT / 2:.0f})'>steps to the level of {html.escape(baseline)}, "
+        "times its own</text>",
     ]
     for value, place in ((p.cost, x_of(p.cost)) for p in _ends(shown, "cost")):
         parts.append(

@@ -22,16 +22,31 @@ from scoring.recipes import (
 
 
 def _runs(workload, recipe, steps):
-    return [RecipeRun(workload, recipe, i, s, 0.5) for i, s in enumerate(steps)]
+    """To the target; the level is reached in half the steps."""
+    return [RecipeRun(workload, recipe, i, s, s / 2, 0.5) for i, s in enumerate(steps)]
 
 
 def test_ratios_of_medians_by_hand():
     runs = _runs("a", "bf16", [100, 110, 120]) + _runs("a", "mxfp4", [150, 165, 240])
     base, other = summarise(runs, "bf16")
-    assert (base.ratio, base.steps, base.reached) == (1.0, 110, 3)
-    assert other.ratio == pytest.approx(1.5)
-    assert other.low < 1.5 < other.high
-    assert math.log(other.high / 1.5) == pytest.approx(math.log(1.5 / other.low))
+    assert (base.to_target.value, base.steps, base.reached) == (1.0, 110, 3)
+    ratio, low, high = other.to_target
+    assert ratio == pytest.approx(1.5)
+    assert low < 1.5 < high
+    assert math.log(high / 1.5) == pytest.approx(math.log(1.5 / low))
+
+
+def test_the_level_is_a_goal_of_its_own():
+    runs = [
+        RecipeRun("a", "bf16", 0, math.inf, 80.0, 0.9),
+        RecipeRun("a", "mxfp4", 0, math.inf, 100.0, 0.8),
+    ]
+    base, other = summarise(runs, "bf16")
+    assert math.isnan(other.to_target.value)
+    assert other.to_level.value == pytest.approx(1.25)
+    assert base.to_level.value == 1.0
+    found = points([base, other], {"mxfp4": 0.1, "bf16": 0.25})
+    assert found[0].ratio == pytest.approx(1.25)
 
 
 def test_the_interval_is_welchs():
@@ -41,7 +56,7 @@ def test_the_interval_is_welchs():
     row = summarise(runs, "bf16")[1]
     of_median = 0.4487  # variance of the median of three standard normals
     wide = math.sqrt((logs.var(axis=1, ddof=1) * of_median).sum())
-    half = math.log(row.high / row.ratio)
+    half = math.log(row.to_target.high / row.to_target.value)
     # Student's 97.5 % point between 4 and 2 degrees of freedom.
     assert 2.776 * wide < half < 4.303 * wide * 1.001
 
@@ -50,10 +65,10 @@ def test_misses():
     runs = _runs("a", "bf16", [100, 110]) + _runs("a", "bad", [math.inf, math.inf])
     runs += _runs("b", "bf16", [math.inf]) + _runs("b", "bad", [10])
     rows = summarise(runs, "bf16")
-    assert rows[1].ratio == math.inf
+    assert rows[1].to_target.value == math.inf
     assert rows[1].reached == 0
-    assert math.isnan(rows[1].low)
-    assert math.isnan(rows[3].ratio)  # the baseline missed
+    assert math.isnan(rows[1].to_target.low)
+    assert math.isnan(rows[3].to_target.value)  # the baseline missed
 
 
 def test_the_mean_over_workloads_is_scipys():

@@ -101,7 +101,7 @@ def test_a_sweep_that_is_done_is_only_shown(tmp_path, capsys):
     steps = {"bf16": (1000, 1100), "mxfp4": (1500, 1650), "luq": (math.inf,) * 2}
     for recipe, both in steps.items():
         for seed, at in enumerate(both, start=1):
-            reaches = [(at, good)] if math.isfinite(at) else [(2000, bad)]
+            reaches = [(at, good), (2000, good)] if at < math.inf else [(2000, bad)]
             store.add(_run("sweep", recipe, seed, [(0, bad), *reaches]), ENVIRONMENT)
     arguments = ["numerics", "sweep", "--workloads=finewebedu_lm", "--seeds=2"]
     assert cli.main([*arguments, "--recipes=mxfp4,luq", f"--out={tmp_path}"]) == 0
@@ -109,7 +109,8 @@ def test_a_sweep_that_is_done_is_only_shown(tmp_path, capsys):
     rows = _rows(tmp_path / "recipes.csv")
     assert [row["recipe"] for row in rows] == ["bf16", "mxfp4", "luq"]
     assert [row["reached"] for row in rows] == ["2", "2", "0"]
-    assert float(rows[1]["times bf16"]) == pytest.approx(1.5)
+    assert float(rows[1]["times bf16 to target"]) == pytest.approx(1.5)
+    assert float(rows[1]["times bf16 to its level"]) == pytest.approx(1.5)
     assert float(rows[1]["low"]) < 1.5 < float(rows[1]["high"])
     front = {row["recipe"]: row for row in _rows(tmp_path / "front.csv")}
     assert front["mxfp4"]["on the front"] == front["bf16"]["on the front"] == "yes"
