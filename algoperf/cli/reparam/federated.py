@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from algoperf.workload import Workload
 
 EXPERT_SHARE = 0.5  # of the public model's steps
-EXPERT_POINT = 2  # of AdamW's search space: training goes on at a lower rate
+# Of experts; all else is the public model's. They go on at a lower rate. Decay would
+# shrink the public matrices too: a difference of full rank that nobody learnt.
+EXPERT = {"learning_rate": 0.003, "weight_decay": 0.0}
 MIXTURES_SEC = 40.0  # of evaluating a study's mixtures, for the estimate
 MOMENT_BATCHES = 32  # of training data, for a row of the router
 METRIC = "loss, mean over domains"
+EVALUATED = "evaluated"  # status of a row; others are of runs that went wrong
 SAME, BEST, TOP = "same rank", "ranks by energy", "top 2 of same rank"
 SERIES = (SAME, BEST, TOP)
 PUBLIC, SINGLE = "public model", "best single expert"
@@ -65,12 +68,13 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
     training.announce(everything, values.studies * MIXTURES_SEC)
     rows: list[dict[str, Any]] = []
     for number in range(values.studies):
-        parties = _trained(values, planned, number)
-        if parties is None:
+        runs = _trained(values, planned, number)
+        if runs is None:
             return 1
-        rows += [{"study": number, **row} for row in _rows(values, parties, ranks)]
+        found = _bad(runs) or _rows(values, _parties(planned, runs), ranks)
+        rows += [{"study": number, **row} for row in found]
     _write(values, rows, list(planned))
-    return 0
+    return 1 if any(row["status"] != EVALUATED for row in rows) else 0
 
 
 def _ranks(axis: Sequence[float]) -> list[int]:
@@ -86,13 +90,13 @@ def _runs(
     from algoperf.reparam import trainers
 
     first, *others = planned
-    point = training.point("adamw", EXPERT_POINT)
+    point = training.point("adamw")
     runs = [
         training.config(
             values,
             planned[first],
             training.load("adamw"),
-            training.point("adamw"),
+            point,
             study,
         )
     ]
@@ -100,23 +104,43 @@ def _runs(
         steps = max(1, round(EXPERT_SHARE * planned[name].step_hint))
         workload = training.with_steps(planned[name], steps)
         expert = trainers.expert("expert", public)
-        runs.append(training.config(values, workload, expert, point, study))
+        runs.append(training.config(values, workload, expert, point | EXPERT, study))
     return runs
 
 
 def _trained(
     values: flags.FlagValues, planned: "Mapping[str, Workload]", study: int
-) -> Parties | None:
-    """Trains the models that are missing; returns all, None if asked to stop."""
+) -> "list[TrialConfig] | None":
+    """Trains the models that are missing; returns all runs, None if asked to stop.
+
+    Without a public model there is nothing to go on with: then its run alone.
+    """
     first, *_ = _runs(values, planned, study, None)  # experts of nothing: not made
     if not training.make([first]):
         return None
-    public, _ = training.restored(first)
-    _, *others = _runs(values, planned, study, public)
-    if not training.make(others):
-        return None
-    params = [public, *(training.restored(run)[0] for run in others)]
-    return Parties(planned, params)
+    if _bad([first]):
+        return [first]
+    runs = _runs(values, planned, study, training.restored(first)[0])
+    return runs if training.make(runs) else None
+
+
+def _bad(runs: "Sequence[TrialConfig]") -> list[dict[str, Any]]:
+    """Returns a row for each run that failed or diverged, whose study is left out."""
+    from algoperf.reparam import studies
+
+    found = []
+    for run in runs:
+        status = records.read_record(training.folder_of(run))["status"]
+        if status in studies.BAD:
+            name = f"{run.submission.name} on {run.workload.name}"
+            found.append({"series": name, "status": str(status)})
+    return found
+
+
+def _parties(
+    planned: "Mapping[str, Workload]", runs: "Sequence[TrialConfig]"
+) -> Parties:
+    return Parties(planned, [training.restored(run)[0] for run in runs])
 
 
 def _rows(
@@ -136,7 +160,7 @@ def _rows(
         named = {f"loss_{name}": loss for name, loss in losses.items()}
         return {
             "series": series,
-            "status": "evaluated",
+            "status": EVALUATED,
             "best": mean,
             "trainable_parameters": numbers,
             **named,
@@ -215,12 +239,17 @@ def _write(
 
     out = Path(values.out)
     records.write_measurements(out / "federated.csv", rows)
+    bad = [row for row in rows if row["status"] != EVALUATED]
+    rows = [row for row in rows if row["status"] == EVALUATED]
     lines = studies.summary(rows)
     text = studies.table(lines, "rank", METRIC, has_target=False)
     text += "\n" + _domain_table(rows, domains) + "\n" + _break_even_text(rows)
+    text += "".join(
+        "\nStudy {study} is left out: {series} {status}.\n".format(**row) for row in bad
+    )
     records.write_text(out / "federated.md", text)
     print(text, end="")
-    if values.plot:
+    if values.plot and rows:
         for line in lines:
             if "x" in line:
                 line["x"] = line["trainable_parameters"]
