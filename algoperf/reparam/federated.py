@@ -9,6 +9,7 @@ any ranks side by side; a row for each in the router says which tokens are whose
 D width, F neurons, E experts with the public one first, T tokens.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from algoperf.reparam.width import FIRST, SECOND, gated_mlps
 from algoperf.workload import join
 
 RIDGE = 1e-2  # of the mean variance, added to all variances
-ROUNDING = 1e-6  # relative, of a mean loss in float32
+ROUNDING = 1e-5  # relative, of a mean loss with factors multiplied out, in float32
 Instead = Callable[[str, Any, jax.Array], jax.Array]  # (name, forward, x) -> (B, L, D)
 
 
@@ -283,11 +284,18 @@ def ranks_by_energy(energies: np.ndarray, rank: int) -> list[int]:
     return np.bincount(order // longest, minlength=number).tolist()
 
 
-def num_parameters(public: Any, ranks: Sequence[int | None]) -> int:
+def num_parameters(
+    public: Any, ranks: Sequence[int | None], has_router: bool = True
+) -> int:
     """Returns the numbers of the public model and of all that a mixture adds to it.
 
     A rank above m n / (m + n) costs more than the matrix itself; it is counted as it
     is. None is a full expert.
+
+    Args:
+      public: params.
+      ranks: of each expert.
+      has_router: whether there is one; without, somebody else chooses the expert.
     """
     total = sum(leaf.size for leaf in jax.tree.leaves(public))
     for name in gated_mlps(public):
@@ -296,17 +304,34 @@ def num_parameters(public: Any, ranks: Sequence[int | None]) -> int:
             cut = [None if r is None else min(r, m, n) for r in ranks]
             total += experts.num_parameters([(m, n)], cut, 0)
         width = public[name][FIRST]["kernel"].shape[0]
-        total += (len(ranks) + 1) * (width + 1)  # rows of the router, and biases
+        if has_router:
+            total += (len(ranks) + 1) * (width + 1)  # rows, and biases
     return total
 
 
-def break_even(losses: Mapping[float, float], loss: float) -> float | None:
-    """Returns the smallest rank whose loss is below a baseline's; None if none is.
+def break_even(losses: Mapping[float, float], loss: float) -> float:
+    """Returns the rank from which on mixtures are at least as good as a baseline.
 
-    By more than rounding: a mixture of full rank is no better than one of full experts.
+    All greater ranks are, too. Between two ranks the loss is taken to be linear in the
+    rank's logarithm. Infinity where the greatest rank is worse. Where none is, the
+    smallest: the true rank is that or less.
+
+    As good but for rounding will do: a mixture of full rank is one of full experts.
+
+    Args:
+      losses: of each rank.
+      loss: the baseline's.
     """
-    bound = loss - ROUNDING * abs(loss)
-    return min((rank for rank, own in losses.items() if own < bound), default=None)
+    bound = loss + ROUNDING * abs(loss)
+    ranks = sorted(losses)
+    worse = [place for place, rank in enumerate(ranks) if not losses[rank] <= bound]
+    if not worse:
+        return ranks[0]
+    if worse[-1] == len(ranks) - 1:
+        return math.inf
+    before, after = ranks[worse[-1]], ranks[worse[-1] + 1]
+    share = (losses[before] - bound) / (losses[before] - losses[after])
+    return float(before * (after / before) ** share)
 
 
 def _shapes(workload: Any) -> Any:

@@ -71,13 +71,25 @@ def _in_batches(
 def by_kind(
     probes: Mapping[str, Probe], accuracies: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns the mean accuracy of the probes of each kind."""
+    """Returns the mean accuracy of the probes of each kind, all alike."""
+    return {
+        kind: float(np.mean([accuracies[name] for name in names]))
+        for kind, names in _names(probes).items()
+    }
+
+
+def sizes(probes: Mapping[str, Probe]) -> dict[str, int]:
+    """Returns how many questions each probe has, and each kind of them."""
+    found = {name: len(probe) for name, probe in probes.items()}
+    for kind, names in _names(probes).items():
+        found[kind] = sum(len(probes[name]) for name in names)
+    return found
+
+
+def _names(probes: Mapping[str, Probe]) -> dict[str, list[str]]:
+    """Returns the names of the probes of each kind."""
     kinds: Sequence[Kind] = ("knowledge", "rule")
     return {
-        kind: float(
-            np.mean(
-                [accuracies[n] for n, probe in probes.items() if probe.kind == kind]
-            )
-        )
+        kind: [name for name, probe in probes.items() if probe.kind == kind]
         for kind in kinds
     }

@@ -5,7 +5,8 @@ Part of `algoperf reparam`.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,20 @@ from algoperf.cli.reparam import training
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.inference import RuntimeModel
+    from algoperf.data.apart import Probe
+    from algoperf.inference.timing.profiler import Result
     from algoperf.trials import TrialConfig
     from algoperf.workload import Workload
 
 SERIES = "maximum absolute weight"
 X_NAME = "expansion ratio"
 KINDS = ("knowledge", "rule")
+CHANCE = 0.5  # of two answers
+SHARE = " share"  # ends the name of what is lost as a share of what was above chance
+INTERVALS = (
+    "\nIntervals are over trained models, not over questions, which come in twos that "
+    "ask for each other's answers. A kind is the mean of its probes, all alike.\n"
+)
 # The request that the idealized runtime is stated for, and what it is fitted on.
 PROMPT, OUTPUT = 32, 16
 PROMPTS, OUTPUTS = (8, 24, 48), (1, 8, 16)
@@ -33,7 +41,8 @@ RUNTIME_SEC, PROBES_SEC = 150.0, 30.0
 
 def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> int:
     """Trains, prunes, tests; writes tables and plots; returns an exit status."""
-    from algoperf.reparam import studies, width
+    from algoperf.data.apart import HasProbes
+    from algoperf.reparam import probes, studies, width
 
     if values.series:
         raise UserError("the expansion study has one series; leave --series out")
@@ -49,17 +58,19 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
     training.announce(runs, more_sec)
     if not training.make(runs):
         return 1
-    rows = []
+    questions = workload.probes() if isinstance(workload, HasProbes) else {}
+    rows, good = [], []
     for number, run in enumerate(runs):
         status = records.read_record(training.folder_of(run))["status"]
         if status in studies.BAD:
             rows.append({"series": SERIES, "study": number, "status": str(status)})
-        else:
-            rows += [{"study": number, **row} for row in _pruned(run, axis)]
+            continue
+        good.append(run)
+        rows += [{"study": number, **row} for row in _pruned(run, axis, questions)]
     note = ""
-    if values.runtime:
-        note = _add_runtimes(runs[0], rows, axis)
-    _write(values, rows, workload, note)
+    if values.runtime and good:  # all good ones have the same shapes
+        note = _add_runtimes(good[0], rows, axis)
+    _write(values, rows, workload, note, probes.sizes(questions))
     return 1 if any(row["status"] in studies.BAD for row in rows) else 0
 
 
@@ -73,9 +84,10 @@ def _shapes(workload: "Workload") -> Any:
     )
 
 
-def _pruned(run: "TrialConfig", fractions: Sequence[float]) -> list[dict[str, Any]]:
+def _pruned(
+    run: "TrialConfig", fractions: Sequence[float], questions: "Mapping[str, Probe]"
+) -> list[dict[str, Any]]:
     """Evaluates one trained model at each share of neurons removed."""
-    from algoperf.data.apart import HasProbes
     from algoperf.reparam import probes, width
     from algoperf.workload import Evaluator
 
@@ -83,7 +95,6 @@ def _pruned(run: "TrialConfig", fractions: Sequence[float]) -> list[dict[str, An
     params, model_state = training.restored(run)
     names = width.gated_mlps(params)
     neurons, size = params[names[0]][width.SECOND]["kernel"].shape
-    questions = workload.probes() if isinstance(workload, HasProbes) else {}
     evaluate, scores = Evaluator(workload), probes.make_scores(workload)
     rows = []
     for fraction in fractions:
@@ -133,19 +144,21 @@ def _add_runtimes(
         shapes.append(dataclasses.replace(whole, mlp_width=neurons))
         served.append(trained_params(shapes[-1], narrow))
     print(f"measuring the runtime of {len(shapes)} narrow models", flush=True)
-    runtimes, reason = _runtimes(shapes, served)
-    for shape, fraction, runtime in zip(shapes, fractions, runtimes, strict=True):
+    results, reason = _runtimes(shapes, served)
+    for shape, fraction, result in zip(shapes, fractions, results, strict=True):
         for row in rows:
             if row.get("removed") == fraction:
                 row["weight_bytes"] = costs.weight_bytes(shape, 4)
                 row["token_bytes"] = costs.token_bytes(shape, PROMPT + OUTPUT, 1, 4)
+                row["runtime_uncertainty"] = result.uncertainty
                 if reason is None:
-                    row["idealized_sec"] = runtime.predict(PROMPT, OUTPUT)
+                    row["idealized_sec"] = result.runtime.predict(PROMPT, OUTPUT)
     if reason is not None:
         return f"No idealized runtime: {reason}.\n"
     return (
         f"Idealized runtime: a request of {PROMPT} tokens of prompt and {OUTPUT} of "
-        "output to the narrow model, batch 1, float32, on this machine.\n"
+        "output to the narrow model, batch 1, float32, on this machine. Uncertainty: "
+        "the relative standard error of a measured median, on average.\n"
     )
 
 
@@ -157,11 +170,11 @@ def _narrowed(fraction: float, mlp: Any) -> Any:
 
 def _runtimes(
     shapes: Sequence[Any], served: Sequence[Any]
-) -> "tuple[list[RuntimeModel], str | None]":
+) -> "tuple[list[Result], str | None]":
     """Measures all models in the same rounds, so that a slow spell touches all alike.
 
     Returns:
-      the fitted models, and why they should not be used; None where they may be.
+      the fits, and why they should not be used; None where they may be.
     """
     from algoperf.inference.timing import measure, profiler
 
@@ -187,7 +200,7 @@ def _runtimes(
     ]
     reasons = [profiler.refusal(result, limits) for result in results]
     reason = next((found for found in reasons if found is not None), None)
-    return [result.runtime for result in results], reason
+    return results, reason
 
 
 def _write(
@@ -195,6 +208,7 @@ def _write(
     rows: Sequence[dict[str, Any]],
     workload: "Workload",
     note: str,
+    sizes: Mapping[str, int],
 ) -> None:
     from algoperf.reparam import studies
 
@@ -202,7 +216,7 @@ def _write(
     records.write_measurements(out / "expansion.csv", rows)
     lines = studies.summary(rows)
     text = studies.table(lines, X_NAME, metric, has_target=False)
-    text += _abilities(rows) + _correlations(rows)
+    text += _abilities(rows, sizes) + _losses(rows) + _correlations(rows)
     if note:
         text += f"\n{note}" + _costs(rows)
     records.write_text(out / "expansion.md", text)
@@ -232,34 +246,94 @@ def _by_ability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _abilities(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the accuracies at each ratio with 95 % intervals, as Markdown."""
+def _abilities(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> str:
+    """Returns the accuracies at each ratio with 95 % intervals, as Markdown.
+
+    Args:
+      rows: of all studies.
+      sizes: questions of each probe and kind.
+    """
     from algoperf.reparam import studies
 
     table = []
     for line in studies.summary(_by_ability(rows)):
+        name = line["series"]
         bounds = "{low:.3f} to {high:.3f}".format(**line) if "low" in line else ""
-        table.append(
-            [line["series"], f"{line['x']:.4g}", f"{line['best']:.3f}", bounds]
-        )
+        x, accuracy = f"{line['x']:.4g}", f"{line['best']:.3f}"
+        table.append([name, str(sizes[name]), x, accuracy, bounds])
     if not table:
         return ""
-    return "\n" + studies.markdown(["probe", X_NAME, "accuracy", "95 %"], table)
+    heading = ["probe", "questions", X_NAME, "accuracy", "95 %"]
+    return "\n" + studies.markdown(heading, table) + INTERVALS
 
 
-def _correlations(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns how what is lost of each kind goes with the ratio, as Markdown."""
-    from algoperf.reparam import studies
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, list[float]]]:
+    """Returns for each study the ratios, and what is lost of each kind there.
 
+    'knowledge' is what is lost of its accuracy, since the greatest ratio of the study;
+    'knowledge share' is that over what was above chance there, if anything was.
+    """
     curves = []
     for number in sorted({row["study"] for row in rows}):
         own = [r for r in rows if r["study"] == number and KINDS[0] in r]
         whole = max(own, key=lambda row: row["x"], default=None)
         if whole is None:
             continue
-        curve = {kind: [whole[kind] - row[kind] for row in own] for kind in KINDS}
-        curves.append(curve | {X_NAME: [row["x"] for row in own]})
-    table = []
+        curve = {X_NAME: [row["x"] for row in own]}
+        for kind in KINDS:
+            curve[kind] = [whole[kind] - row[kind] for row in own]
+            above = whole[kind] - CHANCE
+            if above > 0:
+                curve[f"{kind}{SHARE}"] = [lost / above for lost in curve[kind]]
+        curves.append(curve)
+    return curves
+
+
+def _losses(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns whether knowledge goes before rules do, as Markdown.
+
+    Both are asked of the same models, so the interval is for the mean difference.
+    """
+    from algoperf.reparam import studies
+
+    curves, table = _curves(rows), []
+    for measure, ending in (("accuracy", ""), ("share of what was above 1/2", SHARE)):
+        for x, pairs in _pairs(curves, ending).items():
+            apart = [one - other for one, other in pairs]
+            means = [statistics.fmean(column) for column in zip(*pairs, strict=True)]
+            means.append(statistics.fmean(apart))
+            bounds = ""
+            if len(apart) > 1:
+                bounds = "{:.3f} to {:.3f}".format(*studies.interval(apart))
+            shown = [f"{mean:.3f}" for mean in means]
+            table.append([measure, f"{x:.4g}", *shown, bounds, str(len(pairs))])
+    if not table:
+        return ""
+    heading = ["lost", X_NAME, *KINDS, "knowledge - rule", "95 %", "studies"]
+    return "\n" + studies.markdown(heading, table)
+
+
+def _pairs(
+    curves: Iterable[Mapping[str, Sequence[float]]], ending: str
+) -> dict[float, list[tuple[float, float]]]:
+    """Returns what each study loses of both kinds, at each ratio but the greatest."""
+    first, second = (f"{kind}{ending}" for kind in KINDS)
+    found: dict[float, list[tuple[float, float]]] = {}
+    for curve in curves:
+        if first not in curve or second not in curve:
+            continue
+        xs = curve[X_NAME]
+        for x, one, other in zip(xs, curve[first], curve[second], strict=True):
+            if x < max(xs):
+                found.setdefault(x, []).append((one, other))
+    return found
+
+
+def _correlations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how what is lost of each kind goes with the ratio, as Markdown."""
+    from algoperf.reparam import studies
+
+    curves, table = _curves(rows), []
     for one, other in ((KINDS[0], X_NAME), (KINDS[1], X_NAME), KINDS):
         pairs = [(curve[one], curve[other]) for curve in curves]
         found = studies.correlation(pairs)
@@ -288,8 +362,10 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['weight_bytes'] / 1e6:.3f}",
             f"{row['token_bytes'] / 1e6:.3f}",
             f"{1e3 * row['idealized_sec']:.3f}" if "idealized_sec" in row else "",
+            f"{100 * row['runtime_uncertainty']:.1f}",
         ]
         for x, row in found.items()
     ]
     heading = [X_NAME, "weights, MB", "read for a token, MB", "idealized runtime, ms"]
+    heading.append("uncertainty, %")
     return "\n" + studies.markdown(heading, table)

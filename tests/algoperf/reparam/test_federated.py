@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -161,16 +162,33 @@ def _kept(energies, ranks):
     return sum(row[:rank].sum() for row, rank in zip(energies, ranks, strict=True))
 
 
-def test_sizes_and_break_even():
+def test_sizes_of_mixtures():
     total = sum(leaf.size for leaf in jax.tree.leaves(PUBLIC))
     # fc1 (8, 24) and fc2 (12, 8); two experts; three rows of the router with a bias.
     low = federated.num_parameters(PUBLIC, [2, 3])
     assert low == total + 5 * (8 + 24) + 5 * (12 + 8) + 3 * 9
     full = federated.num_parameters(PUBLIC, [None, None])
     assert full == total + 2 * (8 * 24 + 12 * 8) + 3 * 9
-    assert federated.break_even({1: 3.0, 2: 2.0, 4: 1.0}, 2.5) == 2
-    assert federated.break_even({1: 3.0}, 2.5) is None
-    assert federated.break_even({1: 2.5 - 1e-7}, 2.5) is None  # rounding
+    own = federated.num_parameters(PUBLIC, [None, None], has_router=False)
+    assert own == full - 3 * 9
+
+
+def test_break_even_is_where_all_greater_ranks_are_as_good():
+    # The loss falls from 3 to 2 between 2 and 8: 2.5 is half of the way.
+    assert federated.break_even({2: 3.0, 8: 2.0, 16: 1.0}, 2.5) == pytest.approx(
+        4, rel=1e-4
+    )
+    assert federated.break_even({8: 2.0, 2: 3.0}, 2.75) == pytest.approx(
+        2 * 2**0.5, rel=1e-4
+    )
+    # Rank 1 is as good by luck, for rank 2 is not.
+    found = federated.break_even({1: 2.0, 2: 3.0, 8: 2.0}, 2.5)
+    assert found == pytest.approx(4, rel=1e-4)
+    assert federated.break_even({1: 2.0, 2: 3.0}, 2.5) == math.inf
+    assert federated.break_even({1: 3.0}, 2.5) == math.inf
+    assert federated.break_even({1: 2.0, 2: 1.0}, 2.5) == 1
+    assert federated.break_even({1: 3.0, 2: 2.5 + 1e-6}, 2.5) < 2  # rounding
+    assert federated.break_even({1: math.nan}, 2.5) == math.inf
 
 
 def test_experts_train_their_mlps_alone_from_the_public_model():
@@ -201,12 +219,12 @@ def test_the_federated_study_runs_and_goes_on(tmp_path, capfd, monkeypatch):
     assert (tmp_path / "federated.svg").exists()
     header, *rows = (tmp_path / "federated.csv").read_text().splitlines()
     assert "loss_law" in header
-    assert len(rows) == 5 + 2 * 2
+    assert len(rows) == 6 + 2 * 2
     (found,) = tmp_path.glob("expert/study_0/*/trial_1/record.json")
     assert json.loads(found.read_text())["sizes"]["trainable_parameters"] == 110_592
     capfd.readouterr()
     before = found.stat().st_mtime_ns
     assert cli.main(flags) == 0
-    assert "2 of 2 training runs are done" in capfd.readouterr().out
+    assert "3 of 3 training runs are done" in capfd.readouterr().out
     assert found.stat().st_mtime_ns == before
     assert (tmp_path / "federated.md").read_text() == text

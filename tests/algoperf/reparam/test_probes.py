@@ -69,3 +69,14 @@ def test_kinds_are_means_of_their_probes():
     accuracies = {"a": 0.5, "b": 0.7, "c": 0.9}
     kinds = probes.by_kind(found, accuracies)
     assert kinds == {"knowledge": pytest.approx(0.6), "rule": pytest.approx(0.9)}
+
+
+def test_sizes_are_numbers_of_questions():
+    found = {
+        "a": Probe("knowledge", _answers(1, 4), _answers(2, 4)),
+        "b": Probe("knowledge", _answers(1, 6), _answers(2, 6)),
+        "c": Probe("rule", _answers(1, 2), _answers(2, 2)),
+    }
+    wanted = {"a": 4, "b": 6, "c": 2, "knowledge": 10, "rule": 2}
+    assert probes.sizes(found) == wanted
+    assert probes.sizes({}) == {"knowledge": 0, "rule": 0}

@@ -195,8 +195,8 @@ def test_the_expansion_study_leaves_abilities_and_bytes(tmp_path, capfd):
     flags += ["--study=expansion", "--values=0,0.5,0.75", f"--out={tmp_path}"]
     assert cli.main(["reparam", *flags]) == 0
     text = (tmp_path / "expansion.md").read_text()
-    for line in ("maximum absolute weight | 2 |", "phrases | 0.5 |", "rule | 1 |"):
-        assert f"| {line}" in text
+    for line in ("maximum absolute weight | 2", "phrases | 66 | 0.5", "rule | 758 | 1"):
+        assert f"| {line} |" in text
     assert "| knowledge lost, expansion ratio | " in text
     assert (tmp_path / "expansion_probes.svg").exists()
     assert text in capfd.readouterr().out
