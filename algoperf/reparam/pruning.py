@@ -75,11 +75,11 @@ def with_unit_scales(params: Any, kinds: Any) -> Any:
 
 
 def with_unit_outputs(params: Any, workload: spec.Workload) -> Any:
-    """Returns the params with output kernels of deviation 1 / sqrt(fan-in), to be scored.
+    """Returns the params with an output layer of usual size, to be scored.
 
-    Some networks start their output layer far smaller than all others. Its weights
-    would then be the smallest of all, and the whole layer would be pruned; in the
-    papers' networks all layers start alike.
+    Its kernels get the standard deviation 1 / sqrt(fan-in). Some networks start it far
+    smaller than all other layers; its weights would then be the smallest of all, and
+    the whole layer would be pruned. In the papers' networks all layers start alike.
     """
 
     def unit(path: Any, x: jax.Array, kind: spec.ParameterType) -> jax.Array:
