@@ -350,4 +350,5 @@ def _limit(
     beyond = [x for x in lines if "x" in x and not low <= x[column] <= high]
     edge, marker = (low, "v") if is_max else (high, "^")
     xs = [line["x"] for line in beyond]
-    axes.plot(xs, [edge] * len(xs), marker, color="grey", clip_on=False, zorder=3)
+    ys = [edge] * len(xs)
+    axes.plot(xs, ys, marker, color="black", mfc="white", clip_on=False, zorder=3)
