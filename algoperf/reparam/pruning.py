@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from algoperf import spec
 from algoperf.errors import UserError
+from algoperf.matrices import matrix_shape
 from algoperf.reparam.base import Reparametrisation, State
 
 Score = Callable[[Any], Any]  # params -> scores, a tree of the same shapes
@@ -71,6 +72,25 @@ def with_unit_scales(params: Any, kinds: Any) -> Any:
         return jnp.where(x == 0, jnp.ones_like(x), x) if is_scale else x
 
     return jax.tree.map(unit, params, kinds)
+
+
+def with_unit_outputs(params: Any, workload: spec.Workload) -> Any:
+    """Returns the params with an output layer of usual size, to be scored.
+
+    Its kernels get the standard deviation 1 / sqrt(fan-in). Some networks start it far
+    smaller than all other layers; its weights would then be the smallest of all, and
+    the whole layer would be pruned. In the papers' networks all layers start alike.
+    """
+
+    def unit(path: Any, x: jax.Array, kind: spec.ParameterType) -> jax.Array:
+        matrix = matrix_shape(kind, x.shape)
+        if len(matrix) != 2 or not workload.is_output_params(path[0].key):
+            return x
+        deviation = jnp.std(x)
+        start_of_others = 1.0 / math.sqrt(matrix[0])
+        return jnp.where(deviation > 0, x * start_of_others / deviation, x)
+
+    return jax.tree_util.tree_map_with_path(unit, params, workload.model_params_types)
 
 
 def kept_number(density: float, total: int) -> int:

@@ -9,7 +9,8 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,17 @@ from algoperf.records import Direction, Status
 CONFIDENCE = 0.95
 LINEAR = ("expansion ratio", "parameters")  # all other axes are logarithmic
 BASELINE_STYLES = ("--", ":", "-.")
+MARKERS = "os^vDP*X"
 LARGEST_R = 1 - 1e-9  # z of 1 is infinite
 BAD = (Status.FAILED, Status.DIVERGED)
+# Columns of a summary that a table shows where there are any, and their headings.
+SIZES = {
+    "trainable_parameters": "parameters",
+    "stored_bytes": "stored, bytes",
+    "compression_ratio": "bytes of all over stored",
+    "optimizer_state_bytes": "optimizer state, bytes",
+}
+FARTHEST = 3.0  # that a plot shows, in median distances from the best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +42,8 @@ class Series:
 
     `inverse` is for studies over compression c, where the hyperparameter is 1 / c.
     Values that are not `above` are left out, where the series is the baseline itself.
-    Without a hyperparameter the series is a baseline: one setting.
+    `also` gives further hyperparameters that follow from the value. Without a
+    hyperparameter the series is a baseline: one setting.
     """
 
     name: str
@@ -41,6 +52,7 @@ class Series:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inverse: bool = False
     above: float = 0.0
+    also: Callable[[float], Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +76,7 @@ def settings(series: Iterable[Series], values: Sequence[float]) -> list[Setting]
             changes = dict(one.fixed)
             if one.varied is not None and x is not None:
                 changes[one.varied] = 1.0 / x if one.inverse else float(x)
+                changes |= one.also(x) if one.also is not None else {}
             number = numbers.get(one.submission, 0) + 1
             numbers[one.submission] = number
             found.append(Setting(one.name, one.submission, x, changes, number))
@@ -81,9 +94,12 @@ def result_row(
 ) -> dict[str, Any]:
     """Returns what one trial's record says.
 
-    'best' is the best validation metric, 'steps_to_target' the steps to the first that
-    was as good as the target; 'sizes' of the record are columns of their own. `sizes`
-    go before those, where the state of a submission does not tell what it is left with.
+    'final' is the validation metric of the last evaluation, of a run that came to its
+    end: that is what methods are compared by, since an earlier one may be of a network
+    that was not yet pruned. 'best' is the best of all, 'steps_to_target' the steps to
+    the first that was as good as the target; 'sizes' of the record are columns of their
+    own. `sizes` go before those, where the state of a submission does not tell what it
+    is left with.
     """
     row: dict[str, Any] = {"series": setting.series, "study": study}
     if setting.x is not None:
@@ -92,6 +108,8 @@ def result_row(
         return {**row, "status": "missing"}
     record = records.read_record(folder)
     row |= {"status": str(record["status"]), **record.get("sizes", {}), **(sizes or {})}
+    if "learning_rate" in record.get("hyperparameters", {}):
+        row["learning_rate"] = record["hyperparameters"]["learning_rate"]
     evaluations = records.read_measurements(folder / records.EVAL_FILE)
     found = {
         e[records.GLOBAL_STEP]: e[f"validation/{metric}"]
@@ -100,17 +118,23 @@ def result_row(
     }
     if found:
         row["best"] = (min if direction is Direction.MINIMIZE else max)(found.values())
+        if row["status"] not in BAD:
+            row["final"] = found[max(found)]
     reached = [s for s, x in found.items() if records.reaches(x, target, direction)]
     if reached:
         row["steps_to_target"] = min(reached)
     return row
 
 
-def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summary(
+    rows: Iterable[Mapping[str, Any]], column: str = "best"
+) -> list[dict[str, Any]]:
     """Returns a row for each series and x: means over studies, with intervals.
 
-    'low' and 'high' are the 95 % interval of Student's t for the mean of 'best', where
-    there are two values or more; 'reached' counts studies that reached the target.
+    'low' and 'high' are the 95 % interval of Student's t for the mean of `column`,
+    where there are two values or more, 'runs' the number of values; 'reached' counts
+    studies that reached the target. 'notes' tells of runs without a value, and of those
+    that collapsed.
     """
     found = []
     for (series, x), group in grouped(rows).items():
@@ -118,17 +142,29 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if x is not None:
             line["x"] = x
         line["reached"] = sum("steps_to_target" in row for row in group)
-        for column in ("steps_to_target", "trainable_parameters", "stored_bytes"):
-            values = [row[column] for row in group if column in row]
+        for name in ("steps_to_target", *SIZES):
+            values = [row[name] for row in group if name in row]
             if values:
-                line[column] = statistics.fmean(values)
-        best = [row["best"] for row in group if "best" in row]
-        if best:
-            line["best"] = statistics.fmean(best)
-        if len(best) >= 2:
-            line["low"], line["high"] = interval(best)
+                line[name] = statistics.fmean(values)
+        values = [row[column] for row in group if column in row]
+        line["runs"] = len(values)
+        if values:
+            line[column] = statistics.fmean(values)
+        if len(values) >= 2:
+            line["low"], line["high"] = interval(values)
+        line["notes"] = _notes(group, column)
         found.append(line)
     return found
+
+
+def _notes(group: Iterable[Mapping[str, Any]], column: str) -> str:
+    """Returns such as '1 diverged, 2 collapsed'."""
+    odd = Counter(
+        row.get("status", "missing") if column not in row else "collapsed"
+        for row in group
+        if column not in row or row.get("collapsed")
+    )
+    return ", ".join(f"{number} {what}" for what, number in odd.items())
 
 
 def grouped(
@@ -181,10 +217,17 @@ def table(
     x_name: str,
     metric: str,
     has_target: bool = True,
+    column: str = "best",
 ) -> str:
-    """Returns the summary as a Markdown table; `has_target` tells who reached it."""
-    heading = ["series", x_name, metric, "95 %", "parameters"]
+    """Returns the summary of `column` as Markdown.
+
+    `has_target` tells who reached it. Sizes and notes are there if any line has some.
+    """
+    sizes = {key: name for key, name in SIZES.items() if any(key in x for x in lines)}
+    has_notes = any(line.get("notes") for line in lines)
+    heading = ["series", x_name, metric, "95 %", "runs", *sizes.values()]
     heading += ["reached", "steps"] if has_target else []
+    heading += ["notes"] if has_notes else []
     rows = []
     for line in lines:
         bounds = ""
@@ -193,13 +236,18 @@ def table(
         cells = [
             line["series"],
             _number(line.get("x")),
-            _number(line.get("best")),
+            _number(line.get(column)),
             bounds,
-            _number(line.get("trainable_parameters"), "{:.0f}"),
+            _number(line.get("runs"), "{:.0f}"),
+        ]
+        cells += [
+            _number(line.get(key), "{:.2f}" if key.endswith("ratio") else "{:.0f}")
+            for key in sizes
         ]
         if has_target:
             cells.append(f"{line['reached']} of {line['studies']}")
             cells.append(_number(line.get("steps_to_target")))
+        cells += [line.get("notes", "")] if has_notes else []
         rows.append(cells)
     return markdown(heading, rows)
 
@@ -214,10 +262,31 @@ def _number(value: float | None, form: str = "{:.4g}") -> str:
     return "" if value is None else form.format(value)
 
 
+def worst_shown(values: Sequence[float], direction: Direction) -> float:
+    """Returns the worst value that a plot shows, so that good ones can be told apart.
+
+    Three times as far from the best as the median is, or the worst if it is nearer.
+    """
+    ordered = sorted(values, reverse=direction is Direction.MAXIMIZE)
+    best, worst = ordered[0], ordered[-1]
+    reach = FARTHEST * abs(statistics.median(ordered) - best)
+    if reach == 0.0 or abs(worst - best) <= reach:
+        return worst
+    return best + math.copysign(reach, worst - best)
+
+
 def plot(
-    lines: Sequence[Mapping[str, Any]], x_name: str, y_name: str, path: Path
+    lines: Sequence[Mapping[str, Any]],
+    x_name: str,
+    y_name: str,
+    path: Path,
+    column: str = "best",
+    direction: Direction | None = None,
 ) -> None:
-    """Draws 'best' against x, a line for each series; baselines are horizontal.
+    """Draws `column` against x, a line for each series; baselines are horizontal.
+
+    Bars are the 95 % intervals. With a `direction`, values beyond `worst_shown` are
+    triangles at the edge.
 
     Raises:
       UserError: matplotlib is missing.
@@ -232,26 +301,54 @@ def plot(
     matplotlib.rcParams["svg.hashsalt"] = "algoperf"  # the same runs, the same file
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    styles = itertools.cycle(BASELINE_STYLES)
-    for name in dict.fromkeys(line["series"] for line in lines):
-        own = [line for line in lines if line["series"] == name and "best" in line]
-        if not own:
-            continue
+    figure, axes = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
+    styles, markers = itertools.cycle(BASELINE_STYLES), itertools.cycle(MARKERS)
+    shown = [line for line in lines if column in line]
+    for name in dict.fromkeys(line["series"] for line in shown):
+        own = [line for line in shown if line["series"] == name]
         if "x" not in own[0]:
-            height, style = own[0]["best"], next(styles)
+            height, style = own[0][column], next(styles)
             axes.axhline(height, color="black", linestyle=style, label=name)
             continue
         own = sorted(own, key=lambda line: line["x"])
-        xs = [line["x"] for line in own]
-        (drawn,) = axes.plot(xs, [line["best"] for line in own], marker="o", label=name)
-        lows = [line.get("low", line["best"]) for line in own]
-        highs = [line.get("high", line["best"]) for line in own]
-        axes.fill_between(xs, lows, highs, alpha=0.15, color=drawn.get_color())
+        ys = [line[column] for line in own]
+        lows = [y - line.get("low", y) for line, y in zip(own, ys, strict=True)]
+        highs = [line.get("high", y) - y for line, y in zip(own, ys, strict=True)]
+        axes.errorbar(
+            [line["x"] for line in own],
+            ys,
+            [lows, highs],
+            marker=next(markers),
+            markersize=4,
+            elinewidth=0.8,
+            capsize=2,
+            label=name,
+        )
     axes.set(xlabel=x_name, ylabel=y_name)
     if x_name not in LINEAR:
         axes.set_xscale("log", base=2)
+    if direction is not None and shown:
+        _limit(axes, shown, column, direction)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right center")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _limit(
+    axes: Any, lines: Sequence[Mapping[str, Any]], column: str, direction: Direction
+) -> None:
+    """Limits the y axis to what is worth showing, and marks what lies beyond."""
+    values = [line[column] for line in lines]
+    is_max = direction is Direction.MAXIMIZE
+    best, worst = max(values) if is_max else min(values), worst_shown(values, direction)
+    margin = 0.08 * abs(best - worst)
+    low, high = min(best, worst) - margin, max(best, worst) + margin
+    if low == high:
+        return
+    axes.set_ylim(low, high)
+    beyond = [x for x in lines if "x" in x and not low <= x[column] <= high]
+    edge, marker = (low, "v") if is_max else (high, "^")
+    xs = [line["x"] for line in beyond]
+    ys = [edge] * len(xs)
+    axes.plot(xs, ys, marker, color="black", mfc="white", clip_on=False, zorder=3)

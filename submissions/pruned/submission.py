@@ -2,7 +2,8 @@
 
 `score` is 'magnitude', 'snip', 'grasp' or 'synflow'; those that need data take the
 first batch. A share `density` of the kernels' weights stays, by the largest scores of
-all kernels together. Scores take batch norm scales of 0 for 1.
+all kernels together. Scores take batch norm scales of 0 for 1, 'magnitude' an output
+layer of any scale for one of the usual.
 
 `score` 'lottery_ticket' prunes by magnitude and rewinds, three times within the first
 three eighths of the training steps; what is left trains on (arXiv:1912.05671).
@@ -73,7 +74,11 @@ def reparametrise(workload, hyperparameters):
         return pruning.iterated(score, params, chosen, density, SYNFLOW_ROUNDS)
 
     masks = {
-        "magnitude": once(lambda params, objective: pruning.magnitude(params)),
+        "magnitude": once(
+            lambda params, objective: pruning.magnitude(
+                pruning.with_unit_outputs(params, workload)
+            )
+        ),
         "snip": once(lambda params, objective: pruning.snip(objective.loss, params)),
         "grasp": once(lambda params, objective: pruning.grasp(objective.loss, params)),
         "synflow": synflow,

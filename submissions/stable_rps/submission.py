@@ -3,7 +3,8 @@
 `share` is the memory's size over that of the kernels, `layout` how it is shared: 'fold'
 (RandomFold, the paper's), 'tiles' (ROAST) or 'elements' (HashedNets). `rule` is 'sgd',
 as in the paper, where the gradient scaler `scaler` matters, or 'adam', which it hardly
-touches.
+touches. `init_std` is the memory's standard deviation at first: Adam's steps have the
+size of the rate, so it says how fast the memory moves beside what does not share.
 """
 
 import optax
@@ -18,16 +19,26 @@ def plan_of(workload, hyperparameters):
     """Returns which parameters share, and how."""
     chosen = reparam.select(workload)
     return chosen, sharing.make_plan(
-        workload, chosen, hyperparameters.share, layout=hyperparameters.layout
+        workload,
+        chosen,
+        hyperparameters.share,
+        layout=hyperparameters.layout,
+        init_std=hyperparameters.init_std,
     )
 
 
 def build(workload, hyperparameters):
-    """Returns SGD with momentum or Adam for the memory and what does not share."""
+    """Returns SGD with momentum or Adam for the memory and what does not share.
+
+    The decay is decoupled from Adam, and part of the gradient in SGD.
+    """
     momentum = 1.0 - hyperparameters.one_minus_beta1
+    mask = sharing.SharedWeights(True, mask_without(workload))
+    decay = optax.add_decayed_weights(hyperparameters.weight_decay, mask=mask)
+    adam = optax.scale_by_adam(b1=momentum, b2=hyperparameters.beta2)
     rules = {
-        "adam": optax.scale_by_adam(b1=momentum, b2=hyperparameters.beta2),
-        "sgd": optax.trace(momentum, nesterov=True),
+        "adam": optax.chain(adam, decay),
+        "sgd": optax.chain(decay, optax.trace(momentum, nesterov=True)),
     }
     if hyperparameters.rule not in rules:
         raise unknown_name("rule", hyperparameters.rule, rules)
@@ -37,12 +48,10 @@ def build(workload, hyperparameters):
         hyperparameters.learning_rate,
         hyperparameters.warmup_factor,
     )
-    mask = sharing.SharedWeights(True, mask_without(workload))
     return optax.chain(
         sharing.scale_memory_gradient(plan, hyperparameters.scaler),
         optax.clip_by_global_norm(hyperparameters.grad_clip),
         rules[hyperparameters.rule],
-        optax.add_decayed_weights(hyperparameters.weight_decay, mask=mask),
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -1,41 +1,27 @@
 """Study what low rank, sharing, pruning and narrow MLPs cost in quality."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from algoperf import records
 from algoperf.cli import common
-from algoperf.cli.reparam import training
+from algoperf.cli.reparam import comparison, training
 from algoperf.errors import UserError
-
-if TYPE_CHECKING:
-    from algoperf.reparam.studies import Series, Setting
-    from algoperf.trials import TrialConfig
-    from algoperf.workload import Workload
 
 USAGE = (
     "algoperf reparam --study rank|compression|expansion|federated --workload NAME\n"
-    "         [--out DIR] [--values X,Y] [--series A,B] [--studies K] [--steps N]\n"
-    "         [--max_steps N] [--noplot] [--noruntime]"
+    "         [--out DIR] [--values X,Y] [--series A,B] [--rates X,Y] [--studies K]\n"
+    "         [--steps N] [--max_steps N] [--noplot] [--noruntime]"
 )
 STUDIES = ("rank", "compression", "expansion", "federated")
 # What is varied, and the values that the study takes unless told otherwise.
 AXES = {
     "rank": ("rank, share of full", (0.0625, 0.125, 0.25, 0.5, 1.0)),
-    "compression": ("compression", (1.0, 4.0, 16.0, 64.0)),
+    "compression": ("compression", (1.0, 4.0, 8.0, 16.0, 32.0, 64.0)),
     "expansion": ("expansion ratio", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
     "federated": ("rank", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0)),
 }
-DENSE = "adamw"
-DENSE_SGD = "momentum"
-# Of sharing's authors, who train by SGD with momentum.
-SHARED_SGD = {"layout": "fold", "rule": "sgd", "weight_decay": 5e-4}
-SHARED_SGD |= {"learning_rate": 0.1}
-PRUNED = "pruned"
-NARROW = "narrow"  # AdamW on a network with fewer channels
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -66,6 +52,19 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list("series", None, "Only these methods.", flag_values=values)
+    flags.DEFINE_list(
+        "rates",
+        None,
+        "Factors of its learning rate that each method of the rank or compression "
+        "study tries before, at the middle value with a seed apart; of several the "
+        "best is taken. By default "
+        + "; ".join(
+            f"{name} {', '.join(f'{x:.3g}' for x in factors)}"
+            for name, factors in comparison.RATES.items()
+        )
+        + ".",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "studies",
         3,
@@ -119,6 +118,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
     base = registry.find_workload(values.workload, values.scale)
     axis = _axis(values, AXES[values.study][1])
+    if values.rates and values.study not in comparison.RATES:
+        raise UserError(f"the {values.study} study tries no rates; leave --rates out")
     records.make_folder(common.out_folder(values))
     if values.study == "federated":
         from algoperf.cli.reparam import federated
@@ -128,78 +129,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         from algoperf.cli.reparam import expansion
 
         return expansion.study(values, base, axis)
-    return _study(values, base, axis)
-
-
-def runs_of(
-    values: flags.FlagValues, base: "Workload", axis: Sequence[float]
-) -> "list[tuple[Setting, int, TrialConfig]]":
-    """Returns all runs of the rank or compression study: setting, study, run."""
-    from algoperf.reparam import studies
-
-    workload = training.planned(base, values)
-    chosen = studies.settings(_series(values, workload), axis)
-    return [
-        (setting, study, _run(values, workload, setting, study))
-        for study in range(values.studies)
-        for setting in chosen
-    ]
-
-
-def _study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> int:
-    """Trains at each value of the axis, and compares."""
-    from algoperf.reparam import studies
-
-    runs = runs_of(values, base, axis)
-    training.announce([run for _, _, run in runs])
-    if not training.make([run for _, _, run in runs]):
-        return 1
-    rows = [
-        studies.result_row(
-            setting,
-            study,
-            training.folder_of(run),
-            base.target_metric_name,
-            base.target_direction,
-            base.validation_target_value,
-            _sizes_of(setting, run.workload),
-        )
-        for setting, study, run in runs
-    ]
-    whole = runs[0][-1].workload.step_hint >= base.step_hint
-    _write(values, rows, base.target_metric_name, whole)
-    return 1 if any(row["status"] in studies.BAD for row in rows) else 0
-
-
-def _sizes_of(setting: "Setting", workload: Any) -> dict[str, float] | None:
-    """Returns the sizes where no record tells them: `pruned` masks all kernels."""
-    from algoperf import reparam
-    from algoperf.reparam import pruning
-
-    if setting.submission != PRUNED:
-        return None
-    chosen = reparam.select(workload)
-    return pruning.sizes(workload, chosen, setting.changes["density"])
-
-
-def _write(
-    values: flags.FlagValues, rows: Sequence[dict[str, Any]], metric: str, whole: bool
-) -> None:
-    """Writes the rows, their table and plot; prints the table.
-
-    Who reached the target is told of whole runs only: it was set for so many steps.
-    """
-    from algoperf.reparam import studies
-
-    out, (x_name, _) = Path(values.out), AXES[values.study]
-    records.write_measurements(out / f"{values.study}.csv", rows)
-    lines = studies.summary(rows)
-    text = studies.table(lines, x_name, metric, has_target=whole)
-    records.write_text(out / f"{values.study}.md", text)
-    print(text, end="")
-    if values.plot:
-        path = out / f"{values.study}.svg"
-        studies.plot(lines, x_name, f"best validation {metric}", path)
+    return comparison.study(values, base, axis, AXES[values.study][0])
 
 
 def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
@@ -214,61 +144,3 @@ def _axis(values: flags.FlagValues, usual: Sequence[float]) -> list[float]:
     if values.study == "expansion" and not all(0 <= x < 1 for x in axis):
         raise UserError("a share of neurons to remove is at least 0 and less than 1")
     return axis
-
-
-def _series(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
-    """Returns the methods of the study, those asked for."""
-    from algoperf.reparam.studies import Series
-
-    found = [Series(DENSE, DENSE, None)]
-    if values.study == "rank":
-        names = ("lora", "relora", "factorised", "galore", "fira", "apollo")
-        found += [Series(name, name, "rank") for name in names]
-    elif values.study == "compression":
-        found += _compressions(workload)
-    if values.series is None:
-        return found
-    known = {series.name: series for series in found}
-    unknown = [name for name in values.series if name not in known]
-    if unknown:
-        raise UserError(f"no series {unknown[0]!r}; there are: {', '.join(known)}")
-    return [known[name] for name in values.series]
-
-
-def _compressions(workload: "Workload") -> "list[Series]":
-    """Returns what makes a model smaller; at 1, all but sharing are the baseline."""
-    import numpy as np
-
-    from algoperf.reparam.studies import Series
-
-    layouts = {"stable_rps": "fold", "roast": "tiles", "hashed": "elements"}
-    found = [Series(DENSE_SGD, DENSE_SGD, None)]
-    found.append(Series(NARROW, NARROW, "compression", above=1.0))
-    found += [
-        Series(name, "stable_rps", "share", {"layout": layout}, inverse=True)
-        for name, layout in layouts.items()
-    ]
-    found.append(
-        Series("stable_rps_sgd", "stable_rps", "share", SHARED_SGD, inverse=True)
-    )
-    scores = ["magnitude", "snip", "grasp", "lottery_ticket"]
-    if np.issubdtype(np.dtype(workload.input_dtype), np.floating):
-        scores.append("synflow")  # needs inputs of ones
-    return found + [
-        Series(score, PRUNED, "density", {"score": score}, inverse=True, above=1.0)
-        for score in scores
-    ]
-
-
-def _run(
-    values: flags.FlagValues, workload: "Workload", setting: "Setting", study: int
-) -> "TrialConfig":
-    from algoperf.reparam import trainers
-
-    if setting.submission == NARROW:
-        chosen, point = trainers.narrow_network(), training.point(DENSE)
-    else:
-        chosen = training.load(setting.submission)
-        point = training.point(setting.submission)
-    point |= setting.changes
-    return training.config(values, workload, chosen, point, study, setting.trial)

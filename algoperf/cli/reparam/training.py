@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Share of the step hint that a study's runs take, unless `--steps` says otherwise: so
 # that three seeds of a study take less than 90 minutes on two cores.
-SHARES = {"rank": 0.4, "compression": 0.4, "expansion": 1.0, "federated": 0.5}
+SHARES = {"rank": 0.4, "compression": 0.35, "expansion": 1.0, "federated": 0.5}
 EVALUATIONS = 10  # of a run, beside the one before it
 REHEARSED_STEPS = 8  # twice: with compilation and without
 SHORT = 40  # steps; so few are not worth a rehearsal
@@ -213,7 +213,7 @@ def rehearse(run: "TrialConfig") -> Pace:
 def announce(runs: Sequence["TrialConfig"], more_sec: float = 0.0) -> None:
     """Prints how long the missing runs will take, as far as a rehearsal tells.
 
-    Each submission is rehearsed once, unless its runs are short.
+    Each method is rehearsed once, unless its runs are short.
 
     Args:
       runs: all of the study.
@@ -230,12 +230,12 @@ def announce(runs: Sequence["TrialConfig"], more_sec: float = 0.0) -> None:
     print("rehearsing each method's first steps", flush=True)
     paces: dict[str, Pace] = {}
     for run in missing:
-        if run.submission.name not in paces:
-            paces[run.submission.name] = rehearse(run)
+        if method_of(run) not in paces:
+            paces[method_of(run)] = rehearse(run)
     seconds = more_sec + estimate(missing, paces)
     print(f"this will take about {spoken(seconds)} on this machine, as it is now")
     for name, pace in paces.items():
-        number = sum(run.submission.name == name for run in missing)
+        number = sum(method_of(run) == name for run in missing)
         print(
             f"  {name}: {number} runs, {1000 * pace.step_sec:.3g} ms a step, "
             f"{pace.other_sec:.3g} s for all else",
@@ -243,9 +243,19 @@ def announce(runs: Sequence["TrialConfig"], more_sec: float = 0.0) -> None:
         )
 
 
+def method_of(run: "TrialConfig") -> str:
+    """Returns what sets a run's pace, such as 'stable_rps tiles adam v1'.
+
+    That is the submission and those of its hyperparameters that are words, because each
+    may make another program of it.
+    """
+    words = [x for x in (run.hyperparameters or {}).values() if isinstance(x, str)]
+    return " ".join([run.submission.name, *words])
+
+
 def estimate(runs: Iterable["TrialConfig"], paces: dict[str, Pace]) -> float:
-    """Returns the seconds of the runs, from the paces of their submissions."""
-    return sum(paces[run.submission.name].seconds(run) for run in runs)
+    """Returns the seconds of the runs, from the paces of their methods."""
+    return sum(paces[method_of(run)].seconds(run) for run in runs)
 
 
 def spoken(seconds: float) -> str:

@@ -250,7 +250,7 @@ def test_no_kernel_behind_a_norm_that_starts_at_zero_is_emptied(score):
         rng=KEY,
         loss=lambda p: jnp.mean((_residual_block(p, inputs) - targets) ** 2),
     )
-    params = draw(0, BRANCHED)
+    params = jax.tree.map(lambda x: x / 6**0.5, draw(0, BRANCHED))
     params["norm"]["scale"] = jnp.zeros(6)
     point = as_namedtuple({"score": score, "density": 0.25})
     small = pruned.reparametrise(workload, point)
@@ -260,6 +260,28 @@ def test_no_kernel_behind_a_norm_that_starts_at_zero_is_emptied(score):
         assert training.small.frozen[name]["kernel"].any(), name
     # The scale itself is trained from 0.
     assert not training.small.trainable["norm"]["scale"].any()
+
+
+def test_magnitude_keeps_an_output_layer_that_starts_small():
+    """By itself it would be the last to stay: each of its weights is smallest."""
+    params = jax.tree.map(lambda x: x / 3, draw(0))  # fan-ins of 4, 5 and 8
+    params["head"]["kernel"] *= 1e-3
+    point = as_namedtuple({"score": "magnitude", "density": 0.25})
+    small = pruned.reparametrise(WORKLOAD, point)
+    training = reparam.start(small, optax.identity(), params, KEY)
+    masks = reparam.begin_step(small, training, None).small.frozen
+    assert masks["head"]["kernel"].any()
+    # Which of its weights are kept, its scale does not change; nor other layers.
+    scaled = pruning.with_unit_outputs(params, WORKLOAD)
+    np.testing.assert_allclose(scaled["head"]["kernel"].std(), 8**-0.5, rtol=1e-5)
+    np.testing.assert_array_equal(
+        jnp.argsort(scaled["head"]["kernel"].ravel()),
+        jnp.argsort(params["head"]["kernel"].ravel()),
+    )
+    assert scaled["hidden"]["kernel"] is params["hidden"]["kernel"]
+    params["head"]["kernel"] = jnp.zeros((8, 3))
+    scaled = pruning.with_unit_outputs(params, WORKLOAD)
+    assert not scaled["head"]["kernel"].any()
 
 
 def test_a_bad_lottery():

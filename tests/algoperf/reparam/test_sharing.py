@@ -23,6 +23,7 @@ from algoperf import reparam
 from algoperf.errors import UserError
 from algoperf.reparam import sharing
 from algoperf.tuning import as_namedtuple
+from submissions.momentum import submission as momentum
 from submissions.stable_rps import submission as stable_rps
 
 CHOSEN = reparam.select(WORKLOAD)
@@ -46,9 +47,10 @@ def test_random_fold_is_balanced(slots, seed):
 
 @pytest.mark.parametrize("layout", sharing.LAYOUTS)
 def test_the_submission_takes_any_layout(layout):
-    point = as_namedtuple({"share": 0.5, "layout": layout})
+    point = as_namedtuple({"share": 0.5, "layout": layout, "init_std": 0.1})
     _, plan = stable_rps.plan_of(WORKLOAD, point)
     assert (plan.layout, plan.slots) == (layout, round(0.5 * N))
+    assert plan.init_std == 0.1
     slots = np.asarray(sharing.slot_of_weight(plan))
     assert slots.shape == (N,)
     assert 0 <= slots.min() <= slots.max() < plan.slots
@@ -175,6 +177,33 @@ def test_the_scale_of_the_memory_does_not_matter(mode):
         return small.materialise(training.small)
 
     assert_trees_close(trained(0.02), trained(0.05), 1e-3)
+
+
+def test_by_sgd_a_memory_with_a_slot_for_each_weight_trains_as_no_memory():
+    """So the submission and `momentum` are a pair: they differ by sharing alone."""
+    point = {"learning_rate": 0.3, "weight_decay": 0.1, "one_minus_beta1": 0.1}
+    point |= {"warmup_factor": 0.05, "grad_clip": 1e9, "beta2": 0.99}
+    point |= {"share": 1.0, "layout": "fold", "rule": "sgd", "scaler": "v1"}
+    point = as_namedtuple(point | {"init_std": 0.1, "nesterov": True})
+    small = stable_rps.reparametrise(WORKLOAD, point)
+    rule, plain = stable_rps.build(WORKLOAD, point), momentum.build(WORKLOAD, point)
+    training = reparam.start(small, rule, PARAMS, KEY)
+    params = small.materialise(training.small)
+    state = plain.init(params)
+    for number in range(4):
+        gradient = draw(20 + number)
+        full, back = jax.vjp(
+            small.materialise_from(training.small), training.small.trainable
+        )
+        assert_trees_close(full, params, 1e-4)
+        (own,) = back(gradient)
+        x = training.small.trainable
+        updates, own_state = rule.update(own, training.transformation, x)
+        x = optax.apply_updates(x, updates)
+        training, _ = reparam.finish_step(small, training, x, own_state)
+        updates, state = plain.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_trees_close(small.materialise(training.small), params, 1e-4)
 
 
 def test_weights_have_the_scale_of_their_fan_in():

@@ -37,6 +37,9 @@ def test_settings_number_the_trials_of_each_submission():
     one, two = studies.settings([studies.Series("s", "s", "c", above=1.0)], [1, 2, 4])
     assert (one.x, two.x) == (2, 4)  # the baseline itself is left out
     assert found[2].changes == {"rank": 4.0}
+    also = Series("s", "s", "rank", {"gap": 5}, also=lambda x: {"scale": 1 / x})
+    (one,) = studies.settings([also], [0.25])
+    assert one.changes == {"rank": 0.25, "gap": 5, "scale": 4.0}
     assert found[-1].changes == {"score": "grasp", "density": 0.25}
 
 
@@ -45,7 +48,13 @@ def _record(folder, status, losses):
     facts = {
         "schema_version": records.SCHEMA_VERSION,
         "status": status,
-        "sizes": {"trainable_parameters": 7, "stored_bytes": 28},
+        "sizes": {
+            "trainable_parameters": 7,
+            "stored_bytes": 28,
+            "compression_ratio": 1.5,
+            "optimizer_state_bytes": 56,
+        },
+        "hyperparameters": {"learning_rate": 0.5},
     }
     (folder / records.RECORD_FILE).write_text(json.dumps(facts))
     rows = [
@@ -68,36 +77,62 @@ def test_rows_and_their_summary(tmp_path):
     second = _record(tmp_path / "b", "completed", [9.0, 6.0])
     rows = [row(two, 0, first), row(two, 1, second), row(dense, 0, first)]
     rows.append(row(four, 0, tmp_path / "none"))
-    assert rows[0]["best"] == 4.0
+    assert (rows[0]["best"], rows[0]["final"]) == (4.0, 5.0)
+    assert rows[0]["learning_rate"] == 0.5
     assert rows[0]["steps_to_target"] == 10
     assert "steps_to_target" not in rows[1]
     assert rows[3] == {"series": "lora", "study": 0, "x": 4.0, "status": "missing"}
-    lines = studies.summary(rows)
+    lines = studies.summary(rows, "final")
     assert [line.get("x") for line in lines] == [2.0, None, 4.0]
-    assert lines[0]["best"] == 5.0
-    # Student's t with one degree of freedom: 12.706 standard errors of 1 each.
-    assert lines[0]["low"] == pytest.approx(5 - 12.706, abs=1e-3)
-    assert lines[0]["high"] == pytest.approx(5 + 12.706, abs=1e-3)
+    # The last evaluations count, 5 and 6, not the best.
+    assert lines[0]["final"] == 5.5
+    # Student's t with one degree of freedom: 12.706 standard errors of 1/2 each.
+    assert lines[0]["low"] == pytest.approx(5.5 - 6.353, abs=1e-3)
+    assert lines[0]["high"] == pytest.approx(5.5 + 6.353, abs=1e-3)
     assert "low" not in lines[1]
-    text = studies.table(lines, "rank", "ppl")
-    assert "| lora | 2 | 5 | -7.706 to 17.71 | 7 | 1 of 2 | 10 |" in text
-    assert "| lora | 4 |  |  |  | 0 of 1 |  |" in text
-    short = studies.table(lines, "rank", "ppl", has_target=False)
-    assert "| lora | 2 | 5 | -7.706 to 17.71 | 7 |\n" in short
+    text = studies.table(lines, "rank", "ppl", column="final")
+    assert "| runs | parameters | stored, bytes | bytes of all over stored |" in text
+    sizes = "2 | 7 | 28 | 1.50 | 56"
+    assert f"| lora | 2 | 5.5 | -0.8531 to 11.85 | {sizes} | 1 of 2 | 10 |  |" in text
+    assert "| lora | 4 |  |  | 0 |  |  |  |  | 0 of 1 |  | 1 missing |" in text
+    short = studies.table(lines[:2], "rank", "ppl", has_target=False, column="final")
+    assert f"| lora | 2 | 5.5 | -0.8531 to 11.85 | {sizes} |\n" in short
+    assert [studies.summary(rows)[i]["best"] for i in (0, 1)] == [5.0, 4.0]
+
+
+def test_runs_that_failed_or_collapsed_are_told(tmp_path):
+    (one,) = studies.settings(SERIES[:1], [])
+    statuses = ["completed", "diverged", "completed", "failed", "diverged"]
+    rows = [
+        studies.result_row(
+            one,
+            number,
+            _record(tmp_path / str(number), status, [9.0, 5.0]),
+            "ppl",
+            Direction.MINIMIZE,
+            target=1.0,
+        )
+        for number, status in enumerate(statuses)
+    ]
+    assert [("final" in row) for row in rows] == [True, False, True, False, False]
+    rows[2]["collapsed"] = True
+    (line,) = studies.summary(rows, "final")
+    assert (line["runs"], line["final"]) == (2, 5.0)
+    assert line["notes"] == "2 diverged, 1 collapsed, 1 failed"
 
 
 def test_pruned_series_count_the_weights_that_are_kept(tmp_path, monkeypatch):
     """Their state is dense, and so is what the record counts."""
     monkeypatch.setattr(training, "announce", lambda runs: None)
     monkeypatch.setattr(training, "make", lambda runs: True)
-    name = "finewebedu_lm_steps_800_mini"
+    name = "finewebedu_lm_steps_700_mini"
     for submission in ("adamw", "pruned"):
         folder = records.trial_folder(tmp_path, submission, 0, name, 1)
         _record(folder, "completed", [9.0])
     flags = ["--workload=finewebedu_lm", "--study=compression", "--studies=1"]
     flags += ["--values=4", "--series=adamw,snip", "--noplot", f"--out={tmp_path}"]
     assert cli.main(["reparam", *flags]) == 0
-    # Runs of 800 steps cannot be judged by a target for 2000.
+    # Runs of 700 steps cannot be judged by a target for 2000.
     assert "reached" not in (tmp_path / "compression.md").read_text()
     with (tmp_path / "compression.csv").open() as file:
         dense, snip = csv.DictReader(file)
@@ -117,16 +152,31 @@ def test_the_plot_has_a_line_for_each_series(tmp_path):
     lines = [
         {"series": "lora", "x": 0.25, "best": 2.0, "low": 1.5, "high": 2.5},
         {"series": "lora", "x": 1.0, "best": 1.0},
+        {"series": "far", "x": 1.0, "best": 90.0},
         {"series": "dense", "best": 0.9},
         {"series": "failed", "x": 1.0},
     ]
     path = tmp_path / "rank.svg"
-    studies.plot(lines, "rank, share of full", "ppl", path)
-    text = path.read_text()
-    assert "<svg" in text
-    for name in ("lora", "dense", "rank, share of full"):
-        assert name in text
-    assert "failed" not in text
+    sizes = []
+    for direction in (None, Direction.MINIMIZE):
+        studies.plot(lines, "rank, share of full", "ppl", path, direction=direction)
+        text = path.read_text()
+        assert "<svg" in text
+        for name in ("lora", "far", "dense", "rank, share of full"):
+            assert name in text
+        assert "failed" not in text
+        sizes.append("<!-- 80 -->" in text)  # a tick
+    assert sizes == [True, False]
+
+
+def test_a_plot_shows_what_lies_near_the_best():
+    """Three times the median's distance: differences of a point stay visible."""
+    values = [0.88, 0.87, 0.86, 0.85, 0.1]
+    assert studies.worst_shown(values, Direction.MAXIMIZE) == pytest.approx(0.82)
+    values = [2.0, 3.0, 4.0, 100.0, 2.5]
+    assert studies.worst_shown(values, Direction.MINIMIZE) == pytest.approx(5.0)
+    assert studies.worst_shown([0.9, 0.8, 0.7], Direction.MAXIMIZE) == 0.7
+    assert studies.worst_shown([0.9, 0.9, 0.7], Direction.MAXIMIZE) == 0.7
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from absl import flags
 
 from algoperf import registry, runner
 from algoperf.cli import reparam
-from algoperf.cli.reparam import training
+from algoperf.cli.reparam import comparison, training
 from algoperf.cli.reparam.training import Pace
 from algoperf.errors import UserError
 
@@ -26,46 +26,42 @@ def _values(*arguments):
 def _runs(study, workload, *more):
     values = _values(f"--study={study}", f"--workload={workload}", *more)
     base = registry.find_workload(workload, "mini")
-    return reparam.runs_of(values, base, reparam.AXES[study][1])
+    return comparison.runs_of(values, base, reparam.AXES[study][1], {})
 
 
 @pytest.mark.parametrize(
-    ("study", "workload", "pace", "number"),
+    ("study", "workload", "pace", "number", "tried"),
     [
-        ("rank", "finewebedu_lm", LANGUAGE, 31),
-        ("compression", "imagenet_resnet", IMAGES, 36),
+        ("rank", "finewebedu_lm", LANGUAGE, 31, 7 * 3),
+        ("compression", "imagenet_resnet", IMAGES, 44, 0),
     ],
 )
 def test_a_study_takes_less_than_90_minutes_unless_told_otherwise(
-    study, workload, pace, number
+    study, workload, pace, number, tried
 ):
-    runs = [run for _, _, run in _runs(study, workload)]
-    assert len(runs) == 3 * number
-    names = {run.submission.name for run in runs}
-    assert training.estimate(runs, dict.fromkeys(names, pace)) < 90 * 60
+    values = _values(f"--study={study}", f"--workload={workload}")
+    base, axis = registry.find_workload(workload, "mini"), reparam.AXES[study][1]
+    runs = [run for *_, run in comparison.runs_of(values, base, axis, {})]
+    before = [trial.run for trial in comparison.screening(values, base, axis)]
+    assert (len(runs), len(before)) == (3 * number, tried)
+    methods = {training.method_of(run) for run in runs}
+    seconds = training.estimate(runs + before, dict.fromkeys(methods, pace))
+    seconds += len(methods) * pace.other_sec  # rehearsals
+    assert seconds < 90 * 60
 
 
-def test_the_series_of_compression_are_what_they_are_called():
+def test_methods_that_make_other_programs_are_rehearsed_apart():
+    series = "--series=stable_rps,hashed,stable_rps_sgd,snip"
     found = {
-        (setting.series, setting.x): run
-        for setting, _, run in _runs("compression", "imagenet_resnet", "--studies=1")
+        training.method_of(run)
+        for *_, run in _runs("compression", "imagenet_resnet", "--studies=1", series)
     }
-    assert {x for series, x in found if series == "narrow"} == {4.0, 16.0, 64.0}
-    assert {x for series, x in found if series == "roast"} == {1.0, 4.0, 16.0, 64.0}
-    assert found["roast", 4.0].hyperparameters["layout"] == "tiles"
-    assert found["hashed", 4.0].hyperparameters["layout"] == "elements"
-    assert found["stable_rps", 4.0].hyperparameters["share"] == 0.25
-    assert found["stable_rps", 4.0].hyperparameters["rule"] == "adam"
-    assert found["stable_rps_sgd", 4.0].hyperparameters["rule"] == "sgd"
-    assert found["momentum", None].submission.name == "momentum"
-    assert found["lottery_ticket", 16.0].hyperparameters["density"] == 1 / 16
-    assert found["synflow", 16.0].hyperparameters["score"] == "synflow"
-    # The small dense network is trained as the baseline is.
-    narrow = dict(found["narrow", 4.0].hyperparameters)
-    assert narrow.pop("compression") == 4.0
-    assert narrow == found["adamw", None].hyperparameters
-    trials = [(run.submission.name, run.trial) for run in found.values()]
-    assert len(set(trials)) == len(trials)
+    assert found == {
+        "stable_rps fold adam v1",
+        "stable_rps elements adam v1",
+        "stable_rps fold sgd v1",
+        "pruned snip",
+    }
 
 
 def test_runs_plan_for_their_steps_and_go_on_to_their_end():
@@ -134,6 +130,25 @@ def test_values_that_make_no_sense_are_refused(study, given, says, tmp_path):
         f"--study={study}",
         "--workload=finewebedu_lm",
         f"--values={given}",
+        f"--out={tmp_path}",
+    )
+    with pytest.raises(UserError, match=says):
+        reparam.main(values, [])
+
+
+@pytest.mark.parametrize(
+    ("study", "given", "says"),
+    [
+        ("rank", "a", "--rates must be numbers"),
+        ("rank", "0,1", "--rates are factors of learning rates: more than 0"),
+        ("expansion", "1", "the expansion study tries no rates; leave --rates out"),
+    ],
+)
+def test_rates_that_make_no_sense_are_refused(study, given, says, tmp_path):
+    values = _values(
+        f"--study={study}",
+        "--workload=finewebedu_lm",
+        f"--rates={given}",
         f"--out={tmp_path}",
     )
     with pytest.raises(UserError, match=says):
