@@ -42,9 +42,13 @@ def _arguments(workload, batch_size):
     rng = jax.random.PRNGKey(0)
     params, model_state = workload.init_model_fn(rng)
     # A kernel that begins at zero, as the head of the ViT, hides all below it.
-    generator = np.random.default_rng(0)
+    noise = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: leaf + 0.02 * generator.normal(size=leaf.shape).astype("float32"),
+        lambda leaf: (
+            leaf
+            if jnp.any(leaf) or leaf.ndim < 2
+            else 0.02 * noise.normal(size=leaf.shape).astype("float32")
+        ),
         params,
     )
     batch = workload.dataset("train", batch_size, seed=0)[0]
