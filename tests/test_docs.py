@@ -1,12 +1,12 @@
 """Every command and every Python example of the docs works as it stands."""
 
-import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import scripts
 
 from algoperf import cli, registry, spec
 from algoperf.submission import SubmissionFunctions
@@ -43,14 +43,7 @@ def test_submission_example():
     assert all(callable(names[function]) for function in SubmissionFunctions._fields)
 
 
-def _make_algorithms():
-    file = ROOT / "docs" / "make_algorithms.py"
-    spec_ = importlib.util.spec_from_file_location("make_algorithms", file)
-    module = importlib.util.module_from_spec(spec_)
-    spec_.loader.exec_module(module)
-    return module
-
-
+make_algorithms = scripts.load("docs/make_algorithms.py")
 NAMES = sorted(registry.submission_paths())
 
 
@@ -62,16 +55,14 @@ NAMES = sorted(registry.submission_paths())
     ],
 )
 def test_the_table_of_algorithms_is_what_the_script_writes(name):
-    script = _make_algorithms()
-    rows = script.PAGE.read_text().splitlines(keepends=True)
-    costs = json.loads(script.COSTS.read_text())
-    assert script.row(name, registry.find_submission(name), costs) in rows
+    rows = make_algorithms.PAGE.read_text().splitlines(keepends=True)
+    costs = json.loads(make_algorithms.COSTS.read_text())
+    assert make_algorithms.row(name, registry.find_submission(name), costs) in rows
 
 
 def test_the_table_of_algorithms_is_whole():
-    script = _make_algorithms()
-    head = script.head(json.loads(script.COSTS.read_text()))
-    head, *rows = script.PAGE.read_text().partition(head)[1:]
+    head = make_algorithms.head(json.loads(make_algorithms.COSTS.read_text()))
+    head, *rows = make_algorithms.PAGE.read_text().partition(head)[1:]
     assert head
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows[0].splitlines()]
     assert names == NAMES

@@ -1,6 +1,5 @@
 """docs/make_leaderboard.py: records go in and out, and its statistics are right."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 from scipy import stats
 
 import scoring
@@ -19,16 +19,7 @@ from algoperf.errors import UserError
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def _script():
-    path = DOCS / "make_leaderboard.py"
-    spec = importlib.util.spec_from_file_location("make_leaderboard", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_leaderboard"] = module  # for its dataclass
-    spec.loader.exec_module(module)
-    return module
-
-
-leaderboard = _script()
+leaderboard = scripts.load("docs/make_leaderboard.py")
 RULES = scoring.load_rules("mini")
 
 

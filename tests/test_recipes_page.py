@@ -1,26 +1,17 @@
 """docs/recipes.md is what the runs in docs/recipes/ say."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import scripts
 
 from algoperf import calibration
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def _script():
-    spec = importlib.util.spec_from_file_location(
-        "make_recipes", DOCS / "make_recipes.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_recipes = _script()
+make_recipes = scripts.load("docs/make_recipes.py")
 STORES = make_recipes.stores()
 
 

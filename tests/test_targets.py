@@ -1,12 +1,12 @@
 """The targets, budgets and docs/targets.md are what the calibrations in docs/ say."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripts
 
 from algoperf import calibration, registry
 from algoperf.calibration import Phase, Store
@@ -15,16 +15,7 @@ from algoperf.run_store import Run
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def _script():
-    spec = importlib.util.spec_from_file_location(
-        "make_targets", DOCS / "make_targets.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_targets = _script()
+make_targets = scripts.load("docs/make_targets.py")
 STORES = [Store.read(path) for path in sorted(DOCS.glob("calibration/*.xz"))]
 
 

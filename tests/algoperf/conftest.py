@@ -13,20 +13,20 @@ import hypothesis
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from synthetic import SYNTHETIC, FakeTime
+
+from algoperf.submission import Submission, load_submission
+from algoperf.trials import TrialConfig
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # for `synthetic`; the tests are no package
 
-from synthetic import SYNTHETIC, FakeTime  # noqa: E402
-
-from algoperf.submission import Submission, load_submission  # noqa: E402
-from algoperf.trials import TrialConfig  # noqa: E402
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 SUBMISSIONS = HERE / "submissions"
+HELPERS = HERE.parent / "helpers"
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def drive() -> Callable[..., dict[str, Any]]:
     def run(*arguments: Any, devices: int = 1) -> dict[str, Any]:
         flag = f"--xla_force_host_platform_device_count={devices}"
         done = subprocess.run(
-            [sys.executable, HERE / "drive.py", *map(str, arguments)],
+            [sys.executable, HELPERS / "drive.py", *map(str, arguments)],
             env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,

@@ -4,18 +4,15 @@ ALGOPERF_OFFICIAL_SUBMISSIONS names a folder of theirs (see
 tests/benchmarks/official_submissions.py); none is part of this repository.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+import scripts
 
 from algoperf import records
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "official_submissions.py"
-_spec = importlib.util.spec_from_file_location("official_submissions", SCRIPT)
-official = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(official)
+official = scripts.load("tests/benchmarks/official_submissions.py")
 
 ROOT = os.environ.get("ALGOPERF_OFFICIAL_SUBMISSIONS")
 FOLDERS = official.official_folders(Path(ROOT)) if ROOT else []

@@ -86,7 +86,7 @@ def test_on_four_devices_it_keeps_the_contract():
     flag = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", CHECK, PMAP],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1] / "helpers",
         env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

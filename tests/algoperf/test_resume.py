@@ -35,7 +35,7 @@ from algoperf.trials import TrialConfig
 from algoperf.tuning import load_search_space, trial_point
 from algoperf.workload import derive
 
-DRIVER = Path(__file__).with_name("drive.py")
+DRIVER = Path(__file__).resolve().parents[1] / "helpers" / "drive.py"
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def _hugging_face(shape, params):
         import transformers  # noqa: F401
     except ImportError:
         return None
-    sys.path.insert(0, str(HERE.parent / "algoperf" / "inference"))
+    sys.path.insert(0, str(HERE.parent / "helpers"))
     import hf_reference
 
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from throughput import alone, arguments, compare, import_tensorflow, write
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workloads"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from tfds_files import write_tfds
 
 from algoperf.data.pipeline import DataOptions, batches

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from throughput import arguments, compare, import_tensorflow, write
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workloads"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from algoperf.data.pipeline import DataOptions, batches
 from algoperf.data.source import write_manifest

@@ -18,7 +18,7 @@ from pathlib import Path
 import scoring
 from algoperf import hardware
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "browser"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import chromium
 
 _DRAW_ALL = """

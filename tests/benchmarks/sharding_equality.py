@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "algoperf"))
+sys.path.insert(0, str(HERE.parent / "helpers"))
 
 from shards import KINDS, ROOT, largest_difference, on_devices  # noqa: E402
 

@@ -4,19 +4,16 @@ Without the browser, its driver or Selenium, these tests skip and say so.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import chromium
 import numpy as np
 import pytest
 
 from algoperf import records
 from scoring import assess, load_rules, read_runs, score_runs, write_page
-
-sys.path.insert(0, str(Path(__file__).parent))
-import chromium
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """Intervals of log medians, beside scipy, closed forms and simulated truth."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+import scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,15 +14,7 @@ from scoring.intervals import half_width, log_median, median_variance, student_q
 INF, NAN = np.inf, np.nan
 
 
-def _benchmark():
-    path = Path(__file__).resolve().parents[1] / "benchmarks/bootstrap_coverage.py"
-    spec = importlib.util.spec_from_file_location("bootstrap_coverage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BENCHMARK = _benchmark()
+BENCHMARK = scripts.load("tests/benchmarks/bootstrap_coverage.py")
 
 
 @pytest.mark.parametrize("probability", [0.8, 0.95, 0.975, 0.995])

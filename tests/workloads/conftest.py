@@ -1,13 +1,8 @@
-"""Makes the helpers of this folder importable; watches dropout."""
-
-import sys
-from pathlib import Path
+"""Watches dropout."""
 
 import pytest
 
 from workloads.common.dropout import Dropout
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from algoperf.launch import hosts
 from algoperf.launch.hosts import HostConfig
 from algoperf.records import Status
 
-HERE = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[2] / "helpers"
 LOSSES = ("train/loss", "validation/loss", "test/loss")
 
 
@@ -229,7 +229,7 @@ class Run:
                     subprocess.Popen(
                         [
                             sys.executable,
-                            HERE / "drive_hosts.py",
+                            HELPERS / "drive_hosts.py",
                             out,
                             *arguments,
                             *own,

@@ -1,25 +1,10 @@
 """What each method keeps on the full-size language model: counted, and by formula."""
 
-import functools
-import importlib.util
-from pathlib import Path
-
 import pytest
+import scripts
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@functools.cache
-def _script():
-    spec_ = importlib.util.spec_from_file_location(
-        "make_reparam", ROOT / "docs" / "make_reparam.py"
-    )
-    module = importlib.util.module_from_spec(spec_)
-    spec_.loader.exec_module(module)
-    return module
-
-
-METHODS = {method[0]: method for method in _script().METHODS}
+script = scripts.load("docs/make_reparam.py")
+METHODS = {method[0]: method for method in script.METHODS}
 COUNTERS = 32  # bytes of step counters, which the formulas leave out
 
 
@@ -33,7 +18,6 @@ COUNTERS = 32  # bytes of step counters, which the formulas leave out
     ],
 )
 def test_the_count_is_the_closed_form_and_stands_in_the_page(method):
-    script = _script()
     _, name, trial, formula = METHODS[method]
     found = script.measured(name, trial)
     trained, state = script.closed_form(name, trial, formula)
@@ -44,7 +28,6 @@ def test_the_count_is_the_closed_form_and_stands_in_the_page(method):
 
 def test_stored_bytes_of_the_quantised_base():
     """NVFP4: half a byte for each weight, a byte for each 16, 4 for each tensor."""
-    script = _script()
     _, name, trial, _ = METHODS["LoRA on NVFP4"]
     sizes = script.kernel_sizes(script.point_of(name, trial)["rank"])
     found = script.measured(name, trial)

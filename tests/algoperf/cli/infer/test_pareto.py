@@ -1,34 +1,20 @@
 """`algoperf infer pareto` from outside, on runs and profiles with known numbers."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import comparison
 import pytest
 
 from algoperf import cli
 
-_FILE = Path(__file__).resolve().parents[2] / "inference" / "comparison.py"
-
-
-def _comparison():
-    """Loads the helper beside the tests of inference; the tests are no package."""
-    spec = importlib.util.spec_from_file_location("comparison", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("comparison", module)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = _comparison()
     out = tmp_path_factory.mktemp("pareto")
     for name, quality in (("adamw", 18.0), ("<muon> & co", 24.0)):
-        trial = made.write_run(out / "runs", name, 1, (90.0, quality))
+        trial = comparison.write_run(out / "runs", name, 1, (90.0, quality))
         for recipe, seconds, size in (("float32", 0.01, 1000), ("nvfp4", 0.02, 200)):
-            made.write_profile(
+            comparison.write_profile(
                 out / "profiles" / f"{name[:3]}_{recipe}.json",
                 recipe,
                 seconds,

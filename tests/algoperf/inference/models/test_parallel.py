@@ -47,9 +47,9 @@ def test_heads_that_cannot_be_split_are_an_error():
 
 @pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one():
-    here = Path(__file__).resolve().parents[1]
+    helpers = Path(__file__).resolve().parents[3] / "helpers"
     done = subprocess.run(
-        [sys.executable, here / "on_two_devices.py"],
+        [sys.executable, helpers / "on_two_devices.py"],
         env={
             **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",

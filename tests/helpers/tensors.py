@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import types
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scripts
 from jax.flatten_util import ravel_pytree
 
 from algoperf import registry, spec
@@ -69,11 +69,7 @@ GRADIENTS = [draw(seed) for seed in range(1, STEPS + 1)]
 
 def module_of(name):
     """Imports the module of a bundled submission."""
-    path = registry.find_submission(name)
-    module_spec = importlib.util.spec_from_file_location(f"rule_{name}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module
+    return scripts.load(registry.find_submission(name), f"rule_{name}")
 
 
 def build(name, workload=WORKLOAD, **point):

@@ -21,7 +21,7 @@ from algoperf.cli.common import StopRequest
 from algoperf.hosts import Hosts
 from algoperf.launch import hosts as launch
 
-HERE = Path(__file__).resolve().parent
+SUBMISSIONS = Path(__file__).resolve().parents[1] / "algoperf" / "submissions"
 
 
 def trial(flags: argparse.Namespace, hosts: Hosts, announce: Callable) -> int:
@@ -35,7 +35,7 @@ def trial(flags: argparse.Namespace, hosts: Hosts, announce: Callable) -> int:
 
     hosts.must_be_alike({"--seed": flags.seed})
     config = TrialConfig(
-        submission=load_submission(HERE / "submissions" / "adam.py"),
+        submission=load_submission(SUBMISSIONS / "adam.py"),
         workload=dataclasses.replace(
             SYNTHETIC,
             placement=Placement(flags.placement, min_size=8),
