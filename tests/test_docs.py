@@ -1,5 +1,6 @@
 """Every command and every Python example of the docs works as it stands."""
 
+import importlib
 import json
 import re
 import shlex
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import scripts
+from absl import flags
 
 from algoperf import cli, registry, spec
 from algoperf.submission import SubmissionFunctions
@@ -34,6 +36,30 @@ def test_commands(page, tmp_path, monkeypatch):
         program, *arguments = shlex.split(command)
         assert program == "algoperf"
         assert cli.main(arguments) == 0, command
+
+
+def _mentioned(page):
+    """Returns the commands that a page shows, in the text too: words of each."""
+    text = re.sub(r"\\\n *", "", page.read_text())
+    shown = re.findall(r"^    (algoperf [^#\n]*)|`(algoperf\s[^`]*)`", text, re.M)
+    return [(line or span).split()[1:] for line, span in shown]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_flags_exist(page):
+    """Those that take long are not run; what they are called is checked."""
+    for name, *arguments in _mentioned(page):
+        if name.startswith("--"):
+            continue
+        assert name in cli.COMMANDS or name.isupper(), name
+        if name.isupper():
+            continue
+        values = flags.FlagValues()
+        importlib.import_module(f"algoperf.cli.{name}").define_flags(values)
+        for argument in arguments:
+            if argument.startswith("--") and argument != "--help":
+                flag = argument[2:].partition("=")[0].replace("-", "_")
+                assert flag in values, (name, argument)
 
 
 def test_submission_example():
