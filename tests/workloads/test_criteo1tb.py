@@ -175,7 +175,7 @@ def test_padding_and_batch_size_do_not_change_the_loss():
 
 @pytest.mark.slow
 def test_one_and_eight_devices_agree():
-    assert_agree("test_criteo1tb")
+    assert_agree(__file__)
 
 
 def test_types_of_the_parameters():

@@ -189,7 +189,7 @@ def test_metrics_leave_padding_out():
 
 @pytest.mark.slow
 def test_one_and_eight_devices_agree():
-    assert_agree("test_fastmri")
+    assert_agree(__file__)
 
 
 # Data.

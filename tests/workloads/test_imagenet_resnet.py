@@ -169,7 +169,7 @@ def small_evaluation():
 
 @pytest.mark.slow
 def test_one_and_eight_devices_agree():
-    assert_agree("test_imagenet_resnet")
+    assert_agree(__file__)
 
 
 @pytest.mark.slow

@@ -239,7 +239,7 @@ def small_evaluation():
 
 @pytest.mark.slow
 def test_one_and_eight_devices_agree():
-    assert_agree("test_librispeech_conformer")
+    assert_agree(__file__)
 
 
 @pytest.mark.slow

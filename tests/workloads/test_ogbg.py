@@ -243,7 +243,7 @@ def test_dropout_acts_in_training_with_the_rate_that_is_given(small):
 
 @pytest.mark.slow
 def test_one_and_eight_devices_agree():
-    assert_agree("test_ogbg")
+    assert_agree(__file__)
 
 
 def test_types_of_the_parameters():
