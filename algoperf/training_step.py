@@ -19,6 +19,9 @@ from algoperf.errors import UserError
 Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
 RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
 
+# One example in so many gives the statistics that a quantised training step may not.
+STATISTICS_PART = 8
+
 
 class Counted(NamedTuple):
     """A model state, and of how many valid examples its loss is the mean."""
@@ -92,20 +95,29 @@ class Objective:
         zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
         start = (jnp.float32(0), zeros), self.model_state
         numbers = jnp.arange(self.microbatches)
-        parts = jax.tree.map(self._split, self.batch)
+        parts = jax.tree.map(lambda x: _in_parts(x, self.microbatches), self.batch)
         ((valid, sums), model_state), _ = jax.lax.scan(add, start, (numbers, parts))
         loss, gradient = jax.tree.map(lambda x: x / valid.astype(x.dtype), sums)
         return (loss, model_state), gradient
-
-    def _split(self, array: jax.Array) -> jax.Array:
-        """Returns (parts, batch / parts, ...); each device keeps its own examples."""
-        rows = array.reshape(-1, self.microbatches, *array.shape[1:])
-        return jnp.moveaxis(rows, 1, 0)
 
     def logits(self, params: Any) -> Any:
         """Returns what the model says of the batch, with dropout as in the loss."""
         full = self.materialise(params)
         return self._forward(full, self.model_state, self.batch, self.rng)[0]
+
+    def unquantised_model_state(self, params: Any) -> Any:
+        """Returns the new model state as the model that is evaluated has it.
+
+        Evaluation does not quantise. Running statistics of quantised activations are
+        those of another network, under which losses are ten times as high. So another
+        forward pass is made for them, of one example in `STATISTICS_PART`; of all
+        where they cannot be split so.
+        """
+        batch, part = self.batch, STATISTICS_PART
+        if all(x.ndim and x.shape[0] % part == 0 for x in jax.tree.leaves(batch)):
+            batch = jax.tree.map(lambda x: _in_parts(x, part)[0], batch)
+        full = self.materialise(params)
+        return self._forward(full, self.model_state, batch, self.rng)[1]
 
     def on(self, batch: spec.Batch) -> "Objective":
         """Returns the objective of another batch, or of a part of this one."""
@@ -140,6 +152,12 @@ class Objective:
             update_batch_norm=True,
             dropout_rate=self.dropout_rate,
         )
+
+
+def _in_parts(array: jax.Array, number: int) -> jax.Array:
+    """Returns (number, batch / number, ...); each device keeps its own examples."""
+    rows = array.reshape(-1, number, *array.shape[1:])
+    return jnp.moveaxis(rows, 1, 0)
 
 
 class WithRecipeState(NamedTuple):
@@ -280,6 +298,8 @@ def train_step(
                 objective, materialise=small.materialise_from(training.small)
             )
         (loss, model_state), gradient = objective.value_and_gradient(params)
+        if recipe is not None and jax.tree.leaves(model_state):
+            model_state = objective.unquantised_model_state(params)
         gradient = workload.placement.constrain(gradient)
         updates, state = update(
             gradient, state, params, value=loss, objective=objective
@@ -302,6 +322,8 @@ def train_step(
         (loss, new_model_state), gradient, next_state = numerics.value_and_grad(
             recipe, objective.mean_loss, has_aux=True, **_options(workload, rng)
         )(state.recipe, params, model_state, batch, rng)
+        if jax.tree.leaves(model_state):
+            new_model_state = objective.unquantised_model_state(params)
         gradient = workload.placement.constrain(gradient)
         updates, new = update(
             gradient, state.transformation, params, value=loss, objective=objective

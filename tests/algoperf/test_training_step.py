@@ -16,6 +16,7 @@ from algoperf import (
     registry,
     runner,
     sharding,
+    spec,
     tuning,
 )
 from algoperf.errors import UserError
@@ -70,6 +71,27 @@ def test_a_recipe_is_the_rewritten_loss():
     np.testing.assert_array_equal(by_name, by_hand)
     plain = _kernels(_train(from_optax(_build)))
     assert not np.array_equal(by_name, plain)
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4", "fp8_delayed"])
+@pytest.mark.parametrize("rows", [32, 12])
+def test_running_statistics_are_those_of_the_model_that_is_evaluated(recipe, rows):
+    """Of one example in 8, where they can be split so; of no quantised activation."""
+    point = as_namedtuple({**POINT, "recipe": recipe})
+    params, model_state = BATCH_NORM.init_model_fn(KEY)
+    batch = {name: array[:rows] for name, array in examples("train").items()}
+    seen = {n: a[::8] for n, a in batch.items()} if rows % 8 == 0 else batch
+    mode = spec.ForwardPassMode.TRAIN
+    want = BATCH_NORM.model_fn(params, seen, model_state, mode, KEY, True)[1]
+    functions = from_optax(_build)
+    state, step = functions.init_optimizer_state(
+        BATCH_NORM, params, model_state, point, KEY
+    )
+    *_, found, _ = step(state, params, model_state, batch, KEY)
+    assert jax.tree.leaves(found)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, want
+    )
 
 
 def test_a_recipe_beside_a_rewritten_loss_is_told():

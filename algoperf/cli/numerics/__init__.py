@@ -179,5 +179,8 @@ def _explain(values: flags.FlagValues, recipe: str) -> int:
         f"recipe {recipe} on {workload.name}, as {device.platform}{capability} runs it"
     )
     print(numerics.table(found))
-    print(cost.modelled_cost(recipe, found))
+    print(
+        cost.modelled_cost(recipe, found)
+        + shared.statistics_cost(workload, found, cost.FULL_BITS)
+    )
     return 0

@@ -1,5 +1,6 @@
 """What the actions of `algoperf numerics` share."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from algoperf import records
 from algoperf.cli import common
 
 if TYPE_CHECKING:
+    from algoperf.numerics.cost import Cost
     from algoperf.numerics.find import Found
     from algoperf.workload import Workload
 
@@ -56,6 +58,28 @@ def traced_products(workload: "Workload", recipe: str) -> "tuple[Found, ...]":
         jax.random.PRNGKey(0),
         parameter_types=workload.model_params_types,
     )
+
+
+def statistics_cost(
+    workload: "Workload", found: "Sequence[Found]", kept_bits: int
+) -> "Cost":
+    """Returns what `Objective.unquantised_model_state` adds to a step's modelled cost.
+
+    Nothing where a model has no running statistics. To be added: float32 has none of
+    it, so what a cost is compared with is 0 here.
+    """
+    import jax
+
+    from algoperf.numerics import cost
+    from algoperf.training_step import STATISTICS_PART
+
+    _, state = jax.eval_shape(workload.init_model_fn, jax.random.PRNGKey(0))
+    if not jax.tree.leaves(state):
+        return cost.Cost()
+    kept = [dataclasses.replace(item, reason="statistics") for item in found]
+    whole = cost.modelled_cost("identity", kept, training=False, kept_bits=kept_bits)
+    part = whole.times(1 / STATISTICS_PART)
+    return dataclasses.replace(part, full_bit_operations=0.0, full_bytes=0.0)
 
 
 def points_file(values: flags.FlagValues, recipe: str) -> Path:

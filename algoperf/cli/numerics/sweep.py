@@ -198,6 +198,8 @@ def costs(
         found = shared.traced_products(workload, recipe)
         counted = [p for p in found if p.reason is None or not only_quantised]
         modelled = cost.modelled_cost(recipe, counted, kept_bits=KEPT_BITS)
+        if not only_quantised:
+            modelled += shared.statistics_cost(workload, found, KEPT_BITS)
         return modelled.relative_bit_operations
 
     shares = {

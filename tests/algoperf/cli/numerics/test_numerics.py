@@ -8,8 +8,9 @@ import pytest
 
 from algoperf import cli, numerics, registry
 from algoperf.calibration import facts_of
-from algoperf.cli.numerics import scaling
+from algoperf.cli.numerics import scaling, shared
 from algoperf.cli.numerics.scaling import layer_parameters, sized, tokens
+from algoperf.numerics import cost
 from algoperf.numerics.scaling_law import Law
 from algoperf.run_store import Run, Store
 
@@ -121,6 +122,22 @@ def test_a_sweep_that_is_done_is_only_shown(tmp_path, capsys):
     again = ["--recipes=mxfp4", f"--out={tmp_path}", "--share=0.5"]
     assert cli.main([*arguments, *again]) == 1
     assert "share" in capsys.readouterr().err
+
+
+def test_running_statistics_cost_an_eighth_of_a_forward_pass_in_16_bits():
+    workload = registry.find_workload("imagenet_resnet", "mini")
+    found = shared.traced_products(workload, "mxfp4")
+    multiply_adds = sum(
+        item.repeats * math.prod(item.shapes[2]) * cost.inner_length(item)
+        for item in found
+    )
+    of_statistics = shared.statistics_cost(workload, found, kept_bits=16)
+    assert of_statistics.bit_operations == multiply_adds * 16 * 16 / 8
+    assert of_statistics.overhead_bit_operations == 0
+    whole = cost.modelled_cost("mxfp4", found) + of_statistics
+    assert whole.full_bit_operations == 3 * multiply_adds * 32 * 32
+    language = registry.find_workload("finewebedu_lm", "mini")
+    assert shared.statistics_cost(language, found, kept_bits=16) == cost.Cost()
 
 
 LAW = Law(a=3e3, alpha=0.6, b=2e4, beta=0.5, gamma=0.6, e=2.0)
