@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from algoperf import records, registry
+from algoperf import cli, records, registry
 from scoring.rules import load_rules
 
 HERE = Path(__file__).resolve().parent
@@ -109,6 +109,24 @@ def test_early_stopping(tmp_path):
     cells = done.stdout.splitlines()[-1].strip("| ").split(" | ")
     assert cells[:5] == ["all", "1", "0", "1", "1"]
     assert 0 < int(cells[5].rstrip("%")) <= 50
+
+
+@pytest.mark.slow
+def test_numerics_batch_statistics(tmp_path):
+    arguments = ["--submission=quantized_adamw", "--workload=imagenet_resnet"]
+    arguments += ["--max_steps=2", f"--out={tmp_path}"]
+    assert cli.main(["run", *arguments]) == 0
+    (trial,) = (path.parent for path in tmp_path.rglob(records.RECORD_FILE))
+    command = [sys.executable, HERE / "numerics_batch_statistics.py", "--batches=2"]
+    done = subprocess.run([*command, trial], check=True, capture_output=True, text=True)
+    recipe = records.read_record(trial)["hyperparameters"]["recipe"]
+    *_, plain, quantised = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.splitlines()
+    )
+    assert plain[2] == "unquantised"
+    assert quantised[2] == f"of {recipe}"
+    assert all(0 < float(row[3]) < 10 for row in (plain, quantised))
 
 
 @pytest.mark.slow
