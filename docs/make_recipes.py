@@ -154,17 +154,25 @@ def of_scaling(store: Store) -> list[str]:
     widths = sorted({one.parameters for one in observations})
     budgets = sorted({one.tokens for one in observations})
     law = found.law
-    lines = [
-        [f"`{name}`", *(f"{x:.3g}" for x in (e.parameters, e.data, e.error))]
-        for name, e in found.efficiencies.items()
-    ]
+    of_recipe = scaling_law.intervals(observations, BASELINE)
+    lines = []
+    best_first = sorted(found.efficiencies.items(), key=lambda item: -item[1].data)
+    for name, one in best_first:
+        values = [f"{one.parameters:.3f}", f"{one.data:.3f}"]
+        if name in of_recipe:
+            values = [
+                f"{value} ({low:.2f} to {high:.2f})"
+                for value, (low, high) in zip(values, of_recipe[name], strict=True)
+            ]
+        lines.append([f"`{name}`", *values, f"{one.error:.3f}"])
     return [
         "## Scaling law\n\nThe language model with "
-        f"{', '.join(f'{n:,}' for n in widths)} parameters without the embedding, "
-        f"trained on {', '.join(f'{d:,}' for d in budgets)} tokens, one run each "
+        f"{', '.join(f'{n:,}' for n in widths)} parameters\nwithout the embedding, "
+        f"trained on {', '.join(f'{d:,.0f}' for d in budgets)}\ntokens, one run each "
         "(`algoperf numerics scaling`). Of `bf16`:\n",
         f"    L(N, D) = ({law.a:.3g} / N^{law.alpha:.3g} + {law.b:.3g} / "
         f"D^{law.beta:.3g})^{law.gamma:.3g} + {law.e:.3g}\n",
+        "With 95 % intervals by the jackknife over sizes and budgets:\n",
         table(("recipe", "effN", "effD", "residual of log L"), lines),
     ]
 

@@ -11,6 +11,7 @@ both efficiencies to each recipe's.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ HUBER = 1e-3  # of the logarithm of the loss (Hoffmann et al. 2022, arXiv:2203.1
 LAW_PARAMETERS = 6
 EXPONENTS = (0.02, 3.0)  # between which alpha, beta and gamma are looked for
 EFFICIENCIES = (1e-4, 1e2)
+Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,14 @@ class Fit:
     efficiencies: Mapping[str, Efficiency]
 
 
-def fit(observations: Iterable[Observation], baseline: str) -> Fit:
+def fit(
+    observations: Iterable[Observation], baseline: str, near: Law | None = None
+) -> Fit:
     """Fits the law to the baseline's runs, then each recipe's efficiencies.
 
     Least squares with Huber's loss on residuals of log L, from many starts; exponents
-    stay in EXPONENTS. One that ends there says that the runs do not tell it.
+    stay in EXPONENTS. One that ends there says that the runs do not tell it. With
+    `near`, a law that is close, from there alone.
 
     Raises:
       UserError: the baseline has fewer than 7 runs or fewer than 3 sizes or budgets,
@@ -101,7 +106,7 @@ def fit(observations: Iterable[Observation], baseline: str) -> Fit:
             f"the law has 6 parameters, and {baseline} has {len(base)} finite runs of "
             f"{len(sizes)} sizes and {len(budgets)} budgets; give at least 7, of 3 each"
         )
-    law, error = fit_law(base)
+    law, error = fit_law(base, near)
     found = {baseline: Efficiency(1.0, 1.0, error)}
     for recipe, own in groups.items():
         if recipe == baseline:
@@ -114,7 +119,55 @@ def fit(observations: Iterable[Observation], baseline: str) -> Fit:
     return Fit(law, found)
 
 
-def fit_law(own: Sequence[Observation]) -> tuple[Law, float]:
+def intervals(
+    observations: Sequence[Observation], baseline: str
+) -> dict[str, tuple[Interval, Interval]]:
+    """Returns 95 % intervals of effN and effD of each recipe but the baseline.
+
+    The jackknife over places (N, D) of the grid (Efron and Stein 1981), Student's t on
+    logarithms: each is left out in turn, of the baseline too, so that the law's own
+    uncertainty is in them. NaN where so few are left that nothing can be fitted.
+    """
+    all_runs = fit(observations, baseline)
+    whole = _logarithms(all_runs, baseline)
+    places = sorted({(o.parameters, o.tokens) for o in observations})
+    parts = []
+    for place in places:
+        rest = [o for o in observations if (o.parameters, o.tokens) != place]
+        try:
+            found = fit(rest, baseline, near=all_runs.law)
+        except UserError:
+            unknown = math.nan, math.nan
+            return dict.fromkeys(whole, (unknown, unknown))
+        parts.append(_logarithms(found, baseline))
+    result: dict[str, tuple[Interval, Interval]] = {}
+    for name, center in whole.items():
+        half = half_widths(np.array([part[name] for part in parts]))
+        low, high = np.exp(center - half), np.exp(center + half)
+        of_model, of_data = zip(low.tolist(), high.tolist(), strict=True)
+        result[name] = of_model, of_data
+    return result
+
+
+def half_widths(parts_PK: np.ndarray) -> np.ndarray:
+    """Returns half of the 95 % intervals (K,), of estimates that lack a place each."""
+    from scipy.stats import t as student
+
+    number = len(parts_PK)
+    squares = np.square(parts_PK - parts_PK.mean(axis=0)).sum(axis=0)
+    error = np.sqrt((number - 1) / number * squares)
+    return student.ppf(0.975, number - 1) * error
+
+
+def _logarithms(found: Fit, baseline: str) -> dict[str, np.ndarray]:
+    return {
+        name: np.log([one.parameters, one.data])
+        for name, one in found.efficiencies.items()
+        if name != baseline
+    }
+
+
+def fit_law(own: Sequence[Observation], near: Law | None = None) -> tuple[Law, float]:
     """Returns the law of these runs, and the root mean square of log residuals."""
     n, d, loss = _arrays(own)
     n_mid, d_mid = (np.exp(np.mean(np.log(x))) for x in (n, d))
@@ -133,18 +186,29 @@ def fit_law(own: Sequence[Observation]) -> tuple[Law, float]:
             e=least / (1 + np.exp(-logit_e)),
         )
 
-    starts = []
-    for alpha, beta, gamma, share in itertools.product(
-        (0.3, 0.8), (0.3, 0.8), (0.3, 1.0), (0.3, 0.8)
-    ):
-        excess = (np.median(loss) - share * least) ** (1 / gamma) / 2
-        logs = np.log([excess, excess, alpha, beta, gamma])
-        starts.append([*logs, np.log(share / (1 - share))])
+    def theta_of(law: Law) -> np.ndarray:
+        terms = law.a / n_mid**law.alpha, law.b / d_mid**law.beta
+        share = law.e / least
+        return np.log([*terms, law.alpha, law.beta, law.gamma, share / (1 - share)])
+
+    starts = _starts(loss) if near is None else [theta_of(near)]
     exponents = np.log([EXPONENTS] * 3)
     bounds = np.array([(-50.0, 50.0)] * 2 + [*exponents] + [(-8.0, 8.0)]).T
     theta = _best(lambda t: np.log(law_of(t).loss(n, d) / loss), starts, bounds)
     law = Law(*(float(value) for value in dataclasses.astuple(law_of(theta))))
     return law, _rms(np.log(law.loss(n, d) / loss))
+
+
+def _starts(loss: np.ndarray) -> list[list[float]]:
+    """Returns laws as `fit_law` has them, at which a fit of these losses may begin."""
+    starts = []
+    for alpha, beta, gamma, share in itertools.product(
+        (0.3, 0.8), (0.3, 0.8), (0.3, 1.0), (0.3, 0.8)
+    ):
+        excess = (np.median(loss) - share * loss.min()) ** (1 / gamma) / 2
+        logs = np.log([excess, excess, alpha, beta, gamma])
+        starts.append([*logs, np.log(share / (1 - share))])
+    return starts
 
 
 def fit_efficiency(law: Law, own: Sequence[Observation]) -> Efficiency:
@@ -170,7 +234,7 @@ def _arrays(own: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _best(
-    residuals: Any, starts: Sequence[Sequence[float]], bounds: np.ndarray
+    residuals: Any, starts: Sequence[Any], bounds: np.ndarray
 ) -> np.ndarray:
     """Returns the parameters with the least Huber loss that any start leads to."""
     from scipy.optimize import least_squares

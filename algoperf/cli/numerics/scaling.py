@@ -199,7 +199,7 @@ def _write(
     values: flags.FlagValues, cells: "dict[Cell, Workload]", store: "Store"
 ) -> None:
     """Writes the observations; prints the law and the efficiencies."""
-    from algoperf.numerics.scaling_law import fit
+    from algoperf.numerics.scaling_law import fit, intervals
 
     observations = [
         observation(workload, cell.recipe, store.runs[cell.key])
@@ -216,10 +216,15 @@ def _write(
     found = fit(observations, values.baseline)
     law = ", ".join(f"{k} {v:.4g}" for k, v in dataclasses.asdict(found.law).items())
     print(f"L(N, D) = (a / (N effN)^alpha + b / (D effD)^beta)^gamma + e: {law}")
-    columns = ["recipe", "effN", "effD", "residual of log L"]
-    rows = [
-        [name, one.parameters, one.data, one.error]
-        for name, one in found.efficiencies.items()
+    of_recipe = intervals(observations, values.baseline)
+    certain = (1.0, 1.0), (1.0, 1.0)
+    columns = [
+        *("recipe", "effN", "low", "high", "effD", "lower", "higher"),
+        "residual of log L",
     ]
+    rows = []
+    for name, one in found.efficiencies.items():
+        of_model, of_data = of_recipe.get(name, certain)
+        rows.append([name, one.parameters, *of_model, one.data, *of_data, one.error])
     printing.write_csv(out / "efficiencies.csv", columns, rows)
     printing.print_table(columns, [[r[0], *(f"{x:.4g}" for x in r[1:])] for r in rows])

@@ -1,18 +1,27 @@
 """The scaling law: published numbers, and planted laws that the fit finds again."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from algoperf.errors import UserError
-from algoperf.numerics.scaling_law import Law, Observation, fit
+from algoperf.numerics.scaling_law import (
+    Law,
+    Observation,
+    fit,
+    half_widths,
+    intervals,
+)
 
 # Panferov et al. 2025, arXiv:2505.14669.
 QUARTET = Law(a=1.52e5, alpha=0.589, b=5.25e5, beta=0.544, gamma=0.274, e=1.35)
 PLANTED = {"bf16": (1.0, 1.0), "good": (0.64, 0.94), "poor": (0.2, 0.1)}
 
 
-def _runs(noise=0.0, outlier=0.0):
-    random = np.random.default_rng(0)
+def _runs(noise=0.0, outlier=0.0, seed=0):
+    random = np.random.default_rng(seed)
     found = []
     for recipe, efficiencies in PLANTED.items():
         for n in (3e7, 5e7, 1e8, 2e8):
@@ -63,3 +72,35 @@ def test_too_few_runs_are_told():
         fit(runs[:22], "bf16")
     broken = [Observation(3e7, 1e9, float("nan"), "good")] * 3
     assert "good" not in fit(runs[:20] + broken, "bf16").efficiencies
+
+
+def test_intervals_hold_what_was_planted_and_vanish_without_noise():
+    exact, *noisy = (
+        intervals(_runs(noise, seed=seed), "bf16")
+        for noise, seed in ((0.0, 0), (1e-3, 1), (1e-3, 2))
+    )
+    held = 0
+    for recipe in ("good", "poor"):
+        for kind, planted in enumerate(PLANTED[recipe]):
+            low, high = exact[recipe][kind]
+            assert high - low < 1e-3 * planted
+            assert (low + high) / 2 == pytest.approx(planted, rel=1e-3)
+            for found in noisy:
+                low, high = found[recipe][kind]
+                assert 1.02 * low < high < 2 * low
+                held += low < planted < high
+    assert held >= 6  # of 8; of 60 simulated ones 92 % held
+
+
+def test_the_jackknife_of_a_mean_is_the_usual_interval():
+    values = np.random.default_rng(0).normal(size=9)
+    without = (values.sum() - values) / 8
+    low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
+    assert half_widths(without[:, None])[0] == pytest.approx((high - low) / 2)
+
+
+def test_no_intervals_of_a_grid_that_can_spare_nothing():
+    wanted = [(n, r * n) for n in (3e7, 5e7, 1e8) for r in (25, 50, 100)][:7]
+    runs = [run for run in _runs() if (run.parameters, run.tokens) in wanted]
+    found = intervals(runs, "bf16")
+    assert all(math.isnan(x) for pair in found["good"] for x in pair)
