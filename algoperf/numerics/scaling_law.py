@@ -233,9 +233,7 @@ def _arrays(own: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return n, d, loss
 
 
-def _best(
-    residuals: Any, starts: Sequence[Any], bounds: np.ndarray
-) -> np.ndarray:
+def _best(residuals: Any, starts: Sequence[Any], bounds: np.ndarray) -> np.ndarray:
     """Returns the parameters with the least Huber loss that any start leads to."""
     from scipy.optimize import least_squares
 
