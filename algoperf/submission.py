@@ -88,7 +88,9 @@ def from_optax(
       batch_sizes: by workload name; the workload's default where it has none.
       self_tuned: the hyperparameters under the self-tuning ruleset.
       eval_params: `(transformation's state, params) -> params` that are evaluated in
-        their place, an average for example; training goes on from the params.
+        their place, an average for example; training goes on from the params. Of a
+        model with batch normalisation, running statistics are gathered with them, in
+        another forward pass of one example in eight.
       rewrite_loss: `(workload, hyperparameters, loss, rng) -> loss`, called while the
         step is traced: the function that is differentiated in place of the mean loss
         `(params, model_state, batch, rng) -> (scalar, model_state)`. For other numerics
@@ -122,7 +124,7 @@ def from_optax(
         )
         recipe = recipe_of(hyperparameters, rewrite_loss)
         step = train_step(
-            workload, transformation, hyperparameters, rewrite_loss, small
+            workload, transformation, hyperparameters, rewrite_loss, small, eval_params
         )
         if recipe is not None and not recipe.has_state:
             # Only to tell now of one that matches nothing; others have it made below.

@@ -19,7 +19,7 @@ from algoperf.errors import UserError
 Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
 RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
 
-# One example in so many gives the statistics that a quantised training step may not.
+# One example in so many gives the statistics of a network that is not the trained one.
 STATISTICS_PART = 8
 
 
@@ -105,19 +105,18 @@ class Objective:
         full = self.materialise(params)
         return self._forward(full, self.model_state, self.batch, self.rng)[0]
 
-    def unquantised_model_state(self, params: Any) -> Any:
-        """Returns the new model state as the model that is evaluated has it.
+    def statistics_of(self, params: Any) -> Any:
+        """Returns the new model state of these full parameters, unquantised.
 
-        Evaluation does not quantise. Running statistics of quantised activations are
-        those of another network, under which losses are ten times as high. So another
-        forward pass is made for them, of one example in `STATISTICS_PART`; of all
-        where they cannot be split so.
+        Running statistics of batch normalisation belong to the network that gave
+        them: those of quantised activations, or of the parameters that an average
+        is taken of, do not fit what is evaluated. So another forward pass is made, of
+        one example in `STATISTICS_PART`; of all where they cannot be split so.
         """
         batch, part = self.batch, STATISTICS_PART
         if all(x.ndim and x.shape[0] % part == 0 for x in jax.tree.leaves(batch)):
             batch = jax.tree.map(lambda x: _in_parts(x, part)[0], batch)
-        full = self.materialise(params)
-        return self._forward(full, self.model_state, batch, self.rng)[1]
+        return self._forward(params, self.model_state, batch, self.rng)[1]
 
     def on(self, batch: spec.Batch) -> "Objective":
         """Returns the objective of another batch, or of a part of this one."""
@@ -249,12 +248,14 @@ def train_step(
     hyperparameters: Any,
     rewrite_loss: RewriteLoss | None,
     small: reparam.Reparametrisation | None = None,
+    average: Callable[[Any, Any], Any] | None = None,
 ) -> Callable[..., tuple[Any, Any, Any, dict[str, jax.Array]]]:
     """Returns the compiled step.
 
     It maps (state, params, model state, batch, rng) to (state, params, model state,
     scalars to log). Where the recipe of the hyperparameters has state, the state is a
-    `WithRecipeState`; where something smaller is trained, a `reparam.Training`.
+    `WithRecipeState`; where something smaller is trained, a `reparam.Training`. Where
+    an `average` of (state, params) is what is evaluated, the model state is its own.
 
     Raises:
       UserError: a recipe with state, and something smaller to train or microbatches.
@@ -299,13 +300,15 @@ def train_step(
             )
         (loss, model_state), gradient = objective.value_and_gradient(params)
         if recipe is not None and jax.tree.leaves(model_state):
-            model_state = objective.unquantised_model_state(params)
+            model_state = objective.statistics_of(objective.materialise(params))
         gradient = workload.placement.constrain(gradient)
         updates, state = update(
             gradient, state, params, value=loss, objective=objective
         )
         params = optax.apply_updates(params, updates)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+        if average is not None and jax.tree.leaves(model_state):
+            model_state = objective.statistics_of(average(state, params))
         if small is not None:
             state, params = reparam.finish_step(small, training, params, state)
         state, params, model_state = workload.placement.constrain(
@@ -322,13 +325,15 @@ def train_step(
         (loss, new_model_state), gradient, next_state = numerics.value_and_grad(
             recipe, objective.mean_loss, has_aux=True, **_options(workload, rng)
         )(state.recipe, params, model_state, batch, rng)
-        if jax.tree.leaves(model_state):
-            new_model_state = objective.unquantised_model_state(params)
         gradient = workload.placement.constrain(gradient)
         updates, new = update(
             gradient, state.transformation, params, value=loss, objective=objective
         )
-        after = new, optax.apply_updates(params, updates), new_model_state
+        new_params = optax.apply_updates(params, updates)
+        if jax.tree.leaves(model_state):
+            evaluated = params if average is None else average(new, new_params)
+            new_model_state = objective.statistics_of(evaluated)
+        after = new, new_params, new_model_state
         if isinstance(recipe.loss_scale, numerics.DynamicLossScale):
             before = state.transformation, params, model_state
             keep = functools.partial(jnp.where, next_state.is_finite)

@@ -21,7 +21,12 @@ from algoperf import (
 )
 from algoperf.errors import UserError
 from algoperf.numerics import RECIPES, DynamicLossScale, units
-from algoperf.submission import Objective, from_optax, load_submission
+from algoperf.submission import (
+    Objective,
+    WithTrainingParams,
+    from_optax,
+    load_submission,
+)
 from algoperf.tuning import as_namedtuple
 
 KEY = jax.random.PRNGKey(0)
@@ -73,25 +78,48 @@ def test_a_recipe_is_the_rewritten_loss():
     assert not np.array_equal(by_name, plain)
 
 
-@pytest.mark.parametrize("recipe", ["mxfp4", "fp8_delayed"])
-@pytest.mark.parametrize("rows", [32, 12])
-def test_running_statistics_are_those_of_the_model_that_is_evaluated(recipe, rows):
-    """Of one example in 8, where they can be split so; of no quantised activation."""
-    point = as_namedtuple({**POINT, "recipe": recipe})
+def _batch_norm_step(functions, rows, **point):
+    """Returns params and model state before a step, its batch, and what it returned."""
+    point = as_namedtuple({**POINT, **point})
     params, model_state = BATCH_NORM.init_model_fn(KEY)
     batch = {name: array[:rows] for name, array in examples("train").items()}
-    seen = {n: a[::8] for n, a in batch.items()} if rows % 8 == 0 else batch
-    mode = spec.ForwardPassMode.TRAIN
-    want = BATCH_NORM.model_fn(params, seen, model_state, mode, KEY, True)[1]
-    functions = from_optax(_build)
     state, step = functions.init_optimizer_state(
         BATCH_NORM, params, model_state, point, KEY
     )
-    *_, found, _ = step(state, params, model_state, batch, KEY)
+    if isinstance(state, WithTrainingParams):
+        state = state.transformation
+    before = jax.device_get((params, model_state))
+    return *before, batch, step(state, params, model_state, batch, KEY)
+
+
+def _assert_statistics_are_of(found, params, model_state, batch):
+    mode = spec.ForwardPassMode.TRAIN
+    want = BATCH_NORM.model_fn(params, batch, model_state, mode, KEY, True)[1]
     assert jax.tree.leaves(found)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, want
     )
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4", "fp8_delayed"])
+@pytest.mark.parametrize("rows", [32, 12])
+def test_running_statistics_are_those_of_the_model_that_is_evaluated(recipe, rows):
+    """Of one example in 8, where they can be split so; of no quantised activation."""
+    functions = from_optax(_build)
+    params, model_state, batch, after = _batch_norm_step(functions, rows, recipe=recipe)
+    seen = {n: a[::8] for n, a in batch.items()} if rows % 8 == 0 else batch
+    _assert_statistics_are_of(after[2], params, model_state, seen)
+
+
+@pytest.mark.parametrize("point", [{}, {"recipe": "mxfp4"}, {"recipe": "fp8_delayed"}])
+def test_running_statistics_are_those_of_the_average_that_is_evaluated(point):
+    def twice(state, params):
+        return jax.tree.map(lambda leaf: 2 * leaf, params)
+
+    functions = from_optax(_build, eval_params=twice)
+    _, model_state, batch, after = _batch_norm_step(functions, 32, **point)
+    seen = {name: array[::8] for name, array in batch.items()}
+    _assert_statistics_are_of(after[2], twice(None, after[1]), model_state, seen)
 
 
 def test_a_recipe_beside_a_rewritten_loss_is_told():

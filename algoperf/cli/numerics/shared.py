@@ -63,7 +63,7 @@ def traced_products(workload: "Workload", recipe: str) -> "tuple[Found, ...]":
 def statistics_cost(
     workload: "Workload", found: "Sequence[Found]", kept_bits: int
 ) -> "Cost":
-    """Returns what `Objective.unquantised_model_state` adds to a step's modelled cost.
+    """Returns what `Objective.statistics_of` adds to a step's modelled cost.
 
     Nothing where a model has no running statistics. To be added: float32 has none of
     it, so what a cost is compared with is 0 here.
