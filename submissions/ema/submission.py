@@ -46,7 +46,7 @@ def average_of(state: EmaState, params: Any) -> Any:
 
 
 def build(workload, hyperparameters):
-    """Returns AdamW with an average; batch statistics stay those of training."""
+    """Returns AdamW with an average."""
     base = standard_chain(
         workload,
         hyperparameters,

@@ -60,7 +60,7 @@ def average_of(state: LawaState, params: Any) -> Any:
 
 
 def build(workload, hyperparameters):
-    """Returns AdamW with an average; batch statistics stay those of training."""
+    """Returns AdamW with an average."""
     base = standard_chain(
         workload,
         hyperparameters,
