@@ -287,6 +287,17 @@ def train_step(
     elif recipe is not None:
         rewrite = quantised
 
+    def evaluated_state(objective, gathered, before, state, after):
+        """The model state of what is evaluated; `gathered` where that is what trains.
+
+        `before` and `after` are the params that the step found and left.
+        """
+        if not jax.tree.leaves(gathered) or (recipe is None and average is None):
+            return gathered
+        if average is not None:
+            return objective.statistics_of(average(state, after))
+        return objective.statistics_of(objective.materialise(before))
+
     def step(state, params, model_state, batch, rng):
         objective = Objective(
             workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
@@ -299,16 +310,14 @@ def train_step(
                 objective, materialise=small.materialise_from(training.small)
             )
         (loss, model_state), gradient = objective.value_and_gradient(params)
-        if recipe is not None and jax.tree.leaves(model_state):
-            model_state = objective.statistics_of(objective.materialise(params))
+        before = params
         gradient = workload.placement.constrain(gradient)
         updates, state = update(
             gradient, state, params, value=loss, objective=objective
         )
         params = optax.apply_updates(params, updates)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-        if average is not None and jax.tree.leaves(model_state):
-            model_state = objective.statistics_of(average(state, params))
+        model_state = evaluated_state(objective, model_state, before, state, params)
         if small is not None:
             state, params = reparam.finish_step(small, training, params, state)
         state, params, model_state = workload.placement.constrain(
@@ -330,9 +339,9 @@ def train_step(
             gradient, state.transformation, params, value=loss, objective=objective
         )
         new_params = optax.apply_updates(params, updates)
-        if jax.tree.leaves(model_state):
-            evaluated = params if average is None else average(new, new_params)
-            new_model_state = objective.statistics_of(evaluated)
+        new_model_state = evaluated_state(
+            objective, new_model_state, params, new, new_params
+        )
         after = new, new_params, new_model_state
         if isinstance(recipe.loss_scale, numerics.DynamicLossScale):
             before = state.transformation, params, model_state

@@ -154,7 +154,7 @@ def of_scaling(store: Store) -> list[str]:
     widths = sorted({one.parameters for one in observations})
     budgets = sorted({one.tokens for one in observations})
     law = found.law
-    of_recipe = scaling_law.intervals(observations, BASELINE)
+    of_recipe = scaling_law.intervals(observations, BASELINE, found)
     lines = []
     best_first = sorted(found.efficiencies.items(), key=lambda item: -item[1].data)
     for name, one in best_first:

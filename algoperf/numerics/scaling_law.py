@@ -120,22 +120,22 @@ def fit(
 
 
 def intervals(
-    observations: Sequence[Observation], baseline: str
+    observations: Sequence[Observation], baseline: str, fitted: Fit
 ) -> dict[str, tuple[Interval, Interval]]:
     """Returns 95 % intervals of effN and effD of each recipe but the baseline.
 
+    `fitted` is what `fit` gave of the same observations.
     The jackknife over places (N, D) of the grid (Efron and Stein 1981), Student's t on
     logarithms: each is left out in turn, of the baseline too, so that the law's own
     uncertainty is in them. NaN where so few are left that nothing can be fitted.
     """
-    all_runs = fit(observations, baseline)
-    whole = _logarithms(all_runs, baseline)
+    whole = _logarithms(fitted, baseline)
     places = sorted({(o.parameters, o.tokens) for o in observations})
     parts = []
     for place in places:
         rest = [o for o in observations if (o.parameters, o.tokens) != place]
         try:
-            found = fit(rest, baseline, near=all_runs.law)
+            found = fit(rest, baseline, near=fitted.law)
         except UserError:
             unknown = math.nan, math.nan
             return dict.fromkeys(whole, (unknown, unknown))

@@ -19,14 +19,12 @@ from algoperf.submission import Submission, load_submission
 from algoperf.trials import TrialConfig
 
 HERE = Path(__file__).resolve().parent
-
+HELPERS = HERE.parent / "helpers"
+SUBMISSIONS = HERE / "submissions"
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
-
-SUBMISSIONS = HERE / "submissions"
-HELPERS = HERE.parent / "helpers"
 
 
 @pytest.fixture

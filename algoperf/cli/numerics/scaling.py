@@ -216,7 +216,7 @@ def _write(
     found = fit(observations, values.baseline)
     law = ", ".join(f"{k} {v:.4g}" for k, v in dataclasses.asdict(found.law).items())
     print(f"L(N, D) = (a / (N effN)^alpha + b / (D effD)^beta)^gamma + e: {law}")
-    of_recipe = intervals(observations, values.baseline)
+    of_recipe = intervals(observations, values.baseline, found)
     certain = (1.0, 1.0), (1.0, 1.0)
     columns = [
         *("recipe", "effN", "low", "high", "effD", "lower", "higher"),

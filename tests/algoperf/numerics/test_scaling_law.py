@@ -74,9 +74,13 @@ def test_too_few_runs_are_told():
     assert "good" not in fit(runs[:20] + broken, "bf16").efficiencies
 
 
+def _intervals(runs):
+    return intervals(runs, "bf16", fit(runs, "bf16"))
+
+
 def test_intervals_hold_what_was_planted_and_vanish_without_noise():
     exact, *noisy = (
-        intervals(_runs(noise, seed=seed), "bf16")
+        _intervals(_runs(noise, seed=seed))
         for noise, seed in ((0.0, 0), (1e-3, 1), (1e-3, 2))
     )
     held = 0
@@ -102,5 +106,5 @@ def test_the_jackknife_of_a_mean_is_the_usual_interval():
 def test_no_intervals_of_a_grid_that_can_spare_nothing():
     wanted = [(n, r * n) for n in (3e7, 5e7, 1e8) for r in (25, 50, 100)][:7]
     runs = [run for run in _runs() if (run.parameters, run.tokens) in wanted]
-    found = intervals(runs, "bf16")
+    found = _intervals(runs)
     assert all(math.isnan(x) for pair in found["good"] for x in pair)
