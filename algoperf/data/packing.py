@@ -7,6 +7,7 @@ next examples as long as they fit. Every example comes once per epoch.
 
 import bisect
 import functools
+import threading
 
 import numpy as np
 
@@ -44,7 +45,8 @@ def greedy_starts(sizes: np.ndarray, limits: np.ndarray) -> np.ndarray:
 class Packing:
     """The rows of an endless stream of epochs, or of one epoch in order.
 
-    Finding a row far into the stream plans all epochs before it, once.
+    Finding a row far into the stream plans all epochs before it, once. Threads may ask
+    for rows at the same time.
     """
 
     def __init__(self, sizes: np.ndarray, limits: np.ndarray, seed: int | None):
@@ -53,6 +55,7 @@ class Packing:
         self._limits = np.asarray(limits, np.int64)
         self._seed = seed
         self._ends: list[int] = []  # rows until the end of each epoch
+        self._planning = threading.Lock()
 
     def num_rows(self) -> int:
         """Returns the rows of the first epoch."""
@@ -60,9 +63,10 @@ class Packing:
 
     def row(self, number: int) -> np.ndarray:
         """Returns the examples of a row, as indices."""
-        while not self._ends or number >= self._ends[-1]:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + len(self._epoch(len(self._ends))[1]))
+        with self._planning:
+            while not self._ends or number >= self._ends[-1]:
+                before = self._ends[-1] if self._ends else 0
+                self._ends.append(before + len(self._epoch(len(self._ends))[1]))
         epoch = bisect.bisect_right(self._ends, number)
         order, starts = self._epoch(epoch)
         place = number - (self._ends[epoch - 1] if epoch else 0)
@@ -70,8 +74,12 @@ class Packing:
         return order[starts[place] : stop]
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves the cache of plans behind, for worker processes."""
-        return {k: v for k, v in self.__dict__.items() if k != "_epoch"}
+        """Leaves cache and lock behind, for worker processes."""
+        own = ("_epoch", "_planning")
+        return {k: v for k, v in self.__dict__.items() if k not in own}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _planning=threading.Lock())
 
     @functools.cached_property
     def _epoch(self):

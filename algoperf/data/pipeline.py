@@ -266,6 +266,17 @@ class InputQueue(Iterator[dict[str, Any]]):
         return batch
 
     def _fill(self, dataset: grain.MapDataset) -> None:
+        error: BaseException = StopIteration()
+        try:
+            self._make_and_send(dataset)
+        except BaseException as caught:  # raised again where the batch is asked for
+            error = caught
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def _make_and_send(self, dataset: grain.MapDataset) -> None:
+        """Prefetches until the dataset ends or the queue is closed."""
         made = batches(dataset, self._workers, self._threads)
         group: list[tuple[dict[str, Any], int]] = []
         try:
@@ -274,22 +285,18 @@ class InputQueue(Iterator[dict[str, Any]]):
                 burst = _burst(batch)
                 # What waits lasts while a group as large is made.
                 if len(group) >= min(burst, len(self._ready)):
-                    self._send(group)
-                    group = []
+                    ready, group = group, []
+                    self._send(ready)
                 self._refill_at = max(PREFETCH_BATCHES, burst // 2)
                 if len(self._ready) >= self._refill_at + burst:
                     self._wait_for_room()
                 if self._closed:
                     return
-            raise StopIteration
-        except BaseException as error:  # raised again where the batch is asked for
-            self._send(group)
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
         finally:
             if hasattr(made, "close"):  # grain's, of worker processes
                 made.close()
+            if not self._closed:  # made before the end, or before an error
+                self._send(group)
 
     def _send(self, group: list[tuple[dict[str, Any], int]]) -> None:
         sent = put_batches([batch for batch, _ in group], self._sharding)

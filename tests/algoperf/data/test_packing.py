@@ -1,6 +1,8 @@
 """Rows of examples of different sizes: greedy, complete, by seed and number."""
 
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,3 +75,19 @@ def test_without_a_seed_the_order_is_kept():
 def test_ranges():
     got = ranges(np.array([5, 0, 9]), np.array([2, 0, 3]))
     assert got.tolist() == [5, 6, 9, 10, 11]
+
+
+def test_threads_that_ask_at_once_get_the_same_rows():
+    sizes = np.random.default_rng(0).integers(1, 6, (400, 2))
+    expected = Packing(sizes, LIMITS, 3)
+    rows = [expected.row(i).tolist() for i in range(2000)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(5):
+                packing = Packing(sizes, LIMITS, 3)
+                found = pool.map(packing.row, range(2000))
+                assert [row.tolist() for row in found] == rows
+    finally:
+        sys.setswitchinterval(interval)

@@ -124,6 +124,29 @@ def test_an_error_in_the_dataset_surfaces_where_its_batch_is_asked_for():
     queue.close()
 
 
+@pytest.mark.parametrize("broken", ["put_batches", "batches"])
+def test_an_error_on_the_way_to_the_device_surfaces_too(monkeypatch, broken):
+    def refuse(*_):
+        raise MemoryError("the device is full")
+
+    monkeypatch.setattr(f"algoperf.data.pipeline.{broken}", refuse)
+    dataset = grain.MapDataset.source(_Source())
+    queue = InputQueue(dataset, sharding.get_batch_dim_sharding(), 0)
+    taken: list[BaseException] = []
+
+    def take():
+        try:
+            next(queue)
+        except MemoryError as error:
+            taken.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(timeout=30)  # it would wait for ever
+    assert [str(error) for error in taken] == ["the device is full"]
+    queue.close()
+
+
 @pytest.mark.parametrize("taken", [0, 1, 100])
 def test_a_closed_queue_leaves_no_thread(taken):
     before = set(threading.enumerate())
