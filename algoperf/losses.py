@@ -48,16 +48,19 @@ def sigmoid_cross_entropy(
     """Cross-entropy of independent yes-no answers, as `spec.Workload.loss_fn` has it.
 
     Args:
-      labels: (batch, ...) probabilities of yes, usually 0 or 1.
-      logits: (batch, ...).
-      mask: (batch, ...) weights, 0 on padding and missing labels; None counts all.
-      label_smoothing: labels are moved towards 1/2 by this share; may be traced.
+      labels: (batch, questions) probabilities of yes, usually 0 or 1.
+      logits: (batch, questions).
+      mask: (batch, questions) weights, 0 on padding and missing labels; None counts
+        all.
+      label_smoothing: labels are moved by this share towards 1 / questions, as if the
+        questions were classes: that is what the official benchmark does to molecules
+        (`optax.smooth_labels`). May be traced.
     """
     logits = logits.astype(jnp.float32)
     valid = jnp.ones(labels.shape, jnp.float32) if mask is None else mask
     # A missing label may be NaN: 0 times it would be NaN again.
     labels = jnp.where(valid > 0, labels, 0).astype(jnp.float32)
-    labels = labels * (1 - label_smoothing) + label_smoothing / 2
+    labels = labels * (1 - label_smoothing) + label_smoothing / labels.shape[-1]
     # log(1 + exp(x)) - x y, without overflow.
     losses = (jax.nn.softplus(logits) - logits * labels) * valid
     return {

@@ -174,6 +174,13 @@ def test_padding_and_batch_size_do_not_change_the_loss():
 
 
 @pytest.mark.slow
+def test_label_smoothing_does_not_change_the_rate_that_is_predicted():
+    clicks, logits = jnp.array([[0.0], [1.0], [0.0]]), jnp.array([[-3.0], [1.0], [0.2]])
+    plain = FULL.loss_fn(clicks, logits)
+    smoothed = FULL.loss_fn(clicks, logits, label_smoothing=0.2)
+    assert smoothed["summed"] == plain["summed"]
+
+
 def test_one_and_eight_devices_agree():
     assert_agree(__file__)
 
