@@ -95,17 +95,19 @@ class StepsInFlight:
         self._token: jax.Array | None = None
 
     def add(self, outputs: Any) -> bool:
-        """Adds a dispatched step.
+        """Adds a dispatched step; returns whether it is the one that time counts from.
 
-        Every `period` steps, waits until all but the newest `period` have finished;
-        returns whether it did.
+        Every `period` steps, waits until all but the newest `period` have finished. The
+        first time it waits for the newest too: when a step ends that the host did not
+        have to wait for, nobody knows.
         """
         self._steps += 1
         if self._steps % self.period:
             return False
         before, self._token = self._token, _token(outputs)
-        jax.block_until_ready(before)
-        return before is not None
+        is_first = self._steps == self.period
+        jax.block_until_ready(self._token if is_first else before)
+        return is_first
 
     def drain(self) -> None:
         """Waits for the step that left the newest token, and begins anew."""
@@ -143,10 +145,9 @@ class StepTimes:
         self.windows = list(windows or [])
         self._start: tuple[float, int, int] | None = None
 
-    def step_finished(self, now: float, step: int, compilations: int) -> None:
-        """Marks the end of step number `step`; the first one opens a window."""
-        if self._start is None:
-            self._start = (now, step, compilations)
+    def open_window(self, now: float, step: int, compilations: int) -> None:
+        """Begins a window after step number `step`, all steps being finished."""
+        self._start = (now, step, compilations)
 
     def close_window(self, now: float, step: int, compilations: int) -> None:
         """Ends the window with step number `step`, all steps being finished."""

@@ -93,8 +93,12 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[Lock]:
+def hold(folder: Path, wait_sec: float = 0.0) -> Iterator[Lock]:
     """Holds the lock of a trial's folder or a file, which need not exist.
+
+    Args:
+      folder: what to hold.
+      wait_sec: how long to wait for another process.
 
     Raises:
       UserError: another process holds it, or the lock cannot be written.
@@ -108,7 +112,7 @@ def hold(folder: Path) -> Iterator[Lock]:
         started=_start_time(os.getpid()) or 0.0,
         token=uuid.uuid4().hex,
     )
-    _acquire(path, owner)
+    _acquire(path, owner, time.monotonic() + wait_sec)
     lock = Lock(path, owner)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
@@ -137,13 +141,16 @@ def _make_folders(folder: Path) -> list[Path]:
     return made
 
 
-def _acquire(path: Path, owner: Owner) -> None:
-    """Makes the lock, or takes over a stale one."""
+def _acquire(path: Path, owner: Owner, until: float) -> None:
+    """Makes the lock, or takes over a stale one; gives up at a moment."""
     while not _link(path, owner):
         found = _read(path)
         if found is None:
             continue  # released between the two looks
         if not _is_stale(path, found):
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
             raise UserError(
                 f"{_record(path)} is being written by {found}; wait for it, or end it "
                 f"(if it cannot be alive, remove {path})"

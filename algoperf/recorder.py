@@ -126,13 +126,7 @@ class Recorder:
     def _look(
         config: TrialConfig, seeds: Seeds, batch_size: int, resume: bool
     ) -> tuple[str, dict[str, Any], bool]:
-        folder = records.trial_folder(
-            config.out,
-            config.submission.name,
-            config.study,
-            config.workload.name,
-            config.trial,
-        )
+        folder = config.folder
         record = _new_record(config, seeds, batch_size)
         if not folder.exists() or not any(folder.iterdir()):
             return str(folder), record, False
@@ -178,7 +172,8 @@ class Recorder:
         part = self.record["preemption_count"]
         environment = _environment()
         if self.is_writer:
-            self._make_folder()
+            records.make_folder(self.folder)
+            self._write_measurements()  # a restored trial's, without a lost future
         self.update({**environment, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
             return
@@ -186,14 +181,6 @@ class Recorder:
         records.write_json(self.folder / records.HPARAMS_FILE, hyperparameters)
         records.write_json(self.folder / f"flags_{part}.json", flags)
         records.write_json(self.folder / f"meta_data_{part}.json", environment)
-
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make {self.folder}: {error.strerror}; choose another --out"
-            ) from error
 
     def restore(self, history: Mapping[str, Any]) -> None:
         """Goes back to the rows that a checkpoint had."""
@@ -224,7 +211,11 @@ class Recorder:
             **metrics,
         }
         self._add_row(row)
-        if not self.is_writer:
+        if self.is_writer:
+            self._write_measurements()
+
+    def _write_measurements(self) -> None:
+        if not self.rows:
             return
         self._check_lock()
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file as a whole; whoever reads it sees the old bytes or the new."""
     if not path.name:
         raise UserError(f"cannot write {path}: that is no name of a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process ids are the same in containers that share a file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -290,9 +290,9 @@ class _Trial:
             return True
         self.state = self._next_state("update_params", outputs, step=state.step + 1)
         if self.in_flight.add(self.state.params):
-            # The newest step that is known to have finished on the device.
-            done = self.state.step - self.in_flight.period
-            self.step_times.step_finished(self.clock.now(), done, self.compiled.events)
+            self.step_times.open_window(
+                self.clock.now(), self.state.step, self.compiled.events
+            )
         self.watch(self._progress(is_new_evaluation=False))
         return False
 

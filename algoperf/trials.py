@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from algoperf import sharding, tuning
+from algoperf import records, sharding, tuning
 from algoperf.errors import UserError
 from algoperf.submission import Submission
 from algoperf.workload import Workload
@@ -33,6 +33,13 @@ class TrialConfig:
     eval_period_steps: int | None = None  # instead of the workload's own
     checkpoint_period_sec: float = 60.0  # of wall time; taken right after evaluations
     budget_ratio: float = 1.0  # of this machine's time to the reference machine's
+
+    @property
+    def folder(self) -> Path:
+        """Where the trial's record is."""
+        return records.trial_folder(
+            self.out, self.submission.name, self.study, self.workload.name, self.trial
+        )
 
     @property
     def budget_sec(self) -> float:

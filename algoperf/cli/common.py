@@ -290,11 +290,6 @@ def search_space(
     )
 
 
-# Signals that ask a run to stop: a terminal's, a service manager's, and the ones that
-# Slurm can send some time ahead (sbatch --signal).
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
 class StopRequest:
     """Set by the first signal that asks to stop; a second Ctrl-C acts as usual.
 
@@ -308,7 +303,9 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in _STOP_SIGNALS:
+        from algoperf.launch.jobs import STOP_SIGNALS
+
+        for number in STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._ask)
         return self
 

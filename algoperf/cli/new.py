@@ -75,10 +75,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     folder = Path(values.out) / name
     if folder.exists():
         raise UserError(f"{folder} is there already; choose another name or --out")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    records.make_folder(folder)
     records.write_text(folder / "submission.py", SUBMISSION.replace("{name}", name))
     records.write_text(folder / "tuning_search_space.json", SEARCH_SPACE)
     print(

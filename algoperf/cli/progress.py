@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from algoperf import records
 from algoperf.runner import Progress as TrialProgress
 from algoperf.trials import TrialConfig
 
@@ -114,16 +113,9 @@ def _evaluation_line(config: TrialConfig, progress: TrialProgress) -> str:
 
 
 def _final_line(config: TrialConfig, record: dict[str, Any]) -> str:
-    folder = records.trial_folder(
-        config.out,
-        config.submission.name,
-        config.study,
-        config.workload.name,
-        config.trial,
-    )
     seconds = record.get("clock", {}).get("submission", 0.0)
     why = f" ({record['message']})" if record["message"] else ""
     return (
         f"  {record['status']}{why}: {record.get('global_step', 0)} steps, "
-        f"{seconds:.1f} s of training; record in {folder}"
+        f"{seconds:.1f} s of training; record in {config.folder}"
     )

@@ -100,7 +100,7 @@ def _run(
     from algoperf.launch.hosts import facts_in_common
     from algoperf.launch.jobs import UNFINISHED
     from algoperf.launch.local import PARENT, is_left_behind
-    from algoperf.records import Status, trial_folder
+    from algoperf.records import Status
 
     configs = trial_configs(values, hosts)
     if hosts.count > 1:  # it reads all source files
@@ -109,8 +109,7 @@ def _run(
 
     def announced() -> Iterator["TrialConfig"]:
         for config in configs:
-            names = config.submission.name, config.study, config.workload.name
-            announce(trial_folder(config.out, *names, config.trial))
+            announce(config.folder)
             yield config
 
     # A supervised host is the child of its own parent, which ends with it.

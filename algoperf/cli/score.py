@@ -286,37 +286,32 @@ def _writers(
     import scoring
 
     def write_json() -> Sequence[Path]:
-        path = _with_folder(values.json)
+        path = _with_folder(values.json, "--json")
         printing.write_json(values.json, scoring.to_json(assessment))
         return [path]
 
+    def made(flag: str) -> Path:
+        records.make_folder(Path(values[flag].value), f"--{flag}")
+        return Path(values[flag].value)
+
     def write_report() -> Sequence[Path]:
-        path = _with_folder(values.report)
+        path = _with_folder(values.report, "--report")
         scoring.write_page(path, assessment)
         return [path]
 
     if values.json not in (None, "-"):
         yield write_json
     if values.csv is not None:
-        yield lambda: scoring.write_csv_files(_made(Path(values.csv)), assessment)
+        yield lambda: scoring.write_csv_files(made("csv"), assessment)
     if values.report is not None:
         yield write_report
     if values.figures is not None:
-        yield lambda: scoring.write_figures(_made(Path(values.figures)), assessment)
+        yield lambda: scoring.write_figures(made("figures"), assessment)
     if values.tables is not None:
-        yield lambda: scoring.write_tables(_made(Path(values.tables)), assessment)
+        yield lambda: scoring.write_tables(made("tables"), assessment)
 
 
-def _with_folder(name: str) -> Path:
+def _with_folder(name: str, flag: str) -> Path:
     """Returns the path of a file, whose folder is made if it is not there."""
-    _made(Path(name).parent)
+    records.make_folder(Path(name).parent, flag)
     return Path(name)
-
-
-def _made(folder: Path) -> Path:
-    """Returns a folder, which is made if it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}") from error
-    return folder

@@ -24,6 +24,7 @@ from typing import Any
 from algoperf import records
 from algoperf.errors import UserError
 from algoperf.hosts import LOST, Hosts, OtherHostError
+from algoperf.launch.jobs import STOP_SIGNALS
 from algoperf.records import Status
 
 CONNECT_SEC = 45.0  # from the start until all hosts must be there
@@ -322,7 +323,7 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
     os.close(error_writer)
     before = {
         number: signal.signal(number, lambda number, _: _pass_on(child, number))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        for number in STOP_SIGNALS
     }
     said: list[Mapping[str, Any]] = []
     # In threads: a full pipe would stop the child; and a process that the child has

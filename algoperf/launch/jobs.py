@@ -8,7 +8,7 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -18,12 +18,16 @@ from algoperf.errors import UserError
 from algoperf.records import RecordError, Status
 
 FOLDER = ".sweep"  # hidden: scoring passes over it
+PLAN_WAIT_SEC = 60.0  # for the many processes that a cluster starts at once
 WAITING = "waiting"
 INTERRUPTED = "interrupted"  # begun, and its process was killed
 UNREADABLE = "unreadable"  # a file of its record is broken; the message says which
 # The exit status of a process that was stopped before its trial had a result
 # (EX_TEMPFAIL of sysexits.h): run it again.
 UNFINISHED = 75
+# Ask a run to stop: a terminal's, a service manager's, and those that Slurm can send
+# some time ahead (sbatch --signal).
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Arguments that a trial's result depends on: others may differ from call to call.
 _BINDING = (
     "scale",
@@ -112,19 +116,28 @@ def plan(out: Path, jobs: Sequence[Job]) -> None:
       UserError: one of them is there with other arguments that its result depends on.
     """
     path = out / FOLDER / "trials.json"
-    known = _read(path)
-    before = dict(known)
+    if _with_those(jobs, _read(path), out) is None:
+        return
+    records.make_folder(path.parent)
+    with locks.hold(path, wait_sec=PLAN_WAIT_SEC):
+        # Another process of the same sweep may have added to it since.
+        if (known := _with_those(jobs, _read(path), out)) is not None:
+            entries = [{"folder": f, "arguments": a} for f, a in known.items()]
+            records.write_json(path, entries)
+
+
+def _with_those(
+    jobs: Sequence[Job], known: Mapping[str, list[str]], out: Path
+) -> dict[str, list[str]] | None:
+    """Returns a plan with trials added to it; None if they are all there."""
+    added = dict(known)
     for job in jobs:
         name = str(job.folder.relative_to(out))
         if name in known:
             _check_same(name, known[name], job.arguments)
         else:
-            known[name] = list(job.arguments)
-    if known == before:
-        return
-    records.make_folder(path.parent)
-    entries = [{"folder": f, "arguments": a} for f, a in known.items()]
-    records.write_json(path, entries)
+            added[name] = list(job.arguments)
+    return added if added != known else None
 
 
 def _check_same(name: str, planned: Sequence[str], asked: Sequence[str]) -> None:
@@ -167,9 +180,9 @@ def mark_killed(job: Job, number: int) -> None:
 
     A signal that asks to stop is no result: the next call goes on with the trial.
     """
-    name = signal.Signals(number).name
-    if name in ("SIGTERM", "SIGINT", "SIGHUP"):
+    if number in (*STOP_SIGNALS, signal.SIGHUP):
         return
+    name = signal.Signals(number).name
     if not (job.folder / records.RECORD_FILE).exists():
         return  # it never began
     try:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from synthetic import SPLITS, SYNTHETIC, examples, folder_of, run_until
+from synthetic import SPLITS, SYNTHETIC, examples, run_until
 
 from algoperf import records
 from algoperf.data.examples import (
@@ -53,7 +53,7 @@ def test_a_broken_example_ends_the_run_and_it_can_go_on(make_config):
     config = make_config(workload=_workload())
     with pytest.raises(DataError, match=r"points\.bin, record"):
         run_trial(config)
-    record = records.read_record(folder_of(config))
+    record = records.read_record(config.folder)
     assert record["status"] is Status.PREEMPTED
     assert "points.bin" in record["message"]
     mended = make_config(workload=_workload(broken=()))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from synthetic import SYNTHETIC, folder_of, kill_at, rows_of
+from synthetic import SYNTHETIC, kill_at, rows_of
 
 from algoperf import records
 from algoperf.checkpoint import Checkpoints
@@ -72,19 +72,19 @@ def test_the_folder_of_another_run(killed, tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_that_holds_something_else(make_config, resume):
     config = make_config()
-    folder_of(config).mkdir(parents=True)
-    (folder_of(config) / "thesis.tex").write_text("precious")
+    config.folder.mkdir(parents=True)
+    (config.folder / "thesis.tex").write_text("precious")
     _assert_refused(config, "not empty and holds no record", resume=resume)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "running"}'])
 def test_a_broken_record(killed, text):
-    (folder_of(killed) / records.RECORD_FILE).write_text(text)
+    (killed.folder / records.RECORD_FILE).write_text(text)
     _assert_refused(killed, "record.json cannot be read", resume=True)
 
 
 def test_a_record_of_a_newer_version(killed):
-    path = folder_of(killed) / records.RECORD_FILE
+    path = killed.folder / records.RECORD_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
     _assert_refused(killed, "has schema version 2, this code reads 1", resume=True)
 
@@ -134,13 +134,13 @@ def test_a_full_disk_while_recording(make_config, monkeypatch, function):
 
     def watch(progress):
         if progress.step == 6:
-            kept.append(_look(folder_of(config)))
+            kept.append(_look(config.folder))
             monkeypatch.setattr(f"algoperf.records.os.{function}", full)
 
     with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         run_trial(config, watch=watch)
     monkeypatch.undo()
-    assert _look(folder_of(config)) == kept[0]
+    assert _look(config.folder) == kept[0]
     record = run_trial(config, resume=True)
     assert record["status"] is Status.COMPLETED
     assert [row["global_step"] for row in rows_of(config)] == [0, 4, 8, 12]
@@ -156,7 +156,7 @@ def test_a_full_disk_while_saving_can_be_resumed(make_config, tmp_path, monkeypa
         patch.setattr(Checkpoints, "save", full)
         with pytest.raises(UserError, match="cannot save a checkpoint"):
             run_trial(config)
-    record = records.read_record(folder_of(config))
+    record = records.read_record(config.folder)
     assert record["status"] is Status.PREEMPTED
     assert record["message"] == "cannot save a checkpoint"
     assert run_trial(config, resume=True)["status"] is Status.COMPLETED

@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-from synthetic import SYNTHETIC, Synthetic, folder_of, replaced, rows_of
+from synthetic import SYNTHETIC, Synthetic, replaced, rows_of
 
 from algoperf import records, spec
 from algoperf.records import Status
@@ -45,7 +45,7 @@ def assert_not_reached(tmp_path):
     path.write_text(json.dumps(rules))
 
     def check(config, status):
-        assert records.read_record(folder_of(config))["status"] is status
+        assert records.read_record(config.folder)["status"] is status
         runs = read_runs([config.out])
         assert [trial.status for trial in runs.trials] == [status]
         assert not runs.skipped
@@ -248,7 +248,7 @@ def test_the_target_ends_the_trial_at_its_evaluation(make_config, tmp_path):
     assert record["status"] is Status.REACHED
     assert record["global_step"] == rows[values.index(best)]["global_step"]
     assert rows_of(config)[-1]["global_step"] == record["global_step"]
-    assert (folder_of(config) / f"checkpoint_{record['global_step']}").is_dir()
+    assert (config.folder / f"checkpoint_{record['global_step']}").is_dir()
 
 
 def test_other_trials_go_on_after_a_bad_one(make_config):
@@ -261,7 +261,7 @@ def test_other_trials_go_on_after_a_bad_one(make_config):
     completed, failed = Status.COMPLETED, Status.FAILED
     assert statuses == [completed, failed, failed, completed]
     for config, status in zip(configs, statuses, strict=True):
-        assert records.read_record(folder_of(config))["status"] is status
+        assert records.read_record(config.folder)["status"] is status
 
 
 def test_the_record_can_be_read_at_any_moment_of_a_run(make_config):
@@ -269,8 +269,8 @@ def test_the_record_can_be_read_at_any_moment_of_a_run(make_config):
     statuses = []
 
     def watch(_):
-        statuses.append(records.read_record(folder_of(config))["status"])
-        if (folder_of(config) / records.EVAL_FILE).exists():
+        statuses.append(records.read_record(config.folder)["status"])
+        if (config.folder / records.EVAL_FILE).exists():
             rows_of(config)
             read_runs([config.out])
 

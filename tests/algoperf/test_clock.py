@@ -63,19 +63,18 @@ def test_totals_are_restored():
 
 def test_a_window_reaches_from_the_first_step_end_to_the_last():
     times = StepTimes()
-    times.step_finished(10.0, step=1, compilations=3)
-    times.step_finished(11.0, step=2, compilations=3)
+    times.open_window(10.0, step=1, compilations=3)
     times.close_window(16.0, step=4, compilations=3)
     assert times.windows == [Window(steps=3, seconds=6.0, compiled=False)]
     times.close_window(99.0, step=9, compilations=3)  # none is open
-    times.step_finished(100.0, step=9, compilations=3)
+    times.open_window(100.0, step=9, compilations=3)
     times.close_window(101.0, step=9, compilations=3)  # no step in it
     assert len(times.windows) == 1
 
 
 def test_a_window_with_compilation_is_left_out():
     times = StepTimes([Window(10, 10.0, compiled=False)])
-    times.step_finished(0.0, step=0, compilations=1)
+    times.open_window(0.0, step=0, compilations=1)
     times.close_window(70.0, step=7, compilations=2)
     assert times.windows[1].compiled
     assert times.summary()["seconds"] == 1.0
@@ -95,13 +94,22 @@ def test_no_window_is_no_step_time():
     assert StepTimes().summary()["seconds"] is None
 
 
-def test_steps_in_flight_are_limited():
+def test_steps_in_flight_are_limited(monkeypatch):
+    waited_for: list[int] = []
+    monkeypatch.setattr(
+        "algoperf.clock.jax.block_until_ready", lambda x: waited_for.append(int(x))
+    )
     in_flight = StepsInFlight(period=2)
-    outputs = {"w": jnp.ones((3, 3)), "b": jnp.ones(2), "n": 1, "empty": jnp.ones(0)}
-    waited = [in_flight.add(outputs) for _ in range(6)]
-    assert waited == [False, False, False, True, False, True]
+
+    def add(step):
+        sizes = {"w": jnp.full((3, 3), step), "b": jnp.full(2, step)}
+        return in_flight.add({**sizes, "n": 1, "empty": jnp.ones(0)})
+
+    assert [add(step) for step in range(1, 7)] == [False, True] + [False] * 4
+    assert waited_for == [2, 2, 4]  # before the third, the fifth and the seventh
     in_flight.drain()
-    assert [in_flight.add(outputs) for _ in range(3)] == [False] * 3
+    assert [add(step) for step in range(7, 10)] == [False, True, False]
+    assert waited_for == [2, 2, 4, 6, 8]
 
 
 def test_donated_outputs_can_still_be_waited_for():
@@ -113,6 +121,19 @@ def test_donated_outputs_can_still_be_waited_for():
         in_flight.add(x)
     in_flight.drain()
     assert x[0, 0] == 5
+
+
+@pytest.mark.parametrize("num_steps", [8, 10, 40])
+def test_steps_that_the_host_waits_for_itself_are_not_made_shorter(num_steps):
+    """A line search say: when a step is dispatched, all before it are done."""
+    time, in_flight, times = FakeTime(), StepsInFlight(), StepTimes()
+    for step in range(1, num_steps + 1):
+        time.sleep(0.01)
+        if in_flight.add({"w": jnp.ones(2)}):
+            times.open_window(time(), step, 0)
+    in_flight.drain()
+    times.close_window(time(), num_steps, 0)
+    assert times.summary()["seconds"] == pytest.approx(0.01)
 
 
 def _compile_something(number: float) -> None:

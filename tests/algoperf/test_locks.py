@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from synthetic import folder_of, run_until
+from synthetic import run_until
 
 from algoperf import locks, records
 from algoperf.errors import UserError
@@ -171,7 +171,7 @@ def test_a_trial_is_locked_while_it_runs_and_free_when_it_ended(make_config):
     seen = []
 
     def watch(progress):
-        seen.append(locks.owner_of(folder_of(config)))
+        seen.append(locks.owner_of(config.folder))
         if progress.step == 2:
             before = _files(config)
             with pytest.raises(UserError, match="is being written by"):
@@ -180,12 +180,12 @@ def test_a_trial_is_locked_while_it_runs_and_free_when_it_ended(make_config):
 
     assert run_trial(config, watch=watch)["status"] is Status.COMPLETED
     assert {owner.pid for owner in seen} == {os.getpid()}
-    assert locks.owner_of(folder_of(config)) is None
+    assert locks.owner_of(config.folder) is None
     assert run_trial(config, resume=True)["status"] is Status.COMPLETED
 
 
 def _files(config):
-    files = [p for p in folder_of(config).rglob("*") if p.is_file()]
+    files = [p for p in config.folder.rglob("*") if p.is_file()]
     return {p: p.read_bytes() for p in files}
 
 
@@ -197,7 +197,7 @@ def test_a_trial_that_lost_its_lock_writes_no_more(make_config):
 
     def watch(progress):
         if progress.step == 6:
-            path = locks.path_of(folder_of(config))
+            path = locks.path_of(config.folder)
             owner = json.loads(path.read_text()) | {"host": "elsewhere", "token": "x"}
             path.write_text(json.dumps(owner))
             before.update(_files(config))
@@ -205,6 +205,6 @@ def test_a_trial_that_lost_its_lock_writes_no_more(make_config):
     with pytest.raises(UserError, match=r"taken over by process .* on elsewhere"):
         run_trial(config, resume=True, watch=watch)
     assert before == _files(config)
-    assert locks.path_of(folder_of(config)).exists()  # the other's
-    record = records.read_record(folder_of(config))
+    assert locks.path_of(config.folder).exists()  # the other's
+    record = records.read_record(config.folder)
     assert record["status"] is Status.RUNNING

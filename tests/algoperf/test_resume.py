@@ -17,7 +17,6 @@ import pytest
 from synthetic import (
     BATCH_NORM,
     assert_same_results,
-    folder_of,
     kill_at,
     replaced,
     rows_of,
@@ -83,14 +82,14 @@ def test_stopped_again_and_again(whole, parts):
     counts = [row[records.PREEMPTION_COUNT] for row in rows_of(parts)]
     assert counts == [0, 1, 1, 2]
     for part in range(3):
-        assert (folder_of(parts) / f"meta_data_{part}.json").exists()
-        assert (folder_of(parts) / f"flags_{part}.json").exists()
+        assert (parts.folder / f"meta_data_{part}.json").exists()
+        assert (parts.folder / f"flags_{part}.json").exists()
 
 
 @pytest.mark.parametrize("step", [2, 11])
 def test_killed_after_a_step_and_resumed(whole, parts, step):
     kill_at(parts, step)
-    assert records.read_record(folder_of(parts))["status"] is Status.RUNNING
+    assert records.read_record(parts.folder)["status"] is Status.RUNNING
     assert run_trial(parts, resume=True)["status"] is Status.COMPLETED
     assert_same_results(whole, parts)
 
@@ -191,7 +190,7 @@ def test_the_checkpoint_before_a_broken_one_is_used(
     whole, killed, parts, file, damage, caplog
 ):
     shutil.copytree(killed.out, parts.out)
-    (broken,) = (folder_of(parts) / "checkpoint_8").glob(file)
+    (broken,) = (parts.folder / "checkpoint_8").glob(file)
     damage(broken)
     with caplog.at_level(python_logging.WARNING):
         record = run_trial(parts, resume=True)
@@ -202,7 +201,7 @@ def test_the_checkpoint_before_a_broken_one_is_used(
 
 def test_resuming_a_finished_trial_touches_nothing(whole):
     def look():
-        files = [p for p in folder_of(whole).rglob("*") if p.is_file()]
+        files = [p for p in whole.folder.rglob("*") if p.is_file()]
         return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
     def never(*_, **__):
@@ -242,13 +241,13 @@ def test_sigkill_at_a_random_moment_of_a_real_run(tmp_path):
     time.sleep(random.uniform(0, 0.4))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert records.read_record(folder_of(two))["status"] is Status.RUNNING
+    assert records.read_record(two.folder)["status"] is Status.RUNNING
     assert _drive(two.out, "--resume").wait() == 0
     assert_same_results(one, two)
 
 
 def _last_step(config):
-    if not (folder_of(config) / records.EVAL_FILE).exists():
+    if not (config.folder / records.EVAL_FILE).exists():
         return 0
     return rows_of(config)[-1][records.GLOBAL_STEP]
 

@@ -14,7 +14,6 @@ from synthetic import (
     BATCH_NORM,
     SYNTHETIC,
     assert_same_results,
-    folder_of,
     replaced,
     rows_of,
     saved,
@@ -51,7 +50,7 @@ def columns():
     """Reads the header of a CSV of the record."""
 
     def read(config, file=records.EVAL_FILE):
-        with open(folder_of(config) / file, newline="") as lines:
+        with open(config.folder / file, newline="") as lines:
             return next(csv.reader(lines))
 
     return read
@@ -60,7 +59,7 @@ def columns():
 def test_a_trial_leaves_a_whole_record(make_config, columns):
     config = make_config(study=2, trial=3, seed=5)
     record = run_trial(config, flags={"a": 1})
-    folder = folder_of(config)
+    folder = config.folder
     assert folder.parts[-3:] == ("study_2", "synthetic_mini_jax", "trial_3")
     written = records.read_record(folder)
     assert written == json.loads(json.dumps(record))

@@ -1,7 +1,7 @@
 """The ratio that budgets are stretched by on another machine."""
 
 import pytest
-from synthetic import folder_of, kill_at
+from synthetic import kill_at
 
 from algoperf import records, speed
 from algoperf.runner import run_trial
@@ -27,7 +27,7 @@ def test_the_budget_is_stretched_and_recorded(make_config):
     config: TrialConfig = make_config(max_steps=2, budget_ratio=2.0)
     assert config.budget_sec == 2 * config.workload.max_allowed_runtime_sec
     run_trial(config)
-    record = records.read_record(folder_of(config))
+    record = records.read_record(config.folder)
     assert record["budget_ratio"] == 2.0
     assert record["budget_sec"] == config.budget_sec
 
@@ -37,5 +37,5 @@ def test_a_resumed_run_keeps_its_budget(make_config):
     kill_at(config, 5)
     other = make_config(budget_ratio=5.0)
     run_trial(other, resume=True)
-    record = records.read_record(folder_of(config))
+    record = records.read_record(config.folder)
     assert record["budget_sec"] == config.budget_sec

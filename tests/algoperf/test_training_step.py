@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from synthetic import BATCH_NORM, SYNTHETIC, examples, folder_of
+from synthetic import BATCH_NORM, SYNTHETIC, examples
 
 from algoperf import (
     contract,
@@ -286,7 +286,7 @@ def test_a_record_says_which_units_a_recipe_runs_in(make_config, monkeypatch):
     point = {**tuning.trial_point(space, 0, 1), "recipe": "int8"}
     config = make_config(submission=submission, hyperparameters=point, max_steps=2)
     runner.run_trial(config)
-    assert records.read_record(folder_of(config))["numerics"] == {
+    assert records.read_record(config.folder)["numerics"] == {
         "recipe": "int8",
         "products": 2,
         "quantised": 2,
@@ -297,4 +297,4 @@ def test_a_record_says_which_units_a_recipe_runs_in(make_config, monkeypatch):
 def test_a_record_without_a_recipe_says_so(make_config):
     config = make_config(max_steps=2)
     runner.run_trial(config)
-    assert records.read_record(folder_of(config))["numerics"] is None
+    assert records.read_record(config.folder)["numerics"] is None

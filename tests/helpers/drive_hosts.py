@@ -25,7 +25,7 @@ SUBMISSIONS = Path(__file__).resolve().parents[1] / "algoperf" / "submissions"
 
 
 def trial(flags: argparse.Namespace, hosts: Hosts, announce: Callable) -> int:
-    from synthetic import SYNTHETIC, folder_of, replaced
+    from synthetic import SYNTHETIC, replaced
 
     from algoperf.data.examples import DataOptions
     from algoperf.runner import run_trial
@@ -57,7 +57,7 @@ def trial(flags: argparse.Namespace, hosts: Hosts, announce: Callable) -> int:
             raise ValueError("a bug on one host")
         return update(**arguments)
 
-    announce(folder_of(config))
+    announce(config.folder)
     with StopRequest() if flags.stop_on_sigterm else nullcontext() as stop:
         record = run_trial(
             replaced(config, update_params=slow),

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -134,17 +133,6 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of the harness catches it."""
 
 
-def folder_of(config: TrialConfig) -> Path:
-    """Returns the folder of the trial's record."""
-    return records.trial_folder(
-        config.out,
-        config.submission.name,
-        config.study,
-        config.workload.name,
-        config.trial,
-    )
-
-
 def replaced(config: TrialConfig, **functions: Callable[..., Any]) -> TrialConfig:
     """Returns the config with other functions in its submission."""
     submission = dataclasses.replace(
@@ -189,7 +177,7 @@ def saved(config: TrialConfig) -> tuple[runner.TrainState, dict[str, Any]]:
         as_namedtuple(config.hyperparameters),
         Seeds.derive(0, 0, 1).key(1),
     )
-    checkpoints = Checkpoints(folder_of(config))
+    checkpoints = Checkpoints(config.folder)
     found = checkpoints.restore(
         runner.TrainState(params, model_state, optimizer_state, 0)
     )
@@ -200,7 +188,7 @@ def saved(config: TrialConfig) -> tuple[runner.TrainState, dict[str, Any]]:
 
 def rows_of(config: TrialConfig, file: str = records.EVAL_FILE) -> list[records.Row]:
     """Returns the rows of a CSV of the record."""
-    return records.read_measurements(folder_of(config) / file, required=())
+    return records.read_measurements(config.folder / file, required=())
 
 
 def assert_same_results(one: TrialConfig, other: TrialConfig) -> None:

@@ -112,7 +112,9 @@ def test_what_cannot_be_written_costs_nothing_else(runs, tmp_path, capsys):
     assert (tmp_path / "x/y/report.html").exists()
     lines = err.splitlines()
     assert lines[0] == f"algoperf: cannot write {tmp_path}: Is a directory"
-    assert lines[1] == f"algoperf: cannot make {tmp_path}/file: File exists"
+    assert lines[1] == (
+        f"algoperf: cannot make {tmp_path}/file: File exists; choose another --csv"
+    )
     assert len(lines) == 2
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -267,7 +267,7 @@ def _row(
     return studies.result_row(
         setting,
         study,
-        training.folder_of(run),
+        run.folder,
         base.target_metric_name,
         base.target_direction,
         base.validation_target_value,

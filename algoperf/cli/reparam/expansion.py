@@ -61,7 +61,7 @@ def study(values: flags.FlagValues, base: "Workload", axis: Sequence[float]) -> 
     questions = workload.probes() if isinstance(workload, HasProbes) else {}
     rows, good = [], []
     for number, run in enumerate(runs):
-        status = records.read_record(training.folder_of(run))["status"]
+        status = records.read_record(run.folder)["status"]
         if status in studies.BAD:
             rows.append({"series": SERIES, "study": number, "status": str(status)})
             continue

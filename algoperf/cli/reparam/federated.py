@@ -144,7 +144,7 @@ def _bad(runs: "Sequence[TrialConfig]") -> list[dict[str, Any]]:
 
     found = []
     for run in runs:
-        status = records.read_record(training.folder_of(run))["status"]
+        status = records.read_record(run.folder)["status"]
         if status in studies.BAD:
             name = f"{run.submission.name} on {run.workload.name}"
             found.append({"series": name, "status": str(status)})

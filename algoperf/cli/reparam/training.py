@@ -98,16 +98,9 @@ def config(
     )
 
 
-def folder_of(run: "TrialConfig") -> Path:
-    """Returns where a run's record is."""
-    return records.trial_folder(
-        run.out, run.submission.name, run.study, run.workload.name, run.trial
-    )
-
-
 def is_done(run: "TrialConfig") -> bool:
     """Whether a run has its result."""
-    folder = folder_of(run)
+    folder = run.folder
     if not (folder / records.RECORD_FILE).exists():
         return False
     return records.Status(records.read_record(folder)["status"]).is_final
@@ -134,7 +127,7 @@ def make(runs: Sequence["TrialConfig"]) -> bool:
             if stop.is_asked:
                 print("stopped; the same command goes on with what is missing")
                 return False
-            status = records.read_record(folder_of(run))["status"]
+            status = records.read_record(run.folder)["status"]
             print(
                 f"[{done}/{len(missing)}: {run.submission.name} on "
                 f"{run.workload.name}, study {run.study}, trial {run.trial}: {status}]",
@@ -161,11 +154,11 @@ def restored(run: "TrialConfig") -> tuple[Any, Any]:
     state = run.submission.functions.init_optimizer_state(
         run.workload, params, model_state, point, key
     )
-    checkpoints = Checkpoints(folder_of(run))
+    checkpoints = Checkpoints(run.folder)
     found = checkpoints.restore(TrainState(params, model_state, state, 0))
     checkpoints.close()
     if found is None:
-        raise UserError(f"{folder_of(run)} has no checkpoint; remove it, run again")
+        raise UserError(f"{run.folder} has no checkpoint; remove it, run again")
     return found[0].params, found[0].model_state
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,6 +50,16 @@ def test_a_plan_grows_and_is_written_only_when_it_does(tmp_path):
     other = records.trial_folder(tmp_path, "sgd", 1, "wmt_mini", 1)
     record(other, Status.REACHED)
     assert jobs.trial_folders(tmp_path)[2:] == [other]
+
+
+def test_processes_that_plan_at_once_lose_nothing(tmp_path):
+    """As the pods of one sweep, which may all have the same process id."""
+    wanted = [job(tmp_path, trial) for trial in range(1, 17)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda one: jobs.plan(tmp_path, [one]), wanted))
+    planned = jobs.trial_folders(tmp_path)
+    assert sorted(planned) == sorted(one.folder for one in wanted)
+    assert [path.name for path in (tmp_path / jobs.FOLDER).iterdir()] == ["trials.json"]
 
 
 def test_other_results_are_refused_in_one_folder(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from problems import KEY, KINDS, PARAMS, WORKLOAD, assert_trees_close, make_workload
-from synthetic import SYNTHETIC, examples, folder_of
+from synthetic import SYNTHETIC, examples
 
 from algoperf import numerics, records, registry, reparam, runner, sharding, tuning
 from algoperf.errors import UserError
@@ -258,7 +258,7 @@ def test_a_record_has_the_sizes(make_config):
     """LoRA of rank 1 in the hidden layer (4, 8); all else is trained as it is."""
     config = _lora(make_config, rank=1)
     runner.run_trial(config)
-    sizes = records.read_record(folder_of(config))["sizes"]
+    sizes = records.read_record(config.folder)["sizes"]
     trained = (4 + 8) + 8 + (8 * 3 + 3)
     stored = trained + 4 * 8
     assert sizes == {
@@ -273,4 +273,4 @@ def test_a_rank_above_the_dimension_ends_the_run_before_it_begins(make_config):
     config = _lora(make_config, rank=5)
     with pytest.raises(UserError, match="rank 5 for hidden/kernel of shape 4 x 8"):
         runner.run_trial(config)
-    assert not folder_of(config).exists()
+    assert not config.folder.exists()

@@ -133,7 +133,7 @@ def test_magnitude_leaves_an_output_layer():
 
 def _finish(run, ppl, status="completed"):
     """Writes the record that a run would leave."""
-    folder = training.folder_of(run)
+    folder = run.folder
     folder.mkdir(parents=True)
     facts = {"schema_version": records.SCHEMA_VERSION, "status": status}
     facts["hyperparameters"] = dict(run.hyperparameters)

@@ -98,7 +98,7 @@ def test_runtimes_are_of_the_first_model_that_is_there(
 
     def make(runs):
         for run, status in zip(runs, statuses, strict=True):
-            folder = training.folder_of(run)
+            folder = run.folder
             folder.mkdir(parents=True)
             record = {"schema_version": 1, "status": status}
             (folder / "record.json").write_text(json.dumps(record))

@@ -69,7 +69,7 @@ def statuses(monkeypatch):
 
     def make(runs):
         for run in runs:
-            folder = training.folder_of(run)
+            folder = run.folder
             folder.mkdir(parents=True, exist_ok=True)
             key = (run.submission.name, run.workload.variant.split("_")[2], run.study)
             status = found.setdefault(key, "completed")

@@ -109,7 +109,7 @@ def test_a_finished_run_is_left_out_of_the_estimate(tmp_path, capsys):
     training.announce([one])
     assert "0 of 1 training runs are done" in capsys.readouterr().out
     assert not training.is_done(one)
-    folder = training.folder_of(one)
+    folder = one.folder
     folder.mkdir(parents=True)
     record = {"schema_version": 1, "status": "completed"}
     (folder / "record.json").write_text(json.dumps(record))
