@@ -49,7 +49,7 @@ class Checkpoints:
         """Saves a state and JSON facts under a step number, replacing it if there.
 
         Raises:
-          UserError: nothing could be written; earlier checkpoints are unharmed.
+          UserError: nothing could be written; those of other steps are unharmed.
         """
         leaves = _saved_leaves(state)
         kinds = {path: _kind(leaf) for path, leaf in leaves.items()}

@@ -147,15 +147,6 @@ def tried(plan: Plan, scores: Mapping[int, float]) -> list[Proposal]:
     return _replay(plan, scores)[0]
 
 
-def is_over_early(plan: Plan, scores: Mapping[int, float]) -> bool:
-    """Whether the search ended before its budget, at a point without better neighbours.
-
-    Also if the ranges have no more points.
-    """
-    done, waiting = _replay(plan, scores)
-    return not waiting and len(done) < plan.budget
-
-
 def _replay(
     plan: Plan, scores: Mapping[int, float]
 ) -> tuple[list[Proposal], list[Proposal]]:

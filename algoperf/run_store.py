@@ -80,7 +80,8 @@ class Run:
                 return max(float(row["step"]), 1.0)
             part = target - before["validation"]
             part /= row["validation"] - before["validation"]
-            return before["step"] + part * (row["step"] - before["step"])
+            step = before["step"] + part * (row["step"] - before["step"])
+            return max(step, 1.0)
         return None
 
 

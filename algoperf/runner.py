@@ -195,6 +195,7 @@ class _Trial:
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
         state, facts = restored or (fresh, {})
         self.state = dataclasses.replace(state, step=facts.get("step", 0))
+        self.saved_step: int | None = facts.get("step")  # of the newest checkpoint
         self.clock = Clock(now, facts.get("clock"))
         self._compiled_before = facts.get("compile"), facts.get("compile_saved")
         self.step_times = StepTimes([Window(*w) for w in facts.get("windows", [])])
@@ -290,9 +291,7 @@ class _Trial:
             return True
         self.state = self._next_state("update_params", outputs, step=state.step + 1)
         if self.in_flight.add(self.state.params):
-            self.step_times.open_window(
-                self.clock.now(), self.state.step, self.compiled.events
-            )
+            self.step_times.open_window(*self._moment())
         self.watch(self._progress(is_new_evaluation=False))
         return False
 
@@ -331,9 +330,10 @@ class _Trial:
         """Waits until the device has done everything; ends the window of steps."""
         self.in_flight.drain()
         wait_for_devices()
-        self.step_times.close_window(
-            self.clock.now(), self.state.step, self.compiled.events
-        )
+        self.step_times.close_window(*self._moment())
+
+    def _moment(self) -> tuple[float, int, int]:
+        return self.clock.now(), self.state.step, self.compiled.events
 
     def _budget_spent(self) -> tuple[Status, str] | None:
         budget = self.recorder.budget_sec
@@ -373,7 +373,8 @@ class _Trial:
     def _preempt(self) -> tuple[Status, str]:
         self._finish_steps()
         self.clock.switch(Phase.LOGGING)
-        self._checkpoint()
+        if self.saved_step != self.state.step:  # saving anew would first delete it
+            self._checkpoint()
         return Status.PREEMPTED, "asked to stop; go on with --resume"
 
     def _checkpoint_if_due(self, outcome: tuple[Status, str] | None) -> None:
@@ -396,6 +397,7 @@ class _Trial:
             **self.recorder.history(),
         }
         self.checkpoints.save(self.state.step, self.state, facts)
+        self.saved_step = self.state.step
         self.last_checkpoint = self.clock.now()
 
     def _train_state(self) -> Mapping[str, Any]:

@@ -117,7 +117,7 @@ class Workload(Protocol):
     num_test_examples: int
     default_batch_size: int  # used when get_batch_size knows no answer
     eval_batch_size: int
-    step_hint: int  # steps in which the target-setting runs reached the target
+    step_hint: int  # steps that a submission may plan its schedule for
     max_allowed_runtime_sec: float
     eval_period_time_sec: float
     train_mean: Any  # statistics of the training inputs, where they are normalised

@@ -302,10 +302,15 @@ def _plan_fresh(task: Calibration) -> list[Space]:
 def _plan_weak(task: Calibration) -> list[Space]:
     from algoperf import calibration
 
-    runs = task.store.of(calibration.Phase.SEARCH)
+    # A variant's own search has the best few points of its base only.
+    store = _store_of_base(task) if _is_variant(task) else task.store
+    runs = store.of(calibration.Phase.SEARCH)
     mine = [run for run in runs if run.space == OFF_SPACE]
     if not mine:
-        raise UserError("there are no runs of the search yet: give --phases=search")
+        raise UserError(
+            f"the search of {store.path} has no runs of {OFF_SPACE}, whose rate weak "
+            "runs are off: give --phases=search"
+        )
     best = calibration.best_run(mine, task.store.direction)
     space = next(space for space in find_spaces() if space.name == OFF_SPACE)
     rate = best.hyperparameters["learning_rate"]

@@ -25,6 +25,7 @@ from synthetic import (
 )
 
 from algoperf import records
+from algoperf.checkpoint import Checkpoints
 from algoperf.recorder import Recorder
 from algoperf.records import Status
 from algoperf.registry import find_submission, find_workload
@@ -100,6 +101,35 @@ def test_killed_between_evaluation_and_checkpoint(whole, parts):
     assert saved(parts)[1]["step"] == 4
     run_trial(parts, resume=True)
     assert_same_results(whole, parts)
+
+
+def test_what_a_resumed_trial_does_not_come_to_again_is_no_evaluation(whole, parts):
+    """An evaluation after the last checkpoint; the trial ends before it is repeated."""
+    kill_at(parts, 8, after_evaluation=True)
+    record = run_trial(parts, resume=True, should_stop=lambda: True)
+    assert record["status"] is Status.PREEMPTED
+    assert record["global_step"] == 4
+    assert [row[records.GLOBAL_STEP] for row in rows_of(parts)] == [0, 4]
+    table = records.read_measurements(parts.folder / records.MEASUREMENTS_FILE)
+    assert max(row[records.GLOBAL_STEP] for row in table) <= 4
+
+
+def test_stopping_right_after_a_checkpoint_leaves_it_alone(parts, monkeypatch):
+    """Saving again would first delete it, and a kill may come between the two."""
+    steps: list[int] = []
+    save = Checkpoints.save
+
+    def count(self, step, *rest):
+        steps.append(step)
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", count)
+    assert run_until(parts, 4)["status"] is Status.PREEMPTED
+    at_once = run_trial(parts, resume=True, should_stop=lambda: True)
+    assert at_once["status"] is Status.PREEMPTED
+    assert steps == [4]
+    assert run_until(parts, 5, resume=True)["status"] is Status.PREEMPTED
+    assert steps == [4, 5]
 
 
 @pytest.mark.parametrize("ends", ["max_steps", "target", "diverged"])

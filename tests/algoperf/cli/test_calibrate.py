@@ -163,3 +163,9 @@ def test_phases_and_a_variant(tmp_path, capfd, weak):
     (repeat,) = gelu.runs.values()
     assert repeat.space == best.space
     assert repeat.hyperparameters == best.hyperparameters
+
+    # Its weak runs are off the rate of its base, whichever points were its best.
+    assert cli.main([*arguments, "--phases=weak", f"--weak={weak}"]) == 0
+    gelu = Store.read(tmp_path / "imagenet_resnet_gelu_mini.json.xz")
+    off = [run for run in gelu.of(Phase.WEAK) if run.space == "adamw_off"]
+    assert [run.hyperparameters["learning_rate"] for run in off] == rates

@@ -16,6 +16,7 @@ from algoperf import records
 from algoperf.errors import UserError
 from algoperf.launch import hosts
 from algoperf.launch.hosts import HostConfig
+from algoperf.launch.jobs import STOP_SIGNALS
 from algoperf.records import Status
 
 HELPERS = Path(__file__).resolve().parents[2] / "helpers"
@@ -360,6 +361,41 @@ def test_hosts_that_disagree_say_so_before_training(tmp_path):
             "every host"
         )
     assert not list((tmp_path / "out").rglob(records.RECORD_FILE))
+
+
+SUPERVISED = """
+import contextlib, time
+from algoperf.cli.common import StopRequest
+from algoperf.hosts import Hosts
+from algoperf.launch import hosts
+
+@contextlib.contextmanager
+def alone(config, heard):
+    yield Hosts()
+
+def run(hosts, announce):
+    with StopRequest() as stop:
+        print("ready", flush=True)
+        while not stop.is_asked:
+            time.sleep(0.01)
+    print("saved", flush=True)
+    return 0
+
+hosts._together = alone
+raise SystemExit(hosts.supervised(None, run))
+"""
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_that_ask_to_stop_reach_the_host_that_trains(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISED], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("saved\n", None)
+    assert process.returncode == 0
 
 
 @pytest.mark.slow
