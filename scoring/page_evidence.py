@@ -264,7 +264,10 @@ def predictions(
         body = f"<details><summary>{count}</summary><div>{body}</div></details>"
     role = "They change no score."
     if result.predicted:
-        role = f"Settled ones count in the score, marked with {words.PREDICTED}."
+        role = (
+            "Settled ones count in the score where no trial of the study reached the "
+            f"target, marked with {words.PREDICTED}."
+        )
     text = h.section(
         "predictions",
         "Predictions",
