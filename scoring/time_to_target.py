@@ -198,17 +198,6 @@ def study_times(
     return np.array([time for _, _, time in keys])
 
 
-def study_time(
-    trials: Iterable[Trial],
-    goal: Goal,
-    mode: Mode = Mode.DOCUMENTED,
-    timing: Timing = SUBMISSION_TIME,
-) -> float:
-    """Returns the time of a study: that of the trial that counts."""
-    times_T = study_times(trials, goal, mode, timing)
-    return float(times_T[0]) if times_T.size else MISS
-
-
 Studies = tuple[FloatArray, ...]  # of each study what `study_times` returns
 
 
