@@ -1,8 +1,9 @@
 """Submissions beside a reference, and quality beside cost.
 
 A speed-up is the reference's time to target over a submission's, on the workloads where
-both have a time that counts (a held-out variant that strikes a time out strikes it out
-here too). Its mean is geometric, its interval that of `scoring.intervals`.
+both reached the target and no held-out variant strikes it out. A time beyond r_max,
+which does not count in a score, has a speed-up all the same, but in mode `official`,
+which strikes it out. The mean is geometric, its interval that of `scoring.intervals`.
 
 Means that hold misses follow SWE-fficiency (Ma et al. 2025, arXiv:2511.06090): who
 misses a target keeps the reference's model, hence has speed-up 1; each speed-up is
@@ -59,7 +60,7 @@ class Comparison:
     mean_speedup_S: FloatArray  # geometric, over the shared workloads; NaN for none
     mean_speedup_low_S: FloatArray
     mean_speedup_high_S: FloatArray
-    shared_S: IntArray  # on how many workloads both have times that count
+    shared_S: IntArray  # on how many workloads both times are not struck out
     wins_S: IntArray  # faster than the reference, or it alone missed
     ties_S: IntArray  # the interval holds 1; without one, within the tolerance
     losses_S: IntArray
@@ -74,7 +75,7 @@ def default_reference(result: Result) -> str | None:
     """
     if len(result.submissions) < 2:
         return None
-    is_usable_S = _usable(_counted(result)).any(axis=1) & (result.scores > 0)
+    is_usable_S = _usable(_comparable(result)).any(axis=1) & (result.scores > 0)
     names = [result.submissions[s] for s in result.ranking if is_usable_S[s]]
     if BASELINE in names:
         return BASELINE
@@ -91,15 +92,15 @@ def compare_to(
     """Compares every submission with `reference`.
 
     Raises:
-      UserError: there is no such submission, or it has no time that counts.
+      UserError: there is no such submission, or it has no time to compare with.
     """
     if reference not in result.submissions:
         raise unknown_name("reference", reference, result.submissions)
     r = result.submissions.index(reference)
-    times_SB = _counted(result)
+    times_SB = _comparable(result)
     if not _usable(times_SB[r]).any():
         raise UserError(
-            f"the reference {reference} has no time that counts; "
+            f"the reference {reference} has no time to compare with; "
             "choose another with --reference"
         )
     logs_SB, half_SB, mean_S, half_S = _log_speedups(result, times_SB, r, confidence)
@@ -128,7 +129,7 @@ def compare_to(
     )
 
 
-def _counted(result: Result) -> FloatArray:
+def _comparable(result: Result) -> FloatArray:
     """Returns times to target, [S, B], a miss where they are struck out."""
     return np.where(np.isfinite(result.ratios), result.times, MISS)
 

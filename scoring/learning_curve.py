@@ -82,11 +82,6 @@ class Trends:
         safe_L = np.where(is_bounded_L, self.exponents, 1.0)
         return np.where(is_bounded_L, self.levels + self.slopes / safe_L, np.inf)
 
-    @property
-    def amplitudes(self) -> FloatArray:
-        """The factor a of the power law c - a seconds^-b of each trend, [L]."""
-        return self.slopes / self.exponents * self.scale**self.exponents
-
 
 def _growth(log_x: FloatArray | float, exponents: FloatArray) -> FloatArray:
     """Returns (1 - x^-b) / b, and its limit log x at b = 0."""

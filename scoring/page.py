@@ -70,7 +70,7 @@ def write_page(path: str | Path, assessment: Assessment) -> None:
         data.packed_json("tables", _merged(part.downloads for part in parts)),
         data.packed_json("figures", _merged(part.drawings for part in parts)),
         data.packed_json("trials", data.trials_table(runs, rules)),
-        data.packed("data-curves", data.curves_json(groups, rules, style)),
+        data.packed("data-curves", data.curves_json(groups, result, style)),
         data.packed("plotly", get_plotlyjs()),
     )
     body = "\n".join(part.html for part in parts if part.html)

@@ -9,6 +9,7 @@ Dimension key: S submissions, B base workloads, V held-out variants, E evaluatio
 import base64
 import gzip
 import html
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +23,8 @@ from scoring import figures, guards, words
 from scoring.page_html import Style
 from scoring.read import FloatArray, Runs, Trial, read_hyperparameters
 from scoring.rules import Goal, Rules
-from scoring.score import Result
-from scoring.time_to_target import first_reached, trial_time
+from scoring.score import Result, group_trials
+from scoring.time_to_target import Mode, Timing, first_reached, preference
 
 EXACT_UP_TO = 50_000  # evaluations in all; beyond, curves are rounded to DIGITS
 DIGITS = 7
@@ -177,7 +178,7 @@ def _setting(value: Any) -> Any:
 
 
 def curves_json(
-    groups: Mapping[str, Sequence[Trial]], rules: Rules, style: Style
+    groups: Mapping[str, Sequence[Trial]], result: Result, style: Style
 ) -> str:
     """Returns the block of the training curves as JSON, every evaluation of a trial.
 
@@ -191,8 +192,9 @@ def curves_json(
     digits = None if is_exact(groups) else DIGITS
     workloads = []
     for name, trials in groups.items():
-        facts = json.dumps(_workload_facts(name, trials, rules.goals[name]))
-        goal, best = rules.goals[name], best_of_studies(trials, rules.goals[name])
+        goal = result.rules.goals[name]
+        facts = json.dumps(_workload_facts(name, trials, goal))
+        best = best_of_studies(trials, goal, result.mode, result.timing)
         curves = (_curve_json(t, goal, ranks, digits, t in best) for t in trials)
         workloads.append(f'{facts[:-1]},"trials":[{",".join(curves)}]}}')
     return (
@@ -201,20 +203,25 @@ def curves_json(
     )
 
 
-def best_of_studies(trials: Sequence[Trial], goal: Goal) -> set[Trial]:
+def best_of_studies(
+    trials: Sequence[Trial], goal: Goal, mode: Mode, timing: Timing
+) -> set[Trial]:
     """Returns the trial that counts of each study of each submission.
 
-    That is the first to the target; where none reached it, the one with the best value.
+    Where none reached the target, that is the one with the best value.
     """
     sign = 1 if goal.direction is Direction.MINIMIZE else -1
 
-    def order(trial: Trial) -> tuple[float, float, int]:
+    def order(trial: Trial) -> tuple[float, ...]:
+        key = preference(trial, goal, mode, timing)
+        if math.isfinite(key[0]):
+            return key
         value = goal_best(trial.columns.get(goal.column, np.empty(0)), goal)
-        worth = math.inf if value is None else sign * value
-        return trial_time(trial, goal), worth, trial.trial
+        return math.inf, math.inf if value is None else sign * value, trial.trial
 
     best: dict[tuple[str, int], Trial] = {}
-    for trial in trials:
+    judged, _ = group_trials(trials)
+    for trial in itertools.chain(*judged.values()):
         key = (trial.submission, trial.study)
         best[key] = min(best.get(key, trial), trial, key=order)
     return set(best.values())

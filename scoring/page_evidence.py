@@ -162,8 +162,8 @@ def comparison(result: Result, given: Comparison | None, style: Style) -> Part:
             f"How many times as fast as {given.reference} each submission reaches the "
             "target: right of the dashed line is faster. Whiskers are "
             f"{words.percent(given.confidence)} intervals; where there are none, they "
-            "are unknown. The geometric mean is over the workloads where both have a "
-            "time that counts."
+            "are unknown. The geometric mean is over the workloads where "
+            f"{words.compared_where(result)}."
         ),
         f'<div class="tools">{h.download("comparison")}</div>',
         f'<div class="grid">{"".join(places)}</div>',
@@ -184,7 +184,7 @@ def _verdict(given: Comparison, s: int) -> str:
         f"slower on {given.losses_S[s]}"
     )
     if np.isnan(mean):
-        return f"no workload counts for both; {counts}"
+        return f"no workload to compare on; {counts}"
     interval = words.format_interval(
         given.mean_speedup_low_S[s], given.mean_speedup_high_S[s], 2
     )
@@ -264,7 +264,10 @@ def predictions(
         body = f"<details><summary>{count}</summary><div>{body}</div></details>"
     role = "They change no score."
     if result.predicted:
-        role = f"Settled ones count in the score, marked with {words.PREDICTED}."
+        role = (
+            "Settled ones count in the score where no trial of the study reached the "
+            f"target, marked with {words.PREDICTED}."
+        )
     text = h.section(
         "predictions",
         "Predictions",

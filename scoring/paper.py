@@ -63,7 +63,7 @@ def write_figures(folder: Path, assessment: Assessment) -> list[Path]:
     """Writes each figure as PNG and PDF.
 
     That are `performance_profile`, `times_to_target` and, for each workload with
-    evaluations, `curves_<workload>`: the best trial of each study.
+    evaluations, `curves_<workload>`: the trial that counts of each study.
 
     Returns:
       The files, in this order.
@@ -184,7 +184,7 @@ def _curves(
 ) -> Any:
     goal, kind = result.rules.goals[workload], result.timing.kind
     scale, label = _abscissa(trials, kind)
-    best = page_data.best_of_studies(trials, goal)
+    best = page_data.best_of_studies(trials, goal, result.mode, result.timing)
     shown = [t for t in trials if t in best and goal.column in t.columns]
     names = [name for name in style if any(t.submission == name for t in shown)]
     axes = _axes(COLUMN, _height(names))

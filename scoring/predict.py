@@ -1,7 +1,8 @@
 """Predicted times to target of trials that were stopped, apart from scores or in them.
 
 A prediction is never part of a score unless `score_predicted` is called: then settled
-ones (see `learning_curve`) count as if they had been measured, and are marked.
+ones (see `learning_curve`) count as if they had been measured, and are marked. They
+stand in for a study without a measured time, never beside one.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from scoring.learning_curve import Prediction, predict_time
 from scoring.published import Published
 from scoring.read import Runs, Trial
 from scoring.rules import Goal, Rules
-from scoring.score import Result, score_runs
+from scoring.score import Result, group_trials, score_runs
 from scoring.time_to_target import SUBMISSION_TIME, budget_of, first_reached
 from scoring.words import format_number
 
@@ -123,7 +124,7 @@ def score_predicted(
     measured: Result,
     published: Published | None = None,
 ) -> Result:
-    """Scores runs again, with settled predictions in place of misses.
+    """Scores runs again, with settled predictions where a study missed.
 
     Args:
       runs: what was read.
@@ -144,7 +145,7 @@ def score_predicted(
             f"predictions are of {SUBMISSION_TIME}; leave out --score_predicted, or "
             "--time and --interpolate"
         )
-    longer = _with_predictions(runs, rules, forecasts)
+    longer = _with_predictions(runs, measured.rules, forecasts)
     mixed = score_runs(
         longer, rules, measured.ruleset, measured.mode, published, measured.timing
     )
@@ -169,14 +170,35 @@ def score_predicted(
 
 
 def _with_predictions(runs: Runs, rules: Rules, forecasts: Sequence[Forecast]) -> Runs:
-    """Returns runs in which predicted trials have one more evaluation: the target."""
+    """Returns runs in which predicted trials have one more evaluation: the target.
+
+    Studies with a measured time stay as they are. Mode `official` would prefer a
+    prediction to it, whose index is that of the next evaluation, however late.
+    """
+    reached = _reached_studies(runs, rules)
     longer = {
         item.trial: _longer(item, rules.goals[item.trial.workload])
         for item in forecasts
-        if item.prediction.is_settled
+        if item.prediction.is_settled and _study(item.trial) not in reached
     }
     trials = tuple(longer.get(trial, trial) for trial in runs.trials)
     return dataclasses.replace(runs, trials=trials)
+
+
+def _reached_studies(runs: Runs, rules: Rules) -> set[tuple[str, str, int]]:
+    """Returns the studies of which a trial that is judged reached the target."""
+    groups, _ = group_trials(runs.trials)
+    return {
+        _study(trial)
+        for (_, workload), trials in groups.items()
+        if workload in rules.workloads
+        for trial in trials
+        if first_reached(trial, rules.goals[workload]) is not None
+    }
+
+
+def _study(trial: Trial) -> tuple[str, str, int]:
+    return trial.submission, trial.workload, trial.study
 
 
 def _longer(forecast: Forecast, goal: Goal) -> Trial:

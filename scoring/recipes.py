@@ -1,6 +1,6 @@
 """Recipes compared: steps relative to a baseline's, against modelled cost.
 
-Pure functions over runs of `algoperf numerics sweep`. Dimension key: K seeds.
+Pure functions over runs of `algoperf numerics sweep`. Dimension key: K seeds, P points.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scoring.compare import pareto
 from scoring.intervals import half_width, log_median, student_quantile
 
 
@@ -178,23 +179,12 @@ def points(rows: Sequence[Row], costs: Mapping[str, float]) -> list[Point]:
             continue
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         found.append(Point(recipe, cost, mean))
-    front = pareto_front({p.recipe: (p.cost, p.ratio) for p in found})
-    marked = [dataclasses.replace(p, on_front=p.recipe in front) for p in found]
+    places_P2 = np.array([(p.cost, p.ratio) for p in found]).reshape(-1, 2)
+    marked = [
+        dataclasses.replace(p, on_front=bool(is_front))
+        for p, is_front in zip(found, pareto(places_P2), strict=True)
+    ]
     return sorted(marked, key=lambda p: (p.cost, p.ratio))
-
-
-def pareto_front(places: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Returns the names that nothing dominates; both coordinates are better small.
-
-    A place with an infinite coordinate is never on the front.
-    """
-    return {
-        name
-        for name, (x, y) in places.items()
-        if math.isfinite(x)
-        and math.isfinite(y)
-        and not any(a <= x and b <= y and (a, b) != (x, y) for a, b in places.values())
-    }
 
 
 WIDTH, HEIGHT, MARGIN = 640, 420, 60

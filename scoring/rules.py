@@ -1,7 +1,9 @@
 """What a benchmark asks for, as data: workloads, targets, studies, trials, r_max.
 
 Rules are JSON files in `scoring/rules/`; a file of the user's own has the same form, in
-JSON or TOML. Judging reads everything from here and knows no workload by name.
+JSON or TOML. A subset is named 'mini_fast' if it comes with the package, and
+'mine.json:small' in a file. Judging reads everything from here and knows no workload by
+name.
 """
 
 import dataclasses
@@ -75,6 +77,8 @@ class Rules:
     protocols: Mapping[str, Protocol]  # by ruleset: 'external', perhaps 'self'
     # Parts of the base workloads that are benchmarks of their own, by name.
     subsets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Where they were read from; the same rules in another file are equal.
+    file: Path | None = dataclasses.field(default=None, compare=False)
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -104,11 +108,12 @@ class Rules:
         return dataclasses.replace(self, goals=MappingProxyType(goals))
 
     def subset_of_exactly(self, workloads: Iterable[str]) -> str | None:
-        """Returns the name of the rules for just these base workloads, or None."""
+        """Returns what `load_rules` takes for just these base workloads, or None."""
         wanted = set(workloads)
         for subset, names in self.subsets.items():
             if set(names) == wanted:
-                return f"{self.name}_{subset}"
+                is_ours = self.file is None or self.file.parent == FOLDER
+                return f"{self.name}_{subset}" if is_ours else f"{self.file}:{subset}"
         return None
 
 
@@ -127,8 +132,11 @@ def known_rules() -> list[str]:
 def load_rules(name_or_path: str | Path) -> Rules:
     """Loads rules by name ('v0.5', 'v0.6_2025') or from a JSON or TOML file.
 
+    A file's subset follows its path: 'mine.json:small'.
+
     Raises:
-      UserError: unknown name, unreadable file, or a file that is not of this form.
+      UserError: unknown name or subset, unreadable file, or a file that is not of this
+        form.
     """
     name = str(name_or_path)
     if name in known_rules():
@@ -136,19 +144,22 @@ def load_rules(name_or_path: str | Path) -> Rules:
             return _read_rules(path)
         stem, _, subset = name.rpartition("_")
         return _read_rules(FOLDER / f"{stem}.json", subset)
-    path = Path(name_or_path)
+    path, part = Path(name), None
+    if ":" in path.name and not path.is_file():
+        stem, _, part = name.rpartition(":")
+        path = Path(stem)
     if path.is_file() or path.suffix in (".json", ".toml") or len(path.parts) > 1:
-        return _read_rules(path)
+        return _read_rules(path, part)
     raise unknown_name("rules", name, known_rules())
 
 
 def _read_rules(path: Path, subset: str | None = None) -> Rules:
     value = _read_value(path)
     try:
-        rules = _parse_rules(value)
+        rules = dataclasses.replace(_parse_rules(value), file=path)
+        return rules if subset is None else _part(rules, subset)
     except _Malformed as error:
         raise UserError(f"rules file {path}: {error}") from error
-    return rules if subset is None else _part(rules, subset, value["subsets"][subset])
 
 
 def _read_value(path: Path) -> Any:
@@ -169,12 +180,14 @@ def _read_value(path: Path) -> Any:
         raise UserError(f"rules file {path} is nested too deep") from error
 
 
-def _part(rules: Rules, subset: str, workloads: Sequence[str]) -> Rules:
-    """Returns the rules for some of the base workloads, without held-out variants."""
+def _part(rules: Rules, subset: str) -> Rules:
+    """Returns the rules for a subset, which has no held-out variants."""
+    if subset not in rules.subsets:
+        raise _Malformed(str(unknown_name("subset", subset, rules.subsets)))
     return dataclasses.replace(
         rules,
         name=f"{rules.name}_{subset}",
-        base_workloads=tuple(workloads),
+        base_workloads=rules.subsets[subset],
         held_out=MappingProxyType({}),
         subsets=MappingProxyType({}),
     )
@@ -233,6 +246,8 @@ def _subsets(value: Mapping[str, Any], base: Sequence[str]) -> dict[str, Any]:
         return {}
     subsets = _get(value, "subsets", dict, "")
     for name in subsets:
+        if not name.isprintable() or ":" in name or "/" in name:
+            raise _Malformed(f"a subset cannot be named {name!r}")  # see `load_rules`
         workloads = _get(subsets, name, list, "subsets.")
         strange = [workload for workload in workloads if workload not in base]
         if strange:

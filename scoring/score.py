@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -264,7 +265,9 @@ def _never_run(never: Sequence[str], rules: Rules) -> str:
     """Says which workloads nobody ran, and which subset is free of them."""
     line = f"no submission ran {', '.join(never)}: counted as missed by all"
     part = rules.subset_of_exactly(w for w in rules.base_workloads if w not in never)
-    return line if part is None else f"{line}; to leave them out: --benchmark {part}"
+    if part is None:
+        return line
+    return f"{line}; to leave them out: --benchmark {shlex.quote(part)}"
 
 
 def _count_warnings(

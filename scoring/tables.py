@@ -37,7 +37,7 @@ def print_report(assessment: Assessment, console: Console | None = None) -> None
         _print_lines(console, words.sensitivity_lines(result, uncertainty))
     if assessment.comparison:
         _print_table(console, comparison_table(result, assessment.comparison))
-        _print_lines(console, [words.comparison_line(assessment.comparison)])
+        _print_lines(console, [words.comparison_line(result, assessment.comparison)])
     if assessment.at_budget:
         _print_lines(console, [words.budget_line(assessment.at_budget)])
         _print_table(console, budget_table(result, assessment.at_budget))

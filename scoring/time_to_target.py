@@ -165,6 +165,24 @@ def _time_at(trial: Trial, goal: Goal, timing: Timing, index: int) -> float:
     return start + share * (end - start)
 
 
+def preference(
+    trial: Trial,
+    goal: Goal,
+    mode: Mode = Mode.DOCUMENTED,
+    timing: Timing = SUBMISSION_TIME,
+) -> tuple[float, int, float]:
+    """Returns a key that is least for the trial of a study that counts.
+
+    It begins with the time, or in mode `official` the evaluation index, infinite for a
+    miss. The number of the trial follows, then the time, in `timing.unit`.
+    """
+    index = first_reached(trial, goal, timing.kind)
+    if index is None:
+        return MISS, trial.trial, MISS
+    time = _time_at(trial, goal, timing, index)
+    return (index if mode is Mode.OFFICIAL else time), trial.trial, time
+
+
 def study_times(
     trials: Iterable[Trial],
     goal: Goal,
@@ -173,29 +191,11 @@ def study_times(
 ) -> FloatArray:
     """Returns the times of the trials of one study, the one that counts first, [T].
 
-    Trials stand in the order in which the mode prefers them, misses last: by time, or
-    in mode `official` by evaluation index and number, which need not be the fastest.
+    Trials stand in the order of `preference`, misses last; in mode `official` the first
+    need not be the fastest.
     """
-    keys: list[tuple[float, int, float]] = []
-    for trial in trials:
-        index = first_reached(trial, goal, timing.kind)
-        if index is None:
-            keys.append((MISS, trial.trial, MISS))
-            continue
-        time = _time_at(trial, goal, timing, index)
-        keys.append((index if mode is Mode.OFFICIAL else time, trial.trial, time))
-    return np.array([time for _, _, time in sorted(keys)])
-
-
-def study_time(
-    trials: Iterable[Trial],
-    goal: Goal,
-    mode: Mode = Mode.DOCUMENTED,
-    timing: Timing = SUBMISSION_TIME,
-) -> float:
-    """Returns the time of a study: that of the trial that counts."""
-    times_T = study_times(trials, goal, mode, timing)
-    return float(times_T[0]) if times_T.size else MISS
+    keys = sorted(preference(trial, goal, mode, timing) for trial in trials)
+    return np.array([time for _, _, time in keys])
 
 
 Studies = tuple[FloatArray, ...]  # of each study what `study_times` returns

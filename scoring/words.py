@@ -16,6 +16,7 @@ from scoring.learning_curve import FARTHEST, Prediction
 from scoring.parse import one_line
 from scoring.read import Runs, Trial
 from scoring.score import Result
+from scoring.time_to_target import Mode
 from scoring.uncertainty import Uncertainty
 
 NOT_COUNTED = "†"
@@ -250,10 +251,20 @@ def sensitivity_lines(result: Result, uncertainty: Uncertainty) -> list[str]:
     return lines
 
 
-def comparison_line(comparison: Comparison) -> str:
+def compared_where(result: Result) -> str:
+    """Returns where two submissions have a speed-up, see `scoring.compare`."""
+    where = "both reached the target"
+    if result.mode is Mode.OFFICIAL:
+        where += f" within {result.rules.r_max:g} times the best"
+    if result.held_out:
+        where += " and no held-out variant strikes it out"
+    return where
+
+
+def comparison_line(result: Result, comparison: Comparison) -> str:
     """Returns what the columns of the comparison mean."""
     return (
-        "mean: geometric, over the workloads where both have a time that counts; tie: "
+        f"mean: geometric, over the workloads where {compared_where(result)}; tie: "
         "the interval holds 1, or without one the times are within "
         f"{100 * comparison.tie_tolerance:g} %; harmonic, geometric: means of "
         "speed-ups where a miss is 1, each divided by the best (at most "

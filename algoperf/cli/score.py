@@ -46,8 +46,9 @@ def _define_rules(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "benchmark",
         None,
-        "Workloads, targets and protocol: a benchmark's name, or a JSON or TOML file. "
-        "By default mini; with --against, the benchmark of the published field.",
+        "Workloads, targets and protocol: a benchmark's name, or a JSON or TOML file, "
+        "FILE:SUBSET for a subset of it. By default mini; with --against, the "
+        "benchmark of the published field.",
         flag_values=values,
     )
     flags.DEFINE_string(

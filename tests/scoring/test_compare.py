@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from algoperf.errors import UserError
 from algoperf.records import Direction
+from scoring import words
 from scoring.compare import (
     BASELINE,
     at_budget,
@@ -178,6 +179,28 @@ def test_struck_times_have_no_speed_up(make_trial):
     ogbg = rules.base_workloads.index("ogbg")
     assert np.isnan(found.speedup_SB[1, ogbg])
     assert found.losses_S[1] == 1
+    where = "both reached the target and no held-out variant strikes it out"
+    assert words.compared_where(result) == where
+
+
+@pytest.mark.parametrize(
+    ("mode", "shared", "speedup", "where"),
+    [
+        ("documented", 1, 0.1, "both reached the target"),
+        ("official", 0, NAN, "both reached the target within 4 times the best"),
+    ],
+)
+def test_a_time_beyond_r_max_is_compared_and_so_it_is_said(
+    mini_runs, mode, shared, speedup, where
+):
+    runs = mini_runs({"baseline": (1, None), "slow": (10, None)})
+    result = score_runs(runs, RULES, mode=mode)
+    assert not result.counts[1, 0]
+    found = compare_to(result, "baseline")
+    assert found.shared_S[1] == shared
+    np.testing.assert_allclose(found.mean_speedup_S[1], speedup)
+    line = words.comparison_line(result, found)
+    assert line.startswith(f"mean: geometric, over the workloads where {where}; tie: ")
 
 
 def test_default_reference(mini_runs):
@@ -198,7 +221,7 @@ def test_references_that_cannot_be(mini_runs):
         UserError, match=r"unknown reference 'adam'; did you mean adamw"
     ):
         compare_to(result, "adam")
-    with pytest.raises(UserError, match="the reference b has no time that counts"):
+    with pytest.raises(UserError, match="the reference b has no time to compare with"):
         compare_to(result, "b")
 
 
@@ -365,7 +388,7 @@ def test_archive_of_2024(archive):
     assert reference == BASELINE
     found = compare_to(result, reference)
     known = np.isfinite(found.mean_speedup_low_S)
-    assert known.sum() == 10  # schedule_free_prodigy has no time that counts
+    assert known.sum() == 10  # schedule_free_prodigy has no time to compare
     assert (found.mean_speedup_low_S[known] <= found.mean_speedup_S[known]).all()
     # The winners of 2024 are faster than the baseline beyond chance.
     for name in ("shampoo_submission", "schedule_free_adamw"):

@@ -178,12 +178,47 @@ def test_curves_are_exact_and_know_the_best_trial(tmp_path, write_trial):
     assert [trial["hit"] for trial in others] == [1, -1, -1]
 
 
+STEPS = Timing(kind=TimeKind.STEPS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "timing", "seconds"),
+    [
+        ("documented", Timing(), 10),
+        ("official", Timing(), 15),
+        ("documented", STEPS, 15),
+    ],
+)
+def test_the_curve_of_a_study_is_of_the_trial_that_the_score_counts(
+    tmp_path, make_trial, mode, timing, seconds
+):
+    # The second has fewer evaluations and steps, and takes longer.
+    goal = RULES.goals["imagenet_resnet_mini"]
+    trials = (
+        make_trial(times=[1, 2, 9, 10], values=[0.1, 0.1, 0.1, goal.target]),
+        make_trial(trial=2, times=[1, 2, 15], values=[0.1, 0.1, goal.target]),
+        # As early as the first two in their own ways, and in the end better than both.
+        make_trial(trial=3, times=[1, 2, 15, 16], values=[0.1, 0.1, 0.9, 0.95]),
+        make_trial(trial=4, times=[1, 2, 9, 10], values=[0.1, 0.1, 0.1, 0.95]),
+        make_trial(framework="pytorch", times=[1], values=[0.99]),  # is not judged
+    )
+    runs = Runs(trials=trials, skipped=())
+    rules = dataclasses.replace(RULES, protocols=load_rules("v0.5").protocols)
+    result = score_runs(runs, rules, mode=mode, timing=timing)
+    assert result.times[0, 0] == (2 if timing is STEPS else seconds)
+    page, _ = _page_of(tmp_path, assess(runs, result, resamples=0))
+    drawn = [t for t in _data(page, "curves")["workloads"][0]["trials"] if t["best"]]
+    assert [curve["seconds"][-1] for curve in drawn] == [seconds]
+    assert drawn[0]["trial"] == (1 if seconds == 10 else 2)
+
+
 def test_very_many_evaluations_are_rounded(make_trial):
     count = page_data.EXACT_UP_TO + 1
     times = (np.arange(count) / 3).tolist()
     trial = make_trial(times=times, values=[0.123456789] * count)
+    result = score_runs(Runs(trials=(trial,), skipped=()), RULES)
     text = page_data.curves_json(
-        {"imagenet_resnet_mini": [trial]}, RULES, {"adamw": {"color": "", "dash": ""}}
+        {"imagenet_resnet_mini": [trial]}, result, {"adamw": {"color": "", "dash": ""}}
     )
     (curve,) = json.loads(text)["workloads"][0]["trials"]
     assert curve["values"][0] == 0.1234568

@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 
 from algoperf import cli
 from algoperf.errors import UserError
-from scoring import assess, load_rules, paper, read_runs, score_runs
+from scoring import assess, figures, load_rules, paper, read_runs, score_runs
+from scoring.read import Runs
 from scoring.time_to_target import TimeKind, Timing
 from scoring.uncertainty import estimate_uncertainty
 
@@ -194,6 +195,20 @@ def test_score_writes_figures_and_tables(tmp_path, write_trial, capsys):
         "scores.md",
     }
     assert "scores.tex" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("mode", "seconds"), [("documented", 10), ("official", 15)])
+def test_curves_are_of_the_trial_that_the_score_counts(make_trial, mode, seconds):
+    workload = RULES.base_workloads[0]
+    trials = (
+        make_trial(times=[1, 10], values=[0.1, 0.9]),
+        make_trial(trial=2, times=[15], values=[0.9]),
+    )
+    result = score_runs(Runs(trials=trials, skipped=()), RULES, mode=mode)
+    assert result.times[0, 0] == seconds
+    figure = paper._curves(workload, trials, result, figures.styles(result))
+    curve, _target = figure.axes[0].get_lines()
+    assert curve.get_xdata()[-1] == seconds
 
 
 def test_a_trial_that_never_evaluates_gives_no_curve(tmp_path, write_trial):

@@ -24,7 +24,7 @@ from scoring.read import Runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
 from scoring.tables import print_predictions
-from scoring.time_to_target import TimeKind, Timing
+from scoring.time_to_target import Mode, TimeKind, Timing
 from scoring.words import footnotes, format_time, headline
 
 RULES = load_rules("mini_fast")
@@ -180,6 +180,31 @@ def test_predictions_in_a_score_are_marked_everywhere(make_trial, tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert "~100.0" in text
     assert says in text
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("seconds", [60.0, 150.0])  # faster and slower than predicted
+@pytest.mark.parametrize("study", [0, 1])  # that of the prediction, and another
+def test_a_measured_time_is_not_replaced(make_trial, mode, seconds, study):
+    # It reached the target at a later evaluation than that of the prediction.
+    times = np.linspace(1.0, seconds, 60).tolist()
+    values = [0.1] * 59 + [0.99]
+    hit = make_trial("slow", study=study, trial=2, times=times, values=values)
+    runs = Runs(trials=(*_runs(make_trial).trials, hit), skipped=())
+    measured = score_runs(runs, RULES, mode=mode)
+    result = score_predicted(runs, RULES, predict_runs(runs, RULES), measured)
+    expected = seconds if study == 0 else (seconds + 100.0) / 2
+    assert result.times[1, 0] == pytest.approx(expected, rel=1e-3)
+    assert bool(result.predicted) == (study == 1)
+
+
+def test_a_framework_that_is_not_judged_replaces_no_prediction(make_trial):
+    runs = _runs(make_trial)
+    ignored = make_trial("slow", framework="pytorch", times=[1.0], values=[0.99])
+    runs = dataclasses.replace(runs, trials=(*runs.trials, ignored))
+    measured = score_runs(runs, RULES)
+    result = score_predicted(runs, RULES, predict_runs(runs, RULES), measured)
+    assert result.predicted == {("slow", "imagenet_resnet_mini")}
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,12 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from scoring.recipes import (
     Point,
     RecipeRun,
     mean_ratio,
-    pareto_front,
     points,
     summarise,
     svg,
@@ -93,16 +90,13 @@ def test_points_are_geometric_means():
     assert found[0].ratio == pytest.approx(4.0)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
-def test_nothing_on_the_front_is_dominated(places):
-    named = {str(i): place for i, place in enumerate(places)}
-    front = pareto_front(named)
-    for name, (x, y) in named.items():
-        dominated = any(
-            a <= x and b <= y and (a < x or b < y) for a, b in named.values()
-        )
-        assert (name in front) != dominated
+def test_points_that_nothing_dominates_are_on_the_front():
+    steps = {"bf16": 100.0, "cheap": 150.0, "worse": 160.0, "bad": math.inf}
+    runs = [run for recipe, s in steps.items() for run in _runs("a", recipe, [s])]
+    costs = {"bf16": 0.25, "cheap": 0.1, "worse": 0.2, "bad": 0.01}
+    found = points(summarise(runs, "bf16"), costs)
+    assert [p.recipe for p in found if p.on_front] == ["cheap", "bf16"]
+    assert points([], {}) == []
 
 
 def test_the_picture_is_xml_and_names_all():

@@ -144,6 +144,27 @@ def test_a_subset_has_the_goals_of_the_whole_and_no_held_out_workloads():
     assert (part.r_max, part.protocols) == (whole.r_max, whole.protocols)
 
 
+def test_a_subset_of_an_own_file_follows_its_path(tmp_path):
+    content = copy.deepcopy(VALID)
+    content["base_workloads"].append("a_b")
+    content["held_out"] = {}
+    content["subsets"] = {"small": ["a"]}
+    whole = _load(tmp_path, content)
+    name = whole.subset_of_exactly(["a"])
+    assert name == f"{tmp_path}/mine.json:small"
+    part = load_rules(name)
+    assert (part.name, part.workloads) == ("mine_small", ("a",))
+    with pytest.raises(UserError, match=r"mine\.json: unknown subset 'smal'; did you"):
+        load_rules(f"{tmp_path}/mine.json:smal")
+    with pytest.raises(UserError, match=r"none\.json: No such file"):
+        load_rules(f"{tmp_path}/none.json:small")
+    with pytest.raises(UserError, match="did you mean mini_fast"):
+        load_rules("mini:fast")
+    # A path with a colon is a path first.
+    odd = (tmp_path / "mine.json").rename(tmp_path / "mine.json:smal")
+    assert load_rules(odd) == whole
+
+
 def test_own_file_in_a_path_with_spaces(tmp_path):
     path = tmp_path / "my own rules.json"
     path.write_text(json.dumps(VALID))
@@ -210,6 +231,8 @@ def test_unknown_ruleset_gets_the_nearest():
         (["subsets"], ["a"], "'subsets' must be of type dict"),
         (["subsets"], {"b": []}, "'subsets.b' must be different names"),
         (["subsets"], {"b": ["c"]}, "'subsets.b': no base workload 'c'"),
+        (["subsets"], {"b/c": ["a"]}, "a subset cannot be named 'b/c'"),
+        (["subsets"], {"b:c": ["a"]}, "a subset cannot be named 'b:c'"),
     ],
 )
 def test_malformed_files_are_explained_in_one_line(tmp_path, path, value, message):

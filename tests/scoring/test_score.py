@@ -1,6 +1,8 @@
 """Judging runs: results, warnings, subsets, and the published scores of 2024."""
 
 import dataclasses
+import json
+import shlex
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from algoperf.errors import UserError
 from scoring.profile import exact_areas, official_areas
 from scoring.read import Runs, read_runs
-from scoring.rules import Rules, load_rules
+from scoring.rules import FOLDER, Rules, load_rules
 from scoring.score import judge, score_runs
 from scoring.time_to_target import Mode, TimeKind, Timing
 
@@ -103,6 +105,19 @@ def test_a_subset_that_is_just_what_was_run_is_named(make_trial):
     ) in warnings
     assert "b has no run of wmt: counted as missed" in warnings
     assert not any(w.startswith("a has no run") for w in warnings)
+
+
+def test_the_subset_that_a_warning_names_can_be_loaded(make_trial, tmp_path):
+    shipped = json.loads((FOLDER / "mini.json").read_text())
+    workload = shipped["base_workloads"][0]
+    path = tmp_path / "my rules.json"
+    # Under the name of shipped rules, which have no such subset.
+    path.write_text(json.dumps({**shipped, "subsets": {"small": [workload]}}))
+    runs = Runs(trials=(make_trial("a", workload, times=[5], values=[1]),), skipped=())
+    warning = next(w for w in score_runs(runs, load_rules(path)).warnings if "--" in w)
+    *_, flag, part = shlex.split(warning)
+    assert flag == "--benchmark"
+    assert load_rules(part).base_workloads == (workload,)
 
 
 def test_unknown_workloads_are_ignored_with_a_warning(mini_runs, make_trial):
