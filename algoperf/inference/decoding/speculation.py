@@ -14,6 +14,7 @@ import numpy as np
 
 from algoperf.errors import UserError
 from algoperf.inference.timing.runtime import RuntimeModel
+from algoperf.inference.tradeoffs import scaling
 
 
 def acceptance(target: np.ndarray, draft: np.ndarray) -> np.ndarray:
@@ -132,15 +133,24 @@ class Counts:
         )
 
 
-def round_seconds(draft: RuntimeModel, target: RuntimeModel, length: int) -> float:
-    """Returns the modelled seconds of a round: K g_draft + a target pass of K + 1.
+def round_seconds(
+    draft: RuntimeModel, target: RuntimeModel, length: int, context: float
+) -> float:
+    """Returns the modelled seconds of a round: K draft steps, a target pass of K + 1.
 
-    A verification of few tokens reads all weights once, like a decoding step; it is
-    charged g, plus what F says that K more tokens cost.
+    A verification of few tokens reads all weights and the cache once, like a decoding
+    step; it is charged as one, plus what F says that K more tokens cost.
+
+    Args:
+      draft: its runtime.
+      target: its runtime.
+      length: K.
+      context: tokens before the round; the few that it adds itself are not counted.
     """
     knots = target.prompt_seconds
     more = max(knots(length + 1) - knots(1), 0.0)
-    return length * draft.seconds_per_token + target.seconds_per_token + more
+    steps = length * draft.token_seconds(context)
+    return steps + target.token_seconds(context) + more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,11 +288,12 @@ def step_level_seconds(
     """
 
     def writing(model: RuntimeModel) -> float:
-        slope = model.seconds_per_token_slope
-        within = context * step_tokens + step_tokens * (step_tokens + 1) / 2
-        return model.seconds_per_token * step_tokens + slope * within
+        g, slope = model.seconds_per_token, model.seconds_per_token_slope
+        return scaling.context_decode_seconds(context, step_tokens, g, slope)
 
+    # One pass, which reads the cache of all tokens before the step once.
     judging = base.prompt_seconds(step_tokens + judge_tokens)
+    judging += base.seconds_per_token_slope * context
     return writing(small) + judging + (1 - acceptance_rate) * writing(base)
 
 

@@ -80,7 +80,8 @@ def speculative(
 ) -> Cost:
     """Returns the cost of guessing ahead: both prefills, then rounds.
 
-    F_d(p) + F_t(p) + (o - 1) / E[tokens of a round] x (K g_d + a target pass of K + 1).
+    F_d(p) + F_t(p) + (o - 1) / E[tokens of a round] x (K draft steps + a target pass of
+    K + 1), all rounds at the mean context, so that K = 0 is plain decoding and F_d(p).
 
     Args:
       draft: its runtime.
@@ -89,20 +90,34 @@ def speculative(
       output: o.
       acceptance: of a guess, independently.
       length: K guesses a round; None: the one that costs least.
+
+    Raises:
+      UserError: a model does not hold p + o + K tokens.
     """
+    context = mean_context(prompt, output)
     if length is None:
-        length = best_length(draft, target, acceptance)
-    rounds = (output - 1) / speculation.tokens_per_round(acceptance, length)
-    decoding = rounds * speculation.round_seconds(draft, target, length)
+        length = best_length(draft, target, acceptance, context)
+    for model in (draft, target):  # the last round may begin before the last token
+        model.check(prompt, output + length)
+    further = max(output - 1, 0)
+    rounds = further / speculation.tokens_per_round(acceptance, length)
+    decoding = rounds * speculation.round_seconds(draft, target, length, context)
     seconds = decoding + draft.predict(prompt, 1) + target.predict(prompt, 1)
     return Cost(seconds, seconds, scaling.one_pass(output))
 
 
-def best_length(draft: RuntimeModel, target: RuntimeModel, acceptance: float) -> int:
-    """Returns the K of the least modelled seconds per token, 0 to 64."""
+def mean_context(prompt: int, output: int) -> float:
+    """Returns the mean of p + 1, ..., p + o - 1: tokens before each after the first."""
+    return prompt + output / 2
+
+
+def best_length(
+    draft: RuntimeModel, target: RuntimeModel, acceptance: float, context: float
+) -> int:
+    """Returns the K of the least modelled seconds per token, 0 to 64, at a context."""
 
     def per_token(length: int) -> float:
-        seconds = speculation.round_seconds(draft, target, length)
+        seconds = speculation.round_seconds(draft, target, length, context)
         return seconds / speculation.tokens_per_round(acceptance, length)
 
     return min(range(LONGEST_DRAFT + 1), key=per_token)
@@ -133,13 +148,16 @@ def step_level(
       acceptance: of steps, 0 to 1.
 
     Raises:
-      UserError: no steps, or no share of them.
+      UserError: no steps, no share of them, or a model does not hold the answer and a
+        step more.
     """
     if not (step_tokens >= 1 and 0 <= acceptance <= 1):
         raise UserError(
             f"steps of {step_tokens} tokens, accepted at {acceptance}: they need a "
             "token, and a share within [0, 1]"
         )
+    for model in (small, base):  # a whole last step, before it is cut off
+        model.check(prompt, output + step_tokens)
     both = small.predict(prompt, 1) + base.predict(prompt, 1)
     seconds, written, at = both, 0.0, 0
     while at < output:
@@ -171,9 +189,12 @@ def predicted_cache(
       prompt: p.
       output: o, at least 1.
       map_seconds: of the linear maps.
+
+    Raises:
+      UserError: a request that does not fit the models.
     """
-    first = auxiliary.predict(prompt, 1) + map_seconds + base.seconds_per_token
-    first += base.seconds_per_token_slope * prompt
+    base.check(prompt, output)
+    first = auxiliary.predict(prompt, 1) + map_seconds + base.token_seconds(prompt)
     seconds = base.overhead + first + base.decode_seconds(prompt, output)
     return Cost(seconds, seconds, scaling.one_pass(output))
 
@@ -319,7 +340,7 @@ def table(
     ways: dict[str, Callable[[], Cost]] = {}
     if draft is not None:
         small = draft
-        length = best_length(small, base, plan.acceptance)
+        length = best_length(small, base, plan.acceptance, mean_context(p, o))
         ways["the draft alone"] = lambda: request(small, p, o)
         ways[f"speculative, {length} guesses"] = lambda: speculative(
             small, base, p, o, plan.acceptance, length

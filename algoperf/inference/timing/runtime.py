@@ -68,6 +68,12 @@ class RuntimeModel:
         Raises:
           UserError: a negative number, or more than the model holds.
         """
+        self.check(prompt, output)
+        decoding = self.decode_seconds(prompt, output)
+        return self.overhead + self.prompt_seconds(prompt) + decoding
+
+    def check(self, prompt: int, output: int) -> None:
+        """Raises UserError for a request that `predict` has no seconds for."""
         least = 0 if self.prompt_seconds.rule == "proportional" else 1
         if not prompt >= least:
             raise UserError(f"a prompt of {prompt} tokens; it needs at least {least}")
@@ -78,8 +84,10 @@ class RuntimeModel:
                 f"{prompt} tokens of prompt and {output} of output are more than the "
                 f"{self.max_length} that the model holds; shorten one of them"
             )
-        decoding = self.decode_seconds(prompt, output)
-        return self.overhead + self.prompt_seconds(prompt) + decoding
+
+    def token_seconds(self, context: float) -> float:
+        """Returns the seconds of one output token with so many tokens before it."""
+        return self.seconds_per_token + self.seconds_per_token_slope * context
 
     def decode_seconds(self, prompt: int, output: int) -> float:
         """Returns the seconds of all output tokens after the first."""

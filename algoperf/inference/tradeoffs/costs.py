@@ -210,8 +210,8 @@ def utilisation(
     if accelerator.peak_flops is None or accelerator.bytes_per_second is None:
         raise UserError(f"give the peak rates of {accelerator.name}")
     reading = prompt_flops(shape, prompt) / runtime.prompt_seconds(prompt)
-    per_token = runtime.seconds_per_token + runtime.seconds_per_token_slope * prompt
-    decoding = token_bytes(shape, prompt, element_bytes=element_bytes) / per_token
+    moved = token_bytes(shape, prompt, element_bytes=element_bytes)
+    decoding = moved / runtime.token_seconds(prompt)
     return {
         "compute": reading / (accelerators * accelerator.peak_flops),
         "bandwidth": decoding / (accelerators * accelerator.bytes_per_second),
