@@ -10,6 +10,7 @@ from algoperf.inference.timing.profiles import Profile, Setting
 GRID = profiler.make_grid(64, prompts=(1, 16, 32), outputs=(1, 4, 16))
 HERE = {"platform": "cpu", "device_kind": "cpu", "device_count": 1, "cpu": "Some CPU"}
 NAME = "finewebedu_lm_mini"
+SETTING = Setting(clock="cpu", cores=1)
 SHAPE = DecoderShape(NAME, 1024, 2, 96, 3, 192, 64)
 
 
@@ -22,6 +23,7 @@ def write_run(
     status="completed",
     cpu="Some CPU",
     target=20.0,
+    devices=1,
 ):
     """A trial evaluated every 10 steps, 5 seconds each; its identity."""
     folder = records.trial_folder(out, submission, 0, NAME, trial)
@@ -38,7 +40,7 @@ def write_run(
         "seeds": {"trial_seed": 100 + trial},
         "start_time": f"2026-01-0{trial}T00:00:00+00:00",
         "target": {"metric": "ppl", "direction": "minimize", "validation": target},
-        "devices": {"platform": "cpu", "device_kind": "cpu", "device_count": 1},
+        "devices": {"platform": "cpu", "device_kind": "cpu", "device_count": devices},
         "host": {"cpu": cpu},
     }
     (folder / records.RECORD_FILE).write_text(json.dumps(record))
@@ -63,7 +65,14 @@ def write_run(
 
 
 def write_profile(
-    path, recipe, prompt_seconds, token_seconds, *, cpu="Some CPU", **served
+    path,
+    recipe,
+    prompt_seconds,
+    token_seconds,
+    *,
+    cpu="Some CPU",
+    setting=SETTING,
+    **served,
 ):
     """A profile of constant F and g; `served` has trial, quality and bytes."""
     times = {
@@ -72,7 +81,7 @@ def write_profile(
     }
     profile = Profile(
         shape=SHAPE,
-        setting=Setting(clock="cpu", cores=1),
+        setting=setting,
         result=profiler.fit_result(times, GRID),
         hardware=HERE | {"cpu": cpu},
         versions={},

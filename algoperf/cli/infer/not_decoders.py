@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # The language model is profiled as a decoder.
 DECODERS = ("finewebedu_lm",)
 KIND = "algoperf inference times"
+# How decoders are measured and served; what is measured here is float32 on one device.
+DECODER_FLAGS = (
+    *("parallel", "capacity", "dtype", "longest"),
+    *("weights", "pack_embedding", "rank", "prune", "compact", "evaluate", "data_dir"),
+)
 
 
 def takes(names: Sequence[str]) -> bool:
@@ -79,10 +84,8 @@ def run(values: flags.FlagValues, name: str) -> None:
 
 def _check_flags(values: flags.FlagValues, name: str, is_translation: bool) -> None:
     """What only decoders know is an error, not passed over."""
-    useless = ["parallel", "capacity", "dtype"]
-    if not is_translation:
-        useless += ["outputs", "batch_size"]
-    for flag in useless:
+    sizes = () if is_translation else ("outputs", "batch_size")
+    for flag in (*DECODER_FLAGS, *sizes):
         if values[flag].present:
             raise UserError(
                 f"--{flag} has no meaning for {name}; it is for decoders"

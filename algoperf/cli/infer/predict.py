@@ -48,7 +48,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         "is_extrapolated": prompt > max(profile.runtime.prompt_seconds),
     }
     if not profile.served.get("ranks"):  # a shape says nothing of factors
-        found["flops"] = setting.batch_size * _flops(profile.shape, prompt, output)
+        found["flops"] = _flops(profile.shape, prompt, output)
     if values.dollars_per_hour is not None:
         found["dollars"] = option.dollars(prompt, output, values.dollars_per_hour)
     if values.watts is not None:
@@ -60,7 +60,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 
 def _flops(shape: "DecoderShape", prompt: int, output: int) -> float:
-    """Of a request: the prompt, and each output token after the first."""
+    """Of one request, as dollars: the prompt, each output token after the first."""
     from algoperf.inference.tradeoffs import costs
 
     further = max(output - 1, 0)

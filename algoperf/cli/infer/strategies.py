@@ -48,18 +48,15 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       positional: the profile of the large model.
     """
     from algoperf.inference.decoding import strategies
-    from algoperf.inference.timing import profiles
 
     path = common.one_argument(positional, "PROFILE of the large model", "infer")
     if values.prompt is None or values.output is None:
         raise UserError("give --prompt TOKENS and --output TOKENS of one answer")
     base = _profile(values, path)
-    draft = None if values.draft is None else _profile(values, values.draft)
-    if draft is not None and profiles.other_hardware(draft, base.hardware, None):
-        raise UserError(
-            f"{values.draft} was measured on other hardware than {path}; their seconds "
-            "cannot be added: profile both on one machine"
-        )
+    draft = None
+    if values.draft is not None:
+        draft = _profile(values, values.draft)
+        _check_pair(values.draft, draft, path, base)
     plan = strategies.Plan(
         prompt=values.prompt,
         output=values.output,
@@ -73,7 +70,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     costs, left_out = strategies.table(
         base.runtime, plan, None if draft is None else draft.runtime
     )
-    plain = costs["plain"]
+    plain, devices = costs["plain"], base.setting.parallel
     columns = list(COLUMNS)
     if values.dollars_per_hour is not None:
         columns.append("dollars")
@@ -83,13 +80,14 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
             "strategy": name,
             "seconds": cost.seconds,
             "times_plain": cost.seconds / plain.seconds,
-            "device_seconds": cost.device_seconds,
+            "device_seconds": devices * cost.device_seconds,
             "device_times_plain": cost.device_seconds / plain.device_seconds,
             "tokens_in_a_row": cost.budget.sequential,
             "tokens_in_all": cost.budget.total,
         }
         if values.dollars_per_hour is not None:
-            row["dollars"] = cost.device_seconds / 3600 * values.dollars_per_hour
+            hours = devices * cost.device_seconds / 3600
+            row["dollars"] = hours * values.dollars_per_hour
         rows.append(row)
 
     def print_text() -> None:
@@ -107,4 +105,31 @@ def _profile(values: flags.FlagValues, path: str) -> "Profile":
     profile = profiles.load_profile(Path(path))
     if not values.any_hardware:
         profiles.check_hardware(profile, machine.describe(), os.cpu_count())
+    if profile.setting.batch_size != 1:
+        raise UserError(
+            f"{path} has times of batches of {profile.setting.batch_size}, and an "
+            "answer is one request: profile with --batch_size 1"
+        )
     return profile
+
+
+def _check_pair(draft_path: str, draft: "Profile", path: str, base: "Profile") -> None:
+    """Raises UserError where the times of two models do not add up."""
+    from algoperf.inference.timing import profiles
+
+    if profiles.other_hardware(draft, base.hardware, None):
+        raise UserError(
+            f"{draft_path} was measured on other hardware than {path}; their seconds "
+            "cannot be added: profile both on one machine"
+        )
+    ours, theirs = vars(draft.setting), vars(base.setting)
+    differ = [
+        f"{name} {ours[name]}, not {theirs[name]}"
+        for name in ("parallel", "cores", "clock", "dtype")
+        if ours[name] != theirs[name]
+    ]
+    if differ:
+        raise UserError(
+            f"{draft_path} was measured in another way than {path} "
+            f"({'; '.join(differ)}); their seconds cannot be added: profile both alike"
+        )

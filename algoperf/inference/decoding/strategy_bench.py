@@ -46,21 +46,6 @@ class Cell:
 PLAIN = Cell("plain")
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a cell gave.
-
-    Attributes:
-      seconds: of each round, for all prompts.
-      counts: of all prompts together; None for a model alone.
-      tokens: that were asked for, of all prompts together.
-    """
-
-    seconds: tuple[float, ...]
-    counts: Counts | None
-    tokens: int
-
-
 def cells(
     drafts: Sequence[str],
     lengths: Sequence[int],

@@ -3,7 +3,7 @@
 'On the Efficiency of Convolutional Neural Networks' (arXiv:2404.03617): a kernel takes
 at least max(FLOPs / peak, bytes / bandwidth); a program runs its kernels one after
 another, so its ideal time is their sum, which is more than one roofline over the totals
-gives. Computational efficiency is ideal over measured time.
+gives.
 """
 
 import dataclasses
@@ -59,55 +59,6 @@ class Peak:
 def ideal_seconds(kernels: Iterable[Kernel], peak: Peak) -> float:
     """Returns the sum over kernels of max(FLOPs / peak, bytes / bandwidth)."""
     return sum(kernel.repeats * peak.seconds(kernel) for kernel in kernels)
-
-
-def efficiency(kernels: Iterable[Kernel], peak: Peak, measured_seconds: float) -> float:
-    """Returns ideal / measured time, in (0, 1].
-
-    Raises:
-      UserError: the measured time is shorter than the ideal one: a peak rate is stated
-        too low.
-    """
-    ideal = ideal_seconds(kernels, peak)
-    if not measured_seconds > 0:
-        raise UserError(f"a measured time of {measured_seconds} s; it must be above 0")
-    if ideal > measured_seconds:
-        raise UserError(
-            f"{measured_seconds:.3g} s were measured, but at the stated peak rates the "
-            f"program needs {ideal:.3g} s; state higher rates"
-        )
-    return ideal / measured_seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One column of a waterline plot.
-
-    Attributes:
-      name: of the kernel.
-      intensity: FLOPs per byte, its height; the waterline is the machine's.
-      seconds: at the peak rates, its width, repeats included.
-      is_compute_bound: whether it rises above the waterline.
-    """
-
-    name: str
-    intensity: float
-    seconds: float
-    is_compute_bound: bool
-
-
-def waterline(kernels: Iterable[Kernel], peak: Peak) -> list[Column]:
-    """Returns the columns of a waterline plot, the most intense kernels first."""
-    columns = [
-        Column(
-            name=kernel.name,
-            intensity=kernel.flops / kernel.bytes if kernel.bytes else 0.0,
-            seconds=kernel.repeats * peak.seconds(kernel),
-            is_compute_bound=peak.is_compute_bound(kernel),
-        )
-        for kernel in kernels
-    ]
-    return sorted(columns, key=lambda column: -column.intensity)
 
 
 def totals(kernels: Iterable[Kernel]) -> Kernel:

@@ -102,7 +102,7 @@ def make_grid(
     """Returns a grid for a model of this length; lengths are spread where not given.
 
     Held out are prompt lengths half-way between the grid's, with output lengths that it
-    lacks.
+    lacks; where lengths are close together, those that are not fitted.
 
     Raises:
       UserError: lengths that do not fit.
@@ -118,7 +118,11 @@ def make_grid(
     between = [(low + high) // 2 for low, high in itertools.pairwise(lengths)]
     unseen = [o + o // 2 for o in counts if o >= 2]
     pairs = [(p, o) for p in between[1::2] or between for o in unseen[-2:]]
-    held_out = tuple((p, o) for p, o in pairs if p + o <= max_length)
+    held_out = tuple(
+        (p, o)
+        for p, o in pairs
+        if p + o <= max_length and not (p in lengths and o in counts)
+    )
     return Grid(lengths, counts, held_out, max_length)
 
 
@@ -316,7 +320,8 @@ def fit_result(
     context_slope: bool | None = None,
 ) -> Result:
     """Fits measured times; the held-out cells judge."""
-    samples = [(*cell, s) for cell in grid.cells for s in times[cell]]
+    fitted = [cell for cell in times if cell not in grid.held_out]
+    samples = [(*cell, s) for cell in fitted for s in times[cell]]
     runtime = fit_runtime(
         samples, rule, context_slope, "median", max_length=grid.max_length
     )

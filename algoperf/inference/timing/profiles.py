@@ -165,7 +165,9 @@ def refitted(
     cells = [cell for cell in times if cell not in held_out]
     prompts = tuple(sorted({p for p, _ in cells}))
     outputs = tuple(sorted({o for _, o in cells}))
-    grid = Grid(prompts, outputs, held_out, profile.shape.max_length)
+    # A cache of its own may hold less than the model.
+    longest = profile.runtime.max_length or profile.shape.max_length
+    grid = Grid(prompts, outputs, held_out, longest)
     result = fit_result(times, grid, rule, context_slope)
     return dataclasses.replace(profile, result=result)
 

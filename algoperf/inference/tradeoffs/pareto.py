@@ -1,9 +1,9 @@
 """Training runs joined with inference profiles: what a submission's model is worth.
 
 A run has a quality and a time to train, a profile a time and bytes of a request, for
-one recipe of serving. Joined they are one row: the quality as served, what it took to
-train, what a request costs. Rows of one submission and recipe make a point, medians
-over its runs. No JAX.
+one way of serving. Joined they are one row: the quality as served, what it took to
+train, what a request costs. Rows of one submission and way make a point, medians over
+its runs. No JAX.
 
 Which profile belongs to a run: one measured on its own model, or, served in float32
 and otherwise unchanged, one of its workload with any weights, since speed does not
@@ -40,6 +40,7 @@ class Run:
       metric, direction, target: of the validation data; target None: there is none.
       rows: its evaluations.
       hardware: where it was trained.
+      num_devices: that it was trained on together.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     target: float | None
     rows: tuple[records.Row, ...]
     hardware: str
+    num_devices: int
 
     @property
     def seconds_to_target(self) -> float:
@@ -77,7 +79,8 @@ class Row:
 
     Attributes:
       workload, submission, study, trial: of the run.
-      recipe: how it is served.
+      run: its folder.
+      recipe: how it is served, see `served_as`.
       metric: what quality is.
       quality: on the validation data, as it is served.
       trained_quality: at the end of training.
@@ -95,6 +98,7 @@ class Row:
     submission: str
     study: int
     trial: int
+    run: str
     recipe: str
     metric: str
     quality: float
@@ -215,7 +219,8 @@ def _read_run(folder: Path) -> tuple[Run | None, str]:
             "trial_seed": record["seeds"]["trial_seed"],
         }
         devices = record["devices"]
-        hardware = f"{devices.get('device_count')} x {devices.get('device_kind')}"
+        count = int(devices["device_count"])
+        hardware = f"{count} x {devices.get('device_kind')}"
         if devices.get("platform") == "cpu":
             hardware = str(record["host"].get("cpu"))
         return Run(
@@ -230,6 +235,7 @@ def _read_run(folder: Path) -> tuple[Run | None, str]:
             target=target["validation"],
             rows=tuple(rows),
             hardware=hardware,
+            num_devices=count,
         ), ""
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -259,7 +265,7 @@ def _served_on(profile: Profile) -> str:
 def joined(
     runs: Sequence[Run], profiles: Mapping[str, Profile], request: Request
 ) -> tuple[list[Row], list[str]]:
-    """Returns a row for each run and recipe, and notes on what has none.
+    """Returns a row for each run and profile of it, and notes on what has none.
 
     Args:
       runs: trained.
@@ -307,12 +313,29 @@ def _profiles_of(run: Run, profiles: Mapping[str, Profile]) -> dict[str, Profile
                 own[name] = profile
         elif profile.shape.name == run.workload and _recipe(profile) == _UNCHANGED:
             of_workload[name] = profile
-    recipes = {profile.served.get("recipe") for profile in own.values()}
-    return own if _UNCHANGED in recipes else {**of_workload, **own}
+    known = {served_as(profile) for profile in own.values()}
+    others = {n: p for n, p in of_workload.items() if served_as(p) not in known}
+    return {**others, **own}
 
 
 def _recipe(profile: Profile) -> str:
     return profile.served.get("recipe", profile.setting.dtype)
+
+
+def served_as(profile: Profile) -> str:
+    """Returns the recipe, and what else times depend on where it is not the usual."""
+    setting, recipe = profile.setting, _recipe(profile)
+    parts = [recipe]
+    # A format's name does not say what products are in.
+    if setting.dtype not in (_UNCHANGED, recipe.partition(" + ")[0]):
+        parts.append(setting.dtype)
+    if setting.batch_size > 1:
+        parts.append(f"batch {setting.batch_size}")
+    if setting.capacity is not None:
+        parts.append(f"cache {setting.capacity}")
+    if setting.parallel > 1:
+        parts.append(f"{setting.parallel} devices")
+    return ", ".join(parts)
 
 
 def _quality(run: Run, profile: Profile) -> float | None:
@@ -337,13 +360,17 @@ def _row(
     at = run.at_step(served.get("trial", {}).get("step"))
     train_seconds = at[records.SUBMISSION_TIME]
     each = math.nan if price is None else option.dollars(*size, price)
-    training = math.nan if price is None else train_seconds * price / 3600.0
+    training = math.nan
+    if price is not None:
+        device_seconds = train_seconds * run.num_devices
+        training = device_seconds * price / costs.SECONDS_PER_HOUR
     return Row(
         workload=run.workload,
         submission=run.submission,
         study=run.study,
         trial=run.trial,
-        recipe=_recipe(profile),
+        run=str(run.folder),
+        recipe=served_as(profile),
         metric=run.metric,
         quality=quality,
         trained_quality=at.get(f"validation/{run.metric}", math.nan),
@@ -363,7 +390,7 @@ def _number(value: float | None) -> float:
 
 
 def points(rows: Sequence[Row], direction: Direction) -> list[Point]:
-    """Returns the medians of each submission and recipe, in the order of their names.
+    """Returns the medians of each submission and way, in the order of their names.
 
     Args:
       rows: of one workload.
@@ -381,16 +408,21 @@ def points(rows: Sequence[Row], direction: Direction) -> list[Point]:
             Point(
                 submission=submission,
                 recipe=recipe,
-                num_runs=len(group),
+                num_runs=len({row.run for row in group}),
                 worst=qualities[-1],
                 best=qualities[0],
-                values={
-                    name: _median([getattr(row, name) for row in group])
-                    for name in NUMBERS
-                },
+                values={name: _median_of_runs(group, name) for name in NUMBERS},
             )
         )
     return found
+
+
+def _median_of_runs(rows: Sequence[Row], name: str) -> float:
+    """Returns the median of a number, a run that was profiled twice counted once."""
+    of_run: dict[str, list[float]] = {}
+    for row in rows:
+        of_run.setdefault(row.run, []).append(getattr(row, name))
+    return _median([_median(values) for values in of_run.values()])
 
 
 def _median(values: Sequence[float]) -> float:

@@ -55,6 +55,22 @@ def test_predict(profiled, capsys):
     assert "tokens_per_second" in capsys.readouterr().out
 
 
+def test_flops_and_dollars_are_of_one_request(profiled, capsys, tmp_path):
+    """Whatever the batch that it was measured in."""
+    value = json.loads((profiled / "finewebedu_lm_mini.json").read_text())
+    found = []
+    for batch in (1, 4):
+        value["setting"]["batch_size"] = batch
+        file = tmp_path / f"{batch}.json"
+        file.write_text(json.dumps(value))
+        command = ["infer", "predict", str(file), "--prompt=6", "--output=20"]
+        assert cli.main([*command, "--dollars_per_hour=3.6", "--json=-"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    one, four = found
+    assert four["flops"] == one["flops"]
+    assert four["dollars"] == pytest.approx(one["dollars"] / 4)
+
+
 def test_a_profile_of_other_hardware_needs_to_be_asked_for(profiled, capsys, tmp_path):
     value = json.loads((profiled / "finewebedu_lm_mini.json").read_text())
     value["hardware"]["cpu"] = "Another"

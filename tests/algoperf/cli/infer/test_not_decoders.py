@@ -83,6 +83,19 @@ def test_compare(tmp_path, capsys):
     assert found["rank_correlations"]["multiply-adds, latency"]["count"] == len(names)
 
 
+@pytest.mark.parametrize("name", ["wmt", "imagenet_vit"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--weights=nvfp4", "--pack_embedding", "--rank=4", "--prune=0.5", "--nocompact",
+     "--noevaluate", "--longest=64", "--data_dir=x"],
+)  # fmt: skip
+def test_how_decoders_are_served_is_not_passed_over(name, flag, capsys, tmp_path):
+    assert cli.main(["infer", "profile", name, flag, f"--out={tmp_path}"]) == 1
+    flag = flag.partition("=")[0].replace("--no", "--")
+    assert f"{flag} has no meaning for {name}_mini" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

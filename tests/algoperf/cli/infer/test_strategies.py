@@ -12,10 +12,17 @@ from algoperf.inference.timing import profiler
 from algoperf.inference.timing.profiles import Profile, Setting, load_profile
 
 HARDWARE = {"platform": "cpu", "device_kind": "cpu", "device_count": 1, "cpu": "One"}
+SETTINGS = {
+    "batch": {"batch_size": 4},
+    "split": {"parallel": 2},
+    "four": {"cores": 4},
+    "process": {"clock": "cpu"},
+    "half": {"dtype": "bfloat16"},
+}
 REQUEST = ("--prompt=100", "--output=50", "--any_hardware")
 
 
-def _write(path, name, first, further, hardware=HARDWARE):
+def _write(path, name, first, further, hardware=HARDWARE, **setting):
     """A profile of which every cell took first + p / 10^5 + further (o - 1)."""
     grid = profiler.make_grid(1024)
     times = {
@@ -24,7 +31,7 @@ def _write(path, name, first, further, hardware=HARDWARE):
     }
     result = profiler.fit_result(times, grid)
     shape = find_shape(name)
-    Profile(shape, Setting(), result, hardware, {"jax": "0.10"}).save(path)
+    Profile(shape, Setting(**setting), result, hardware, {"jax": "0.10"}).save(path)
     return str(path)
 
 
@@ -36,6 +43,9 @@ def files(tmp_path_factory):
         "base": _write(folder / "base.json", "small-30m", 0.05, 0.02),
         "draft": _write(folder / "draft.json", "tiny-4m", 0.01, 0.002),
         "other": _write(folder / "other.json", "tiny-4m", 0.01, 0.002, other),
+    } | {
+        name: _write(folder / f"{name}.json", "tiny-4m", 0.01, 0.002, **setting)
+        for name, setting in SETTINGS.items()
     }
 
 
@@ -65,6 +75,20 @@ def test_every_way_is_on_one_axis(files, capsys):
     assert rows["the draft alone"]["seconds"] < rows["KV prediction"]["seconds"] < plain
 
 
+def test_every_device_of_a_split_model_counts(files, capsys):
+    """The dollars of a plain answer are those of `infer predict`."""
+    flags = (files["split"], *REQUEST, "--dollars_per_hour=3.6")
+    rows = {row["strategy"]: row for row in _json(capsys, *flags)["strategies"]}
+    plain, many = rows["plain"], rows["best of 4"]
+    assert plain["device_seconds"] == pytest.approx(2 * plain["seconds"])
+    assert many["device_seconds"] == pytest.approx(2 * 4 * plain["seconds"])
+    assert many["device_times_plain"] == pytest.approx(4)
+    assert cli.main(["infer", "predict", *flags, "--json=-"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert plain["seconds"] == pytest.approx(predicted["seconds"])
+    assert plain["dollars"] == pytest.approx(predicted["dollars"])
+
+
 def test_without_a_draft_there_are_fewer_ways(files, capsys):
     assert cli.main(["infer", "strategies", files["base"], *REQUEST]) == 0
     out = capsys.readouterr().out
@@ -82,6 +106,12 @@ def test_without_a_draft_there_are_fewer_ways(files, capsys):
         (["base"], "give --prompt"),
         (["base", "--prompt=1", "--output=1"], "other hardware"),
         (["base", "--draft=other", *REQUEST], "one machine"),
+        (["batch", *REQUEST], "batches of 4, and an answer is one request"),
+        (["base", "--draft=batch", *REQUEST], "batches of 4, and an answer is one"),
+        (["base", "--draft=split", *REQUEST], "(parallel 2, not 1)"),
+        (["base", "--draft=four", *REQUEST], "(cores 4, not None)"),
+        (["base", "--draft=process", *REQUEST], "(clock cpu, not wall)"),
+        (["base", "--draft=half", *REQUEST], "(dtype bfloat16, not float32)"),
         (["base", "--prompt=1000", "--output=100", "--any_hardware"], "shorten"),
         (["none.json", *REQUEST], "cannot read"),
     ],

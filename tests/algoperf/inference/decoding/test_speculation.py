@@ -140,8 +140,10 @@ def test_with_one_kind_of_guess_the_best_policy_is_a_fixed_length():
 
 
 def test_round_seconds():
-    found = speculation.round_seconds(SMALL, BASE, 4)
-    assert found == pytest.approx(4 * 0.005 + 0.08 + 4 * 1e-3)
+    found = speculation.round_seconds(SMALL, BASE, 4, 1000)
+    assert found == pytest.approx(4 * 0.005 + 0.08 + 4 * 1e-3 + 1e-6 * 1000)
+    found = speculation.round_seconds(BASE, SMALL, 4, 1000)
+    assert found == pytest.approx(4 * (0.08 + 1e-6 * 1000) + 0.005 + 4 * 1e-5)
 
 
 def test_step_level_acceptance_lies_between_the_two_models():
@@ -149,8 +151,8 @@ def test_step_level_acceptance_lies_between_the_two_models():
         return speculation.step_level_seconds(SMALL, BASE, 300, 40, 10, rate)
 
     small = 40 * 0.005
-    judging = 0.1 + 1e-3 * 50
-    base = sum(0.08 + 1e-6 * (300 + i) for i in range(1, 41))
+    judging = 0.1 + 1e-3 * 50 + 1e-6 * 300
+    base = sum(0.08 + 1e-6 * (300 + i) for i in range(40))
     assert seconds(1) == pytest.approx(small + judging)
     assert seconds(0) == pytest.approx(small + judging + base)
     assert seconds(0.25) == pytest.approx(0.25 * seconds(1) + 0.75 * seconds(0))

@@ -1,5 +1,7 @@
 """Costs of strategies: closed forms, a simulation, and what must be equal."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,11 @@ from algoperf.inference.tradeoffs.scaling import Budget
 
 SMALL = RuntimeModel(PromptTime("affine", (), (0.01, 1e-5)), 0.005)
 BASE = RuntimeModel(PromptTime("affine", (), (0.1, 1e-3)), 0.08, 1e-6)
+# At 1000 tokens of context a token takes more than twice as long.
+STEEP = (
+    dataclasses.replace(SMALL, seconds_per_token_slope=1e-5),
+    dataclasses.replace(BASE, seconds_per_token_slope=1e-4),
+)
 
 
 def test_one_answer_is_the_runtime():
@@ -24,18 +31,28 @@ def test_one_answer_is_the_runtime():
 
 
 def test_guessing_ahead_by_simulation():
-    """Rounds played out with a coin for each guess."""
+    """Rounds played out with a coin for each guess, each at its own context."""
+    small, base = STEEP
     rng = np.random.default_rng(0)
-    rounds, answers = 0, 400
+    seconds, answers = 0.0, 400
     for _ in range(answers):
         tokens = 1
         while tokens < 2001:
             kept = (rng.random(5) < 0.7).cumprod().sum()
-            tokens, rounds = tokens + kept + 1, rounds + 1
-    seconds = rounds / answers * speculation.round_seconds(SMALL, BASE, 5)
-    want = SMALL.predict(100, 1) + BASE.predict(100, 1) + seconds
-    found = strategies.speculative(SMALL, BASE, 100, 2001, 0.7, 5)
+            seconds += speculation.round_seconds(small, base, 5, 100 + tokens)
+            tokens += kept + 1
+    want = small.predict(100, 1) + base.predict(100, 1) + seconds / answers
+    found = strategies.speculative(small, base, 100, 2001, 0.7, 5)
     assert found.seconds == pytest.approx(want, rel=0.005)
+
+
+@pytest.mark.parametrize("output", [0, 1, 2, 1000])
+def test_without_a_guess_it_is_plain_and_the_draft_s_prompt(output):
+    """With a slope: what has come so far costs as much as in plain decoding."""
+    small, base = STEEP
+    found = strategies.speculative(small, base, 500, output, 0.7, 0)
+    plain = strategies.request(base, 500, output).seconds
+    assert found.seconds == pytest.approx(plain + small.predict(500, 1))
 
 
 def test_the_best_length_is_the_best():
@@ -43,10 +60,17 @@ def test_the_best_length_is_the_best():
     costs = [
         strategies.speculative(SMALL, BASE, 10, 50, 0.8, k).seconds for k in lengths
     ]
-    assert strategies.best_length(SMALL, BASE, 0.8) == int(np.argmin(costs)) > 0
+    best = strategies.best_length(SMALL, BASE, 0.8, 10 + 50 / 2)
+    assert best == int(np.argmin(costs)) > 0
     found = strategies.speculative(SMALL, BASE, 10, 50, 0.8)
     assert found.seconds == pytest.approx(min(costs))
-    assert strategies.best_length(SMALL, BASE, 0.0) == 0
+    assert strategies.best_length(SMALL, BASE, 0.0, 35) == 0
+
+
+def test_a_draft_that_slows_down_guesses_less_in_a_long_context():
+    draft = dataclasses.replace(SMALL, seconds_per_token_slope=1e-4)
+    lengths = [strategies.best_length(draft, BASE, 0.8, c) for c in (0, 100, 2000)]
+    assert lengths[0] > lengths[1] > lengths[2] == 0
 
 
 def test_steps_add_up_to_the_one_step_formula():
@@ -135,6 +159,35 @@ def test_what_does_not_fit_is_left_out_and_says_why():
     assert "shorten" in left_out["parallel-distill-refine, 4"]
     with pytest.raises(UserError, match="shorten"):
         strategies.table(short, Plan(60, 16))
+
+
+@pytest.mark.parametrize("is_draft", [True, False])
+def test_what_one_of_two_models_cannot_hold_is_left_out(is_draft):
+    """As in the real loops: guesses and steps beyond the answer need room too."""
+    plan = Plan(16, 24, step_tokens=9)
+    guesses = strategies.best_length(SMALL, BASE, plan.acceptance, 28)
+
+    def left_out(room):
+        small, base = SMALL, BASE
+        if is_draft:
+            small = dataclasses.replace(SMALL, max_length=room)
+        else:
+            base = dataclasses.replace(BASE, max_length=room)
+        found = strategies.table(base, plan, small)[1]
+        return {name.partition(",")[0] for name in found} & {
+            "speculative", "SpecReason", "the draft alone", "KV prediction"
+        }  # fmt: skip
+
+    assert 0 < guesses < plan.step_tokens
+    assert left_out(16 + 24 + 9) == set()
+    assert left_out(16 + 24 + 9 - 1) == {"SpecReason"}
+    assert left_out(16 + 24 + guesses - 1) == {"SpecReason", "speculative"}
+
+
+def test_a_predicted_cache_has_the_base_model_s_limit():
+    base = dataclasses.replace(BASE, max_length=100)
+    with pytest.raises(UserError, match="shorten"):
+        strategies.predicted_cache(SMALL, base, 80, 21)
 
 
 def test_what_makes_no_sense_is_an_error():

@@ -196,6 +196,13 @@ def test_held_out_cells_are_off_the_grid():
         assert p + o <= 1024
 
 
+def test_a_cell_that_is_fitted_is_not_held_out():
+    """1, half-way between 1 and 2, and 3, which is an output of the grid."""
+    grid = profiler.make_grid(128, (1, 2), (1, 2, 3))
+    assert grid.held_out == ((1, 4),)
+    assert profiler.make_grid(128, (1, 2), (1, 2, 3, 4, 6)).held_out == ((1, 9),)
+
+
 @pytest.mark.parametrize("length", [8, 16, 64, 100, 1024, 40_960])
 def test_every_length_has_a_grid(length):
     grid = profiler.make_grid(length)

@@ -51,6 +51,23 @@ def test_another_form_can_be_fitted_to_a_profile(profile):
     assert again.result.held_out == profile.result.held_out
 
 
+def test_a_refit_keeps_the_limit_of_a_smaller_cache(profile):
+    """Long cells were not measured, and their times are still not known."""
+    grid = profiler.make_grid(256, (16, 64, 128), (1, 32, 160))
+    assert (128, 160) not in grid.cells
+    times = {c: (fake_seconds(*c),) * 3 for c in (*grid.cells, *grid.held_out)}
+    small = dataclasses.replace(
+        profile,
+        setting=Setting(capacity=256),
+        result=profiler.fit_result(times, grid),
+    )
+    again = profiles.refitted(small, "affine")
+    assert again.runtime.prompt_seconds.rule == "affine"
+    assert again.runtime.max_length == 256
+    with pytest.raises(UserError, match="256 that the model holds"):
+        again.runtime.predict(200, 100)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

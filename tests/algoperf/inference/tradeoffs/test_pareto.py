@@ -1,6 +1,7 @@
 """Runs joined with profiles: by hand, and against brute force."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import math
@@ -8,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from comparison import NAME, write_profile, write_run
+from comparison import NAME, SETTING, write_profile, write_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +81,15 @@ def test_rows_are_what_the_files_say(joined):
     assert all(math.isinf(r.seconds_to_target) for r in rows if r.submission == "muon")
 
 
+def test_every_device_of_a_training_run_is_paid(folder, tmp_path):
+    write_run(tmp_path, "adamw", 1, (90.0, 30.0, 18.0), devices=8)
+    runs, _ = pareto.read_runs([tmp_path])
+    fresh = write_profile(tmp_path / "f.json", "float32", 0.010, 0.001)
+    ((row,), _) = pareto.joined(runs, {"f": fresh}, REQUEST)
+    assert row.train_seconds == 10.0
+    assert row.total_dollars == pytest.approx((8 * 10.0 + 1000 * 0.014) * 3.6 / 3600)
+
+
 def test_points_are_medians_over_runs(joined):
     points = pareto.points(joined[0], Direction.MINIMIZE)
     found = {point.name: point for point in points}
@@ -92,6 +102,46 @@ def test_points_are_medians_over_runs(joined):
     assert adamw.values["quality"] == 17.0
     assert adamw.values["seconds_to_target"] == 7.5
     assert found["muon, nvfp4"].values["weight_bytes"] == 200
+
+
+def test_ways_of_serving_are_not_runs(folder, tmp_path):
+    """A point for each setting; a run that was profiled twice is one run."""
+    runs, _ = pareto.read_runs([folder / "runs"])
+    run, other = runs[:2]  # two seeds of adamw
+    ways = (
+        ("float32", {}, "float32"),
+        ("float32", {"batch_size": 8}, "float32, batch 8"),
+        ("float32", {"capacity": 64}, "float32, cache 64"),
+        ("float32", {"parallel": 2}, "float32, 2 devices"),
+        ("nvfp4", {}, "nvfp4"),
+        ("nvfp4", {"dtype": "bfloat16"}, "nvfp4, bfloat16"),
+        ("bfloat16 + rank 4", {"dtype": "bfloat16"}, "bfloat16 + rank 4"),
+    )
+    found = {}
+    for number, (recipe, setting, _) in enumerate(ways):
+        found[recipe + str(setting)] = write_profile(
+            tmp_path / f"{number}.json",
+            recipe,
+            0.010 * (number + 1),
+            0.001,
+            setting=dataclasses.replace(SETTING, **setting),
+            trial=dict(run.identity),
+            quality=18.0,
+        )
+    for name, trial, seconds in (("again", run, 0.030), ("other", other, 0.060)):
+        found[name] = write_profile(
+            tmp_path / f"{name}.json", "float32", seconds, 0.001,
+            trial=dict(trial.identity), quality=18.0,
+        )  # fmt: skip
+    rows, _ = pareto.joined([run, other], found, REQUEST)
+    points = {p.recipe: p for p in pareto.points(rows, Direction.MINIMIZE)}
+    assert set(points) == {name for _, _, name in ways}
+    assert points["float32"].num_runs == 2
+    want = ((0.010 + 0.030) / 2 + 0.060) / 2 + 4 * 0.001
+    assert points["float32"].values["request_seconds"] == pytest.approx(want)
+    assert points["float32, batch 8"].num_runs == 1
+    one = points["float32, batch 8"].values["request_seconds"]
+    assert one == pytest.approx((0.020 + 4 * 0.001) / 8)
 
 
 def test_views_by_hand(joined):
@@ -190,6 +240,17 @@ def test_a_profile_of_the_workload_serves_every_run_in_float32(folder, tmp_path)
     assert [row.quality for row in rows] == [18.0, 16.0, 24.0]
     assert all(math.isnan(row.weight_bytes) for row in rows)
     assert notes == ["b: of none of these runs"]
+    # A profile of the run's own is in its place, but in no other setting's.
+    fresh["8"] = write_profile(
+        tmp_path / "8.json", "float32", 0.01, 0.001,
+        setting=dataclasses.replace(SETTING, batch_size=8),
+    )  # fmt: skip
+    fresh["own"] = write_profile(
+        tmp_path / "o.json", "float32", 1.0, 1.0, trial=dict(runs[0].identity),
+        quality=18.0,
+    )  # fmt: skip
+    rows, _ = pareto.joined(runs[:1], fresh, REQUEST)
+    assert sorted(row.profile for row in rows) == ["8", "own"]
 
 
 def test_what_cannot_be_joined_is_named(folder, tmp_path):
