@@ -10,15 +10,23 @@ from typing import Any
 PACKAGES = ("algoperf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def usable_cores() -> list[int]:
+    """Returns the numbers of the cores that this process may run on.
+
+    Under Slurm or `taskset` they are fewer than the machine has.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def describe_host() -> dict[str, Any]:
     """Returns processor, cores, memory in GiB and system; asks no accelerator."""
     import psutil
 
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(usable_cores()),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),

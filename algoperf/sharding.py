@@ -230,3 +230,22 @@ def check_batch_size(batch_size: int, what: str, microbatches: int = 1) -> None:
             f"{times}; the nearest that is: "
             f"{max(1, round(batch_size / parts)) * parts}"
         )
+
+
+def check_packs(max_packs: int, name: str, microbatches: int = 1) -> None:
+    """Raises UserError unless batches of packs can be split over the devices.
+
+    A batch of b examples is gcd(b, max_packs) packs, so where the devices divide b and
+    max_packs they divide the packs too.
+    """
+    devices = jax.device_count()
+    if max_packs % devices:
+        raise UserError(
+            f"{name}, whose batches are {max_packs} packs, runs on at most {max_packs} "
+            f"devices, a number that divides {max_packs}; {devices} are here"
+        )
+    if microbatches > 1:
+        raise UserError(
+            f"{name} has batches of packs, which are not cut into parts; run it "
+            "without --microbatches"
+        )

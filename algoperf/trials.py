@@ -106,7 +106,8 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
     """Returns the batch size: the submission's wish, capped; else the default.
 
     Raises:
-      UserError: it is no whole number, or does not divide over the devices.
+      UserError: it is no whole number, or does not divide over the devices; or the
+        workload's packs do not.
     """
     wish: Any = None
     for name in (workload.name, workload.variant, workload.base_workload):
@@ -140,6 +141,8 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
             f"{submission.name} computes its gradients itself, and decides itself "
             "whether in parts; run it without --microbatches"
         )
+    if workload.max_packs is not None:
+        sharding.check_packs(workload.max_packs, workload.name, microbatches)
     what = f"batch size of {submission.name}"
     sharding.check_batch_size(int(wish), what, microbatches)
     evaluation = f"evaluation batch size of {workload.name}"

@@ -73,6 +73,7 @@ class Workload(abc.ABC):
     num_test_examples: int
     default_batch_size: int
     max_batch_size: int | None = None  # a submission's wish is capped at this
+    max_packs: int | None = None  # a batch of b is gcd(b, this) packs; None: examples
     eval_batch_size: int
     step_hint: int
     max_allowed_runtime_sec: float

@@ -7,8 +7,8 @@
 #   docker/run_untrusted.sh theirs out --workload imagenet_resnet --max-steps 50
 #
 # Settings, as environment variables: IMAGE (algoperf:cpu), DATA (a folder of data sets),
-# MEMORY (16g), CPUS (all), PROCESSES (512), SECONDS_AT_MOST (86400), GRACE_SEC (120),
-# GPUS (none; all), ENGINE (docker; podman).
+# MEMORY (16g), SHARED_MEMORY (8g, of MEMORY), CPUS (all), PROCESSES (512),
+# SECONDS_AT_MOST (86400), GRACE_SEC (120), GPUS (none; all), ENGINE (docker; podman).
 set -eu
 
 fail() {
@@ -17,10 +17,10 @@ fail() {
 }
 
 [ $# -ge 2 ] || fail "give the folder of the submission and the one for the records"
-submission=$(cd "$1" 2>/dev/null && pwd) || fail "$1 is no folder"
+submission=$(cd "$1" 2>/dev/null && pwd -P) || fail "$1 is no folder"
 [ -f "$submission/submission.py" ] || fail "$1 has no submission.py"
 mkdir -p "$2" || fail "cannot make $2"
-out=$(cd "$2" && pwd)
+out=$(cd "$2" && pwd -P)
 shift 2
 case "$submission$out${DATA:-}" in
   *,*) fail "a folder's name must not have a comma in it" ;;
@@ -35,7 +35,9 @@ seconds=${SECONDS_AT_MOST:-86400}
 case "$seconds" in
   '' | *[!0-9]*) fail "SECONDS_AT_MOST is $seconds, not a whole number of seconds" ;;
 esac
-set -- run --submission "/submission/submission.py" --out /out --resume "$@"
+# The folder's name is that of the submission in its records.
+inside=/submissions/$(basename "$submission")
+set -- run --submission "$inside/submission.py" --out /out --resume "$@"
 if [ -n "${DATA:-}" ]; then
   data=$(cd "$DATA" 2>/dev/null && pwd) || fail "$DATA is no folder"
   set -- "$@" --data_dir /data
@@ -48,14 +50,20 @@ fi
 [ -z "${GPUS:-}" ] || set -- --gpus "$GPUS" "$@"
 
 engine=${ENGINE:-docker}
+# Without root, podman maps a user's number inside to another one outside, who may not
+# write to OUT_FOLDER.
+case "${engine##*/}" in
+  podman) [ "$(id -u)" = 0 ] || set -- --userns=keep-id "$@" ;;
+esac
 "$engine" run --rm --init --name "$name" \
   --network none \
   --read-only --tmpfs "/tmp:rw,nosuid,nodev,size=4g" \
-  --mount "type=bind,src=$submission,dst=/submission,readonly" \
+  --mount "type=bind,src=$submission,dst=$inside,readonly" \
   --mount "type=bind,src=$out,dst=/out" \
   --user "$(id -u):$(id -g)" \
   --cap-drop ALL --security-opt no-new-privileges \
   --pids-limit "${PROCESSES:-512}" \
+  --shm-size "${SHARED_MEMORY:-8g}" \
   --memory "${MEMORY:-16g}" --memory-swap "${MEMORY:-16g}" \
   "$@" &
 client=$!

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from algoperf import records
+from algoperf import hardware, records
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def configured(workload: "Workload", values: flags.FlagValues) -> "Workload":
     """Returns the workload with data and target metric as the flags say."""
     from algoperf.data.examples import DataOptions
 
-    cores = os.cpu_count() or 1
+    cores = len(hardware.usable_cores())
     reads_ahead = workload.scale != "mini"  # mini batches are made in no time
     workers = values.data_workers
     if workers is None:

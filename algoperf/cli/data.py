@@ -75,9 +75,10 @@ def _find(name: str) -> "DataSource":
 
 
 def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> int:
-    from algoperf.data.source import MANIFEST, write_manifest
+    from algoperf.data.source import MANIFEST, partial_folder, write_manifest
 
     folder = data_dir / source.name
+    partial = partial_folder(folder)
     if (folder / MANIFEST).exists():
         print(f"{folder} is prepared; algoperf data check {source.name} looks at it")
         return 0
@@ -91,20 +92,37 @@ def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> 
     raw = Path(values.raw)
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}")
-    if folder.exists():  # what an earlier, broken attempt has left
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    _refuse_to_delete(raw, folder, partial)
+    if partial.exists():  # what an earlier, broken attempt has left
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
     skipped = _Skipped()
     passed_over = {"on_corrupt": skipped} if values.skip_corrupt else {}
-    source.prepare(raw, folder, lambda line: print(line, flush=True), **passed_over)
-    counts = source.count(folder)
+    source.prepare(raw, partial, lambda line: print(line, flush=True), **passed_over)
+    counts = source.count(partial)
     if not values.any_size:
         _compare(source, counts, len(skipped.seen))
     print("computing checksums ...", flush=True)
-    write_manifest(folder, counts, len(skipped.seen))
+    write_manifest(partial, counts, len(skipped.seen))
+    partial.rename(folder)
     listed = _listed(counts, len(skipped.seen))
     print(f"{source.name} is ready in {folder}: {listed}")
     return 0
+
+
+def _refuse_to_delete(raw: Path, folder: Path, partial: Path) -> None:
+    """Raises UserError where preparing would remove or replace what others have put."""
+    for ours in (folder, partial):
+        if raw.resolve().is_relative_to(ours.resolve()):
+            raise UserError(
+                f"--raw {raw} lies in {ours}, where the prepared set is to go; move "
+                "the downloads, or give another --data_dir"
+            )
+    if folder.exists() or folder.is_symlink():
+        raise UserError(
+            f"{folder} has no manifest, so it is no prepared data set; move or delete "
+            "it, or give another --data_dir"
+        )
 
 
 class _Skipped:

@@ -1,7 +1,8 @@
 """Where a data set comes from, and whether what lies on the disk is whole.
 
 A data set lies in one folder of the data directory. Its manifest, written last, lists
-every file with size and SHA-256: without it, the set counts as not prepared.
+every file with size and SHA-256: without it, the set counts as not prepared. Until it
+is whole, the set lies in a folder beside, see `partial_folder`.
 """
 
 import dataclasses
@@ -46,7 +47,8 @@ class DataSource:
         """
         folder = data_folder(data_dir) / self.name
         if not (folder / MANIFEST).is_file():
-            state = "incomplete" if folder.is_dir() else "missing"
+            begun = folder.is_dir() or partial_folder(folder).is_dir()
+            state = "incomplete" if begun else "missing"
             raise UserError(
                 f"the data set {self.name} is {state} in {folder.parent}: "
                 f"run `algoperf data prepare {self.name} --data_dir {folder.parent}`, "
@@ -67,6 +69,14 @@ class DataSource:
 def data_folder(given: Path | None) -> Path:
     """Returns the data directory: as given, else $ALGOPERF_DATA_DIR, else ./data."""
     return given or Path(os.environ.get(DATA_DIR_VARIABLE, "data"))
+
+
+def partial_folder(folder: Path) -> Path:
+    """Returns where a data set lies while it is prepared, before it gets its name.
+
+    So what a broken attempt has left is told from anything else that lies in `folder`.
+    """
+    return folder.with_name(f"{folder.name}.partial")
 
 
 def write_manifest(folder: Path, counts: Mapping[str, int], skipped: int = 0) -> None:

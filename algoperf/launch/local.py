@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from algoperf import locks
+from algoperf import hardware, locks
 from algoperf.errors import UserError
 from algoperf.launch.jobs import Job, mark_killed
 
@@ -165,9 +165,9 @@ def _places(side_by_side: int, devices: Sequence[str]) -> list[_Place]:
 
 def _shares_of_cores(count: int) -> list[set[int] | None]:
     """Returns which cores each of the processes gets; None where all are free to it."""
-    if count == 1 or not hasattr(os, "sched_getaffinity"):
+    if count == 1 or not hasattr(os, "sched_setaffinity"):
         return [None] * count
-    cores = sorted(os.sched_getaffinity(0))
+    cores = hardware.usable_cores()
     return [set(cores[place::count] or cores) for place in range(count)]
 
 

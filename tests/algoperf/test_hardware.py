@@ -1,6 +1,7 @@
 """What the machine says of itself can be written down."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -54,3 +55,12 @@ def test_the_revision_of_an_image_is_the_one_it_was_built_with(tmp_path, monkeyp
     assert hardware.git_revision() is None
     monkeypatch.setenv("ALGOPERF_REVISION", "8034bf5")
     assert hardware.git_revision() == "8034bf5"
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3}, raising=False)
+    assert hardware.usable_cores() == [3, 7]
+    assert hardware.describe_host()["cores"] == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert len(hardware.usable_cores()) == 128

@@ -186,3 +186,15 @@ def test_losses_of_a_workload_do_not_depend_on_the_devices(name):
     assert runs[1]["fsdp_arrays_split"] > 0
     found = [seen[kind] for seen in runs for kind in ("replicated", "fsdp")]
     assert largest_difference(found) < 1e-5
+
+
+def test_packs_must_divide_over_the_devices_and_are_not_cut(monkeypatch):
+    for devices in (1, 2, 4, 8):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        sharding.check_packs(8, "ogbg")
+    with pytest.raises(UserError, match=r"ogbg has batches of packs.*--microbatches"):
+        sharding.check_packs(8, "ogbg", microbatches=2)
+    for devices in (3, 16):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        with pytest.raises(UserError, match=f"at most 8 devices.*; {devices} are"):
+            sharding.check_packs(8, "ogbg")

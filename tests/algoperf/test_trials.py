@@ -92,3 +92,12 @@ def test_microbatches_must_divide_and_are_for_from_optax(write_submission):
     with pytest.raises(UserError, match=r"times 3 microbatches; the nearest .* is: 33"):
         global_batch_size(ours, workload)
     assert global_batch_size(ours, SYNTHETIC) == 32
+
+
+def test_packs_must_divide_over_the_devices(write_submission, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 16)
+    submission = _submission(write_submission, "return 32")
+    assert global_batch_size(submission, SYNTHETIC) == 32
+    workload = derive(SYNTHETIC, max_packs=8)
+    with pytest.raises(UserError, match=r"synthetic_mini, .* at most 8 devices"):
+        global_batch_size(submission, workload)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from algoperf import registry
 from algoperf.launch import cluster, kubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,13 +109,17 @@ def test_compose_takes_away_what_is_not_needed():
         assert service["cap_drop"] == ["ALL"]
         assert service["build"]["target"] in _stages()
         assert [v.endswith(":ro") for v in service["volumes"]] == [False, True]
+        assert service["shm_size"] == "8gb"
     assert services["score"]["network_mode"] == "none"
 
 
 def test_the_example_of_a_cluster_makes_a_manifest():
     types = cluster.load(DOCKER / "cluster.json")
-    assert cluster.choose(types, "wmt").gpus == 8
-    assert cluster.choose(types, "criteo1tb").tpus == 8
+    for workload in registry.all_workloads():
+        if workload.scale == "full" and not workload.for_development:
+            hardware = cluster.choose(types, workload.name)
+            on_tpus = workload.base_workload == "criteo1tb"
+            assert (hardware.gpus, hardware.tpus) == ((0, 8) if on_tpus else (8, 0))
     parts = [(hardware, [], 1) for hardware in types]
     for kind in kubernetes.KINDS:
         assert json.dumps(kubernetes.manifest(parts, kind, "x", []))
@@ -164,7 +169,7 @@ def test_an_untrusted_run_has_no_network_and_one_folder_to_write_to(
     mounts = re.findall(r"--mount (\S+)", call)
     assert sorted(mounts) == sorted(
         [
-            f"type=bind,src={tmp_path}/theirs,dst=/submission,readonly",
+            f"type=bind,src={tmp_path}/theirs,dst=/submissions/theirs,readonly",
             f"type=bind,src={tmp_path}/out,dst=/out",
             f"type=bind,src={tmp_path}/sets,dst=/data,readonly",
         ]
@@ -176,12 +181,35 @@ def test_an_untrusted_run_has_no_network_and_one_folder_to_write_to(
         "--security-opt no-new-privileges",
         "--memory 3g --memory-swap 3g",
         "--pids-limit 512",
+        "--shm-size 8g",
     ):
         assert words in call
     assert call.endswith(
-        "algoperf:cpu run --submission /submission/submission.py --out /out --resume "
-        "--workload wmt --data_dir /data"
+        "algoperf:cpu run --submission /submissions/theirs/submission.py --out /out "
+        "--resume --workload wmt --data_dir /data"
     )
+
+
+def test_records_have_the_name_of_the_folder_itself(untrusted, tmp_path):
+    (tmp_path / "link").symlink_to("theirs")
+    for given in ("link", "theirs/../theirs"):
+        untrusted(given, "out").communicate(timeout=30)
+        call = _calls(tmp_path, "run")
+        assert "/submissions/theirs/submission.py" in call
+        assert not any("link" in word for word in call)
+        (tmp_path / "run").unlink()
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_podman_without_root_keeps_the_users_number(untrusted, tmp_path, user):
+    podman, who = tmp_path / "bin" / "podman", tmp_path / "bin" / "id"
+    podman.symlink_to("docker")
+    who.write_text(f"#!/bin/sh\necho {user}\n")
+    who.chmod(0o755)
+    untrusted("theirs", "out", ENGINE="podman").communicate(timeout=30)
+    call = _calls(tmp_path, "run")
+    assert call[call.index("--user") + 1] == f"{user}:{user}"
+    assert ("--userns=keep-id" in call) == (user != 0)
 
 
 def test_its_exit_status_is_the_runs(untrusted):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import tracemalloc
 
 import cloudpickle
 import jax
@@ -79,6 +80,35 @@ def test_rows_hold_the_documents_one_after_another(raw, prepared):
         assert numbers == sorted(numbers)
         seen += numbers
     assert len(set(seen)) == len(seen) > 40  # in one split each
+
+
+def test_a_full_file_takes_and_keeps_no_more(tmp_path):
+    writer = prepare.RowWriter(tmp_path / "rows.bin", 4, 2)
+    writer.add(np.arange(11))
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            writer.add(np.arange(100_000, dtype=np.uint16))
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+    writer.close()
+    assert np.array_equal(np.fromfile(tmp_path / "rows.bin", np.uint16), np.arange(8))
+
+
+def test_nothing_is_read_once_all_rows_are_there(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "DOCUMENTS_AT_ONCE", 1)
+    read = []
+
+    def documents(file, on_corrupt):
+        for number in range(NUM_DOCUMENTS):
+            read.append(number)
+            yield _document(number)
+
+    monkeypatch.setattr(prepare, "documents", documents)
+    prepare.prepare(raw, tmp_path, print, 2, 1, validation_share=0.3)
+    assert prepare.count(tmp_path) == {"train": 2, "validation": 1}
+    assert len(read) < NUM_DOCUMENTS
 
 
 def test_batches_have_the_documented_shapes(prepared):

@@ -425,6 +425,10 @@ def test_damaged_arrays_are_named(data_dir, tmp_path):
         data.prepare(tmp_path, tmp_path, print)
 
 
+def test_a_run_knows_how_many_packs_there_are():
+    assert {workload.max_packs for workload in WORKLOADS} == {data.MAX_PACKS}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workload", each_variant(WORKLOADS))
 def test_the_full_model_learns_one_batch(workload):

@@ -15,9 +15,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from algoperf.data.embedded import read_about, save_embedded
-from workloads.finewebedu_lm import data
+from workloads.finewebedu_lm import data, parts
 
-EVERY = 60  # one chapter in so many is validation, the one after it is test
 QUERY = (
     "select bNumber, cNumber, vText from bible where bbName = 'k' "
     "order by bNumber, cNumber, vNumber"
@@ -37,10 +36,9 @@ def read_chapters(path: Path) -> Chapters:
 
 def split_chapters(chapters: Chapters) -> tuple[dict[str, Chapters], dict[str, int]]:
     """Returns the splits, and how many verses each lost because another has them."""
-    role = {EVERY // 2: "validation", EVERY // 2 + 1: "test"}
     splits: dict[str, Chapters] = {"train": [], "validation": [], "test": []}
     for number, chapter in enumerate(chapters):
-        splits[role.get(number % EVERY, "train")].append(chapter)
+        splits[parts.split_of(number)].append(chapter)
     seen: set[str] = {verse for chapter in splits["train"] for verse in chapter}
     dropped = {}
     for split in ("validation", "test"):
@@ -115,7 +113,8 @@ def main() -> None:
         "licence": "public domain",
         "rebuild": "python -m workloads.finewebedu_lm.make_king_james bible.db",
         "tokenizer": f"byte-level BPE of {data.VOCAB_SIZE} tokens, trained on train",
-        "split": f"by chapter: one in {EVERY} is validation, the one after it test",
+        "split": f"by chapter: one in {parts.EVERY} is validation, the one after it "
+        "test",
         "verses_dropped_because_another_split_has_them": dropped,
         "chapters": {name: len(split) for name, split in splits.items()},
     }

@@ -2,8 +2,8 @@
 
 The parts are the usual ones: law (Genesis to Deuteronomy), history (Joshua to Esther),
 poetry (Job to the Song of Solomon), prophets (Isaiah to Malachi), gospels (with Acts)
-and letters (with Revelation). Chapters stand in the canon's order, and which of them
-went to which split is known (see `make_king_james`).
+and letters (with Revelation). Chapters stand in the canon's order; every so many went
+to validation and test (`split_of`, which `make_king_james` splits by).
 """
 
 import functools
@@ -32,14 +32,15 @@ EVERY = 60  # one chapter in so many is validation, the one after it is test
 PLACES = {EVERY // 2: "validation", EVERY // 2 + 1: "test"}
 
 
+def split_of(chapter: int) -> str:
+    """Returns the split of a chapter, counted from 0 in the canon's order."""
+    return PLACES.get(chapter % EVERY, "train")
+
+
 def chapter_parts(split: str) -> list[str]:
     """Returns the part of each chapter of a split, in order."""
     parts = [name for name, chapters in CHAPTERS.items() for _ in range(chapters)]
-    return [
-        part
-        for number, part in enumerate(parts)
-        if PLACES.get(number % EVERY, "train") == split
-    ]
+    return [part for number, part in enumerate(parts) if split_of(number) == split]
 
 
 @functools.cache

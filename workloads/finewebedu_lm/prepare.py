@@ -56,7 +56,9 @@ class RowWriter:
         return self.num_rows == self._max_rows
 
     def add(self, ids: np.ndarray) -> None:
-        """Appends ids (n,) to the stream."""
+        """Appends ids (n,) to the stream; drops them once all rows are written."""
+        if self.is_full:  # else what is left over would grow, and be copied each time
+            return
         stream = np.concatenate([self._rest, ids.astype(np.uint16)])
         rows = min(len(stream) // self._row_length, self._max_rows - self.num_rows)
         self._file.write(stream[: rows * self._row_length].tobytes())
@@ -98,6 +100,8 @@ def prepare(
                 ids = np.array([*encoding.ids, END_OF_TEXT], np.uint16)
                 is_drawn = draws.random() < validation_share
                 (validation if is_drawn and not validation.is_full else train).add(ids)
+            if train.is_full and validation.is_full:
+                break
         if train.is_full and validation.is_full:
             break
     train.close()

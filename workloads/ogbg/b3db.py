@@ -78,12 +78,6 @@ def molecules(name: str) -> data.Molecules:
     )
 
 
-def framework_numbers(name: str) -> np.ndarray:
-    """Returns the number of the framework of each molecule of a split, int16."""
-    first, last = _rows(name)
-    return load_embedded(EMBEDDED)["frameworks"][first:last]
-
-
 def _rows(name: str) -> tuple[int, int]:
     """Returns the first molecule of a split in the file, and the one after it."""
     names = list(SIZES)

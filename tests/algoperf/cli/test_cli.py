@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from absl import flags
 
 from algoperf import cli, registry
+from algoperf.cli import common
 
 # What must not be imported to answer help or a mistake in a flag.
 HEAVY = ("jax", "flax", "optax", "orbax", "numpy", "scipy", "rich", "plotly")
@@ -198,3 +200,15 @@ def test_help_is_quick_enough_to_be_asked():
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(7, 0), (8, 4)])
+def test_workers_are_for_the_cores_that_the_run_may_use(monkeypatch, cores, workers):
+    """As under Slurm, which gives a job some of a node's cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    values = flags.FlagValues()
+    common.define_data_flags(values)
+    values.mark_as_parsed()
+    data = common.configured(registry.find_workload("ogbg", "full"), values).data
+    assert (data.workers, data.threads) == (workers, cores)

@@ -119,3 +119,47 @@ def test_mistakes_are_named(run, arguments, says):
     assert code == 1
     assert says in err
     assert err.startswith("algoperf: ")
+
+
+@pytest.mark.parametrize("raw", ["sets/numbers", "sets/numbers/2024", "link"])
+def test_downloads_where_the_set_is_to_go_are_left_alone(run, tmp_path, raw):
+    downloads = tmp_path / "sets" / "numbers" / "2024" / "train.bin"
+    downloads.parent.mkdir(parents=True)
+    downloads.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(downloads.parent)
+    code, _, err = run("prepare", "numbers", f"--raw={raw}")
+    assert code == 1
+    assert f"--raw {raw} lies in sets/numbers" in err
+    assert "give another --data_dir" in err
+    assert downloads.exists()
+
+
+def test_a_folder_that_was_not_prepared_is_left_alone(run, tmp_path):
+    other = tmp_path / "sets" / "numbers" / "notes.txt"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    for raw in ("raw", "sets"):
+        code, _, err = run("prepare", "numbers", f"--raw={raw}")
+        assert code == 1
+        assert "sets/numbers has no manifest" in err
+        assert other.exists()
+
+
+def test_a_broken_attempt_is_begun_anew_and_never_taken_for_a_set(run, tmp_path):
+    downloads = tmp_path / "raw" / "train.bin"
+    downloads.write_bytes(b"1\x00345")
+    partial = tmp_path / "sets" / "numbers.partial"
+    assert run("prepare", "numbers", "--raw=raw")[0] == 1
+    assert partial.is_dir()
+    assert not (tmp_path / "sets" / "numbers").exists()
+    assert "is incomplete in sets" in run("check", "numbers")[2]
+    code, _, err = run("prepare", "numbers", f"--raw={partial}")
+    assert code == 1
+    assert "numbers.partial, where the prepared set is to go" in err
+    (partial / "old.bin").touch()
+    downloads.write_bytes(b"12345")
+    assert run("prepare", "numbers", "--raw=raw")[0] == 0
+    assert not partial.exists()
+    assert run("check", "numbers")[0] == 0
+    written = (tmp_path / "sets" / "numbers" / MANIFEST).read_text()
+    assert "partial" not in written
