@@ -184,7 +184,8 @@ def test_the_blank_is_no_token_of_a_transcript(data_dir):
 def test_missing_data_is_named_with_the_command(data_dir, tmp_path, capfd):
     with pytest.raises(UserError, match="algoperf data prepare librispeech"):
         read(tmp_path, "train")
-    assert cli.main(["data", "prepare", "librispeech", f"--raw={tmp_path}"]) != 0
+    arguments = [f"--raw={tmp_path}", f"--data_dir={tmp_path}/data"]
+    assert cli.main(["data", "prepare", "librispeech", *arguments]) != 0
     assert "train-clean-100" in capfd.readouterr().err
     folder = data_dir / "librispeech"
     for name in ("test.audio", "test.tokens"):

@@ -180,7 +180,8 @@ def test_subwords_have_the_special_tokens_of_the_model(data_dir):
 def test_missing_data_and_broken_files_are_named(data_dir, tmp_path, capfd):
     with pytest.raises(UserError, match="algoperf data prepare wmt"):
         read(tmp_path, "train")
-    assert cli.main(["data", "prepare", "wmt", f"--raw={tmp_path}"]) != 0
+    arguments = [f"--raw={tmp_path}", f"--data_dir={tmp_path}/data"]
+    assert cli.main(["data", "prepare", "wmt", *arguments]) != 0
     assert "wmt14_translate/de-en/1.0.0" in capfd.readouterr().err
     folder = data_dir / "wmt"
     whole = (folder / "test.ids").read_bytes()
