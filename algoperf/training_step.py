@@ -46,6 +46,7 @@ class Objective:
     dropout_rate: Any = None
     label_smoothing: Any = 0.0
     rewrite: Callable[[Loss, spec.RandomState], Loss] | None = None  # of the mean loss
+    rewrites_all: bool = False  # whether it takes any function, as a recipe does
     materialise: Callable[[Any], Any] = lambda params: params  # what is trained -> full
     microbatches: int = 1  # the gradient of the batch is summed over so many parts
     counts: bool = False  # whether the new model state comes as `Counted`
@@ -101,9 +102,16 @@ class Objective:
         return (loss, model_state), gradient
 
     def logits(self, params: Any) -> Any:
-        """Returns what the model says of the batch, with dropout as in the loss."""
+        """Returns what the model says of the batch, with dropout as in the loss.
+
+        By the recipe that rewrites the loss, if one does; `rewrite_loss` of a
+        submission takes losses alone.
+        """
+        forward: Loss = self._forward
+        if self.rewrite is not None and self.rewrites_all:
+            forward = self.rewrite(forward, self.rng)
         full = self.materialise(params)
-        return self._forward(full, self.model_state, self.batch, self.rng)[0]
+        return forward(full, self.model_state, self.batch, self.rng)[0]
 
     def statistics_of(self, params: Any) -> Any:
         """Returns the new model state of these full parameters, unquantised.
@@ -302,7 +310,9 @@ def train_step(
         objective = Objective(
             workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
         )
-        objective = dataclasses.replace(objective, microbatches=microbatches)
+        objective = dataclasses.replace(
+            objective, rewrites_all=recipe is not None, microbatches=microbatches
+        )
         if small is not None:
             training = reparam.begin_step(small, state, objective)
             state, params = training.transformation, small.trainable(training.small)
@@ -328,7 +338,7 @@ def train_step(
     def step_with_recipe_state(state, params, model_state, batch, rng):
         read = functools.partial(quantised, state=state.recipe)
         objective = Objective(
-            workload, batch, model_state, rng, dropout_rate, label_smoothing, read
+            workload, batch, model_state, rng, dropout_rate, label_smoothing, read, True
         )
         assert recipe is not None
         (loss, new_model_state), gradient, next_state = numerics.value_and_grad(

@@ -156,7 +156,10 @@ def of_scaling(store: Store) -> list[str]:
     law = found.law
     of_recipe = scaling_law.intervals(observations, BASELINE, found)
     lines = []
-    best_first = sorted(found.efficiencies.items(), key=lambda item: -item[1].data)
+    best_first = sorted(
+        found.efficiencies.items(),
+        key=lambda item: math.inf if math.isnan(item[1].data) else -item[1].data,
+    )
     for name, one in best_first:
         values = [f"{one.parameters:.3f}", f"{one.data:.3f}"]
         if name in of_recipe:
@@ -164,7 +167,10 @@ def of_scaling(store: Store) -> list[str]:
                 f"{value} ({low:.2f} to {high:.2f})"
                 for value, (low, high) in zip(values, of_recipe[name], strict=True)
             ]
-        lines.append([f"`{name}`", *values, f"{one.error:.3f}"])
+        values.append(f"{one.error:.3f}")
+        if math.isnan(one.data):
+            values = [NOTHING] * 3
+        lines.append([f"`{name}`", f"{one.used} of {one.made}", *values])
     return [
         "## Scaling law\n\nThe language model with "
         f"{', '.join(f'{n:,}' for n in widths)} parameters\nwithout the embedding, "
@@ -172,8 +178,10 @@ def of_scaling(store: Store) -> list[str]:
         "(`algoperf numerics scaling`). Of `bf16`:\n",
         f"    L(N, D) = ({law.a:.3g} / N^{law.alpha:.3g} + {law.b:.3g} / "
         f"D^{law.beta:.3g})^{law.gamma:.3g} + {law.e:.3g}\n",
-        "With 95 % intervals by the jackknife over sizes and budgets:\n",
-        table(("recipe", "effN", "effD", "residual of log L"), lines),
+        "With 95 % intervals by the jackknife over sizes and budgets, and how many of "
+        "a recipe's\nruns did not diverge. Of one that did where `bf16` did not, no "
+        "efficiency is told:\n",
+        table(("recipe", "runs", "effN", "effD", "residual of log L"), lines),
     ]
 
 

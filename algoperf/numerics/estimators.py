@@ -1,11 +1,16 @@
 """What stands for the derivative of rounding.
 
 Quantising a block is f(x) = s Q(x / s) with a scale s that follows from the block's
-largest magnitude. Q is a staircase, so its derivative is replaced.
+largest magnitude. Q is a staircase, so its derivative is replaced. What stands for it
+counts as constant where it is differentiated once more.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from algoperf.numerics import blocks, rounding
 from algoperf.numerics.formats import FloatElement, Format
@@ -118,3 +123,51 @@ def dge(x: jax.Array, g: jax.Array, fmt: Format, axis: int) -> jax.Array:
     if isinstance(fmt.group, int):
         slope = blocks.join_axis(slope, axis, x.shape[axis])
     return g * slope
+
+
+def passed(
+    estimator: str, x: jax.Array, mask: jax.Array, fmt: Format, axis: int
+) -> jax.Array:
+    """Returns an array that depends on x as its quantised values count to do.
+
+    Args:
+      estimator: of the recipe.
+      x: float32.
+      mask: where x was rounded and not clipped.
+      fmt, axis: how it was quantised.
+    """
+    if estimator == "clipped":
+        return x * mask
+    fixed = jax.lax.stop_gradient(x)
+    if estimator == "dge":
+        return dge(fixed, x, fmt, axis)
+    if estimator == "exact":
+        (moved,) = jax.linear_transpose(lambda g: exact(fixed, g, fmt, axis), x)(x)
+        return moved
+    return x
+
+
+# Not a `jax.custom_jvp`: a scan that is differentiated forgets those of its body.
+_with_derivative_p = Primitive("with_derivative")
+_with_derivative_p.def_impl(lambda values, _: values)
+_with_derivative_p.def_abstract_eval(lambda values, _: values)
+ad.defjvp(_with_derivative_p, None, lambda tangent, *_: tangent)
+mlir.register_lowering(_with_derivative_p, lambda _, values, __: [values])
+
+
+def _batched(arrays: Any, axes: Any) -> tuple[jax.Array, int]:
+    pairs = list(zip(arrays, axes, strict=True))
+    size = next(array.shape[axis] for array, axis in pairs if axis is not None)
+    return with_derivative(*(batching.bdim_at_front(*p, size) for p in pairs)), 0
+
+
+batching.primitive_batchers[_with_derivative_p] = _batched
+
+
+def with_derivative(values: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns the values, bit for bit, with the derivative of another array.
+
+    That of rounding is 0, and so would all be that is made of it. The other array is
+    of the same shape and dtype; compiled, it is not computed.
+    """
+    return _with_derivative_p.bind(values, other)

@@ -15,6 +15,8 @@ from algoperf.numerics.plans import Operand, Plan, Product, plans_of
 from algoperf.numerics.recipes import Recipe
 from algoperf.numerics.transforms import Factors
 
+STRAIGHT = "straight_through"  # the estimator 1
+
 
 class Given(NamedTuple):
     """What a product needs beside its operands.
@@ -47,7 +49,15 @@ def _multiply(kind: str, plan: Plan, pair: Any, axes: tuple[int, int]) -> jax.Ar
     formats: Any = (plan.first.fmt, plan.second.fmt)
     if axes == (1, 1):  # the operands of that product are swapped
         formats = formats[::-1]
-    return units.multiply(kind, pair[0].factors, pair[1].factors, formats, axes)
+    out = units.multiply(kind, pair[0].factors, pair[1].factors, formats, axes)
+    # Casts to the units' own types would round tangents, or lose them.
+    emulated = lax.dot_general(
+        pair[0].values,
+        pair[1].values,
+        (((axes[0],), (axes[1],)), ((0,), (0,))),
+        precision=lax.Precision.HIGHEST,
+    )
+    return estimators.with_derivative(out, emulated)
 
 
 def _contract(
@@ -133,9 +143,13 @@ def _quantised(
     operand: Operand,
     given: Given,
     slot: int,
+    estimator: str,
     outliers: float = 0.0,
 ) -> _Quantised:
-    """Quantises an operand; slots count the six operands of the three products."""
+    """Quantises an operand; slots count the six operands of the three products.
+
+    The estimator gives the values' derivative, for derivatives of the gradient.
+    """
     if operand.fmt is None:
         return _Quantised(x)
     kept: Any = None
@@ -148,7 +162,12 @@ def _quantised(
         now = blocks.largest_magnitude(x, None).reshape(())
         before = jnp.max(given.history[slot])
         before = jnp.where(before > 0, before, now)  # no step before this one
-    values, mask, factors = _quantise(x, operand.fmt, axis, own, before)
+    values, mask, factors = _quantise(
+        lax.stop_gradient(x), operand.fmt, axis, own, before
+    )
+    values = estimators.with_derivative(
+        values, estimators.passed(estimator, x, mask, operand.fmt, axis)
+    )
     values, mask = _ungrouped(values, operand), _ungrouped(mask, operand)
     if kept is not None:
         return _Quantised(values + kept, None, mask, now)
@@ -189,13 +208,14 @@ def _forward(product, left, right, given):
         out = _contract(product, None, left, right)
         return out, (_Quantised(left), _Quantised(right))
     outliers = product.recipe.outliers
+    pulls = _estimator(product, 0), _estimator(product, 1)
     rotated = (
         _rotated(left.astype(jnp.float32), plan.first, plan, words),
         _rotated(right.astype(jnp.float32), plan.second, plan, words),
     )
     operands = (
-        _quantised(rotated[0], plan.first, given, 0, outliers),
-        _quantised(rotated[1], plan.second, given, 1, outliers),
+        _quantised(rotated[0], plan.first, given, 0, pulls[0], outliers),
+        _quantised(rotated[1], plan.second, given, 1, pulls[1], outliers),
     )
     kind = units_of(product, plan)
     if kind == units.EMULATED or product.is_convolution:
@@ -232,7 +252,7 @@ def _backward_rule(product, residuals, g):
     originals, quantised, kept, given = residuals
     recipe = product.recipe
     plans = (of_left, of_right)
-    is_plain = recipe.estimator == "straight_through" and quantised is None
+    is_plain = recipe.estimator == STRAIGHT and quantised is None
     operands = (forward.first, forward.second)
     if quantised is not None:
         base = quantised
@@ -272,9 +292,11 @@ def _gradient(product, plan, side, base, g, given):
     g = _rotated(g.astype(jnp.float32), plan.first, plan, given.words)
     other = _rotated(other.astype(jnp.float32), plan.second, plan, given.words)
     slot = 2 * plan.number
+    # 'exact' and 'dge' are of what the forward product rounds.
+    estimator = "clipped" if product.recipe.estimator == "clipped" else STRAIGHT
     pair = (
-        _quantised(g, plan.first, given, slot),
-        _quantised(other, plan.second, given, slot + 1),
+        _quantised(g, plan.first, given, slot, estimator),
+        _quantised(other, plan.second, given, slot + 1, estimator),
     )
     kind = units_of(product, plan)
     if kind == units.EMULATED or product.is_convolution:
@@ -300,17 +322,22 @@ def _transposed(product, kind, side, wanted, other, g):
     return gradient
 
 
+def _estimator(product: Product, side: int) -> str:
+    """Returns what stands for the derivative of rounding left (0) or right (1)."""
+    is_weight = side == (0 if product.weight_is_left else 1)
+    estimator = product.recipe.estimator
+    return STRAIGHT if estimator == "dge" and not is_weight else estimator
+
+
 def _pulled_back(product, side, gradient, original, mask, words):
     """From the gradient of the quantised operand to that of the operand itself."""
     forward = plans_of(product)[0]
     operand = (forward.first, forward.second)[side]
-    estimator = product.recipe.estimator
-    is_weight = side == (0 if product.weight_is_left else 1)
+    estimator = _estimator(product, side)
     if estimator == "clipped" and mask is not None:
         gradient = gradient * mask
-    elif operand.fmt is not None and (
-        estimator == "exact" or (estimator == "dge" and is_weight)
-    ):
+    elif operand.fmt is not None and estimator in ("exact", "dge"):
+        original = lax.stop_gradient(original)
         x = _rotated(original.astype(jnp.float32), operand, forward, words)
         x, axis = _grouped(x, operand)
         grouped, _ = _grouped(gradient, operand)

@@ -12,7 +12,7 @@ both efficiencies to each recipe's.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,14 +64,22 @@ class Law:
 
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
-    """What a recipe keeps: effN and effD, and how well the law fits its runs.
+    """What a recipe keeps, and how well the law fits its runs.
 
-    `error` is the root mean square of the residuals of log L.
+    Attributes:
+      parameters, data: effN and effD; NaN where a run of the recipe diverged and the
+        baseline's of that size and budget did not, for those that are left are the
+        ones in which the recipe does well.
+      error: the root mean square of the residuals of log L; NaN there too.
+      used: the runs that it is fitted to, those with a finite loss.
+      made: all runs of the recipe.
     """
 
     parameters: float
     data: float
     error: float
+    used: int
+    made: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +97,8 @@ def fit(
 
     Least squares with Huber's loss on residuals of log L, from many starts; exponents
     stay in EXPONENTS. One that ends there says that the runs do not tell it. With
-    `near`, a law that is close, from there alone.
+    `near`, a law that is close, from there alone. Runs whose loss is not finite are
+    left out, and counted.
 
     Raises:
       UserError: the baseline has fewer than 7 runs or fewer than 3 sizes or budgets,
@@ -97,9 +106,9 @@ def fit(
     """
     groups: dict[str, list[Observation]] = {}
     for one in observations:
-        if np.isfinite(one.loss):
-            groups.setdefault(one.recipe, []).append(one)
-    base = groups.get(baseline, [])
+        groups.setdefault(one.recipe, []).append(one)
+    made = groups.get(baseline, [])
+    base = [one for one in made if np.isfinite(one.loss)]
     sizes, budgets = ({getattr(o, k) for o in base} for k in ("parameters", "tokens"))
     if len(base) <= LAW_PARAMETERS or min(len(sizes), len(budgets)) < 3:
         raise UserError(
@@ -107,16 +116,15 @@ def fit(
             f"{len(sizes)} sizes and {len(budgets)} budgets; give at least 7, of 3 each"
         )
     law, error = fit_law(base, near)
-    found = {baseline: Efficiency(1.0, 1.0, error)}
+    found = {baseline: Efficiency(1.0, 1.0, error, len(base), len(made))}
     for recipe, own in groups.items():
-        if recipe == baseline:
-            continue
-        if len(own) < 3:
-            raise UserError(
-                f"{recipe} has {len(own)} finite runs; effN and effD need at least 3"
-            )
-        found[recipe] = fit_efficiency(law, own)
+        if recipe != baseline:
+            found[recipe] = fit_efficiency(law, own, {_place(one) for one in base})
     return Fit(law, found)
+
+
+def _place(one: Observation) -> tuple[float, float]:
+    return one.parameters, one.tokens
 
 
 def intervals(
@@ -127,20 +135,23 @@ def intervals(
     `fitted` is what `fit` gave of the same observations.
     The jackknife over places (N, D) of the grid (Efron and Stein 1981), Student's t on
     logarithms: each is left out in turn, of the baseline too, so that the law's own
-    uncertainty is in them. NaN where so few are left that nothing can be fitted.
+    uncertainty is in them. NaN where so few are left that nothing can be fitted, and
+    for a recipe without efficiencies.
     """
+    unknown = math.nan, math.nan
+    result: dict[str, tuple[Interval, Interval]] = {
+        name: (unknown, unknown) for name in fitted.efficiencies if name != baseline
+    }
     whole = _logarithms(fitted, baseline)
-    places = sorted({(o.parameters, o.tokens) for o in observations})
+    told = [one for one in observations if one.recipe in (baseline, *whole)]
     parts = []
-    for place in places:
-        rest = [o for o in observations if (o.parameters, o.tokens) != place]
+    for place in sorted({_place(one) for one in told}):
+        rest = [one for one in told if _place(one) != place]
         try:
             found = fit(rest, baseline, near=fitted.law)
         except UserError:
-            unknown = math.nan, math.nan
-            return dict.fromkeys(whole, (unknown, unknown))
+            return result
         parts.append(_logarithms(found, baseline))
-    result: dict[str, tuple[Interval, Interval]] = {}
     for name, center in whole.items():
         half = half_widths(np.array([part[name] for part in parts]))
         low, high = np.exp(center - half), np.exp(center + half)
@@ -160,10 +171,11 @@ def half_widths(parts_PK: np.ndarray) -> np.ndarray:
 
 
 def _logarithms(found: Fit, baseline: str) -> dict[str, np.ndarray]:
+    """Returns log effN and log effD of the recipes that have them."""
     return {
         name: np.log([one.parameters, one.data])
         for name, one in found.efficiencies.items()
-        if name != baseline
+        if name != baseline and not math.isnan(one.data)
     }
 
 
@@ -211,8 +223,29 @@ def _starts(loss: np.ndarray) -> list[list[float]]:
     return starts
 
 
-def fit_efficiency(law: Law, own: Sequence[Observation]) -> Efficiency:
-    """Returns effN and effD of these runs under a law."""
+def fit_efficiency(
+    law: Law, made: Sequence[Observation], places: Collection[tuple[float, float]]
+) -> Efficiency:
+    """Returns effN and effD of a recipe's runs under a law.
+
+    Args:
+      law: of the baseline.
+      made: the runs of one recipe.
+      places: (N, D) of the baseline's runs with a finite loss.
+
+    Raises:
+      UserError: there are fewer than 3, though none is lost.
+    """
+    own = [one for one in made if np.isfinite(one.loss)]
+    lost = [one for one in made if not np.isfinite(one.loss)]
+    counts = len(own), len(made)
+    if any(_place(one) in places for one in lost):
+        return Efficiency(math.nan, math.nan, math.nan, *counts)
+    if len(own) < 3:
+        raise UserError(
+            f"{made[0].recipe} has {len(own)} finite runs; effN and effD need at least "
+            "3"
+        )
     n, d, loss = _arrays(own)
 
     def residuals(theta: np.ndarray) -> np.ndarray:
@@ -224,7 +257,7 @@ def fit_efficiency(law: Law, own: Sequence[Observation]) -> Efficiency:
     bounds = np.log([EFFICIENCIES] * 2).T
     theta = _best(residuals, starts, bounds)
     parameters, data = map(float, np.exp(theta))
-    return Efficiency(parameters, data, _rms(residuals(theta)))
+    return Efficiency(parameters, data, _rms(residuals(theta)), *counts)
 
 
 def _arrays(own: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -54,14 +54,6 @@ def full_expert(public: MLP, expert: MLP) -> dict[str, jax.Array]:
     }
 
 
-def break_even_rank(m: int, n: int) -> float:
-    """Returns the rank m n / (m + n) at which factors have as many numbers as W.
-
-    Below it they are smaller than the matrix (m, n).
-    """
-    return m * n / (m + n)
-
-
 def num_parameters(
     shapes: Sequence[tuple[int, int]], ranks: Sequence[int | None], width: int
 ) -> int:

@@ -74,23 +74,50 @@ def with_unit_scales(params: Any, kinds: Any) -> Any:
     return jax.tree.map(unit, params, kinds)
 
 
+def with_drawn_outputs(params: Any, workload: spec.Workload) -> Any:
+    """Returns the params with an output layer that starts at 0 drawn, to be scored.
+
+    Its kernels are normal numbers of deviation 1 / sqrt(fan-in), the same in all runs;
+    others stay as they are. While the output is 0 whatever comes in, no other weight
+    changes the loss or lies on a path to the output, and the smallest weights of all
+    are those of the output layer: the network that is left would never train.
+    """
+
+    def drawn(x: jax.Array, deviation: float) -> jax.Array:
+        noise = deviation * jax.random.normal(jax.random.PRNGKey(0), x.shape, x.dtype)
+        return jnp.where(jnp.std(x) > 0, x, noise)
+
+    return _map_outputs(drawn, params, workload)
+
+
 def with_unit_outputs(params: Any, workload: spec.Workload) -> Any:
     """Returns the params with an output layer of usual size, to be scored.
 
     Its kernels get the standard deviation 1 / sqrt(fan-in). Some networks start it far
     smaller than all other layers; its weights would then be the smallest of all, and
     the whole layer would be pruned. In the papers' networks all layers start alike.
+    One that starts at 0 stays there: see `with_drawn_outputs`.
     """
 
-    def unit(path: Any, x: jax.Array, kind: spec.ParameterType) -> jax.Array:
+    def unit(x: jax.Array, start_of_others: float) -> jax.Array:
+        deviation = jnp.std(x)
+        return jnp.where(deviation > 0, x * start_of_others / deviation, x)
+
+    return _map_outputs(unit, params, workload)
+
+
+def _map_outputs(
+    fn: Callable[[jax.Array, float], jax.Array], params: Any, workload: spec.Workload
+) -> Any:
+    """Maps (kernel, 1 / sqrt(fan-in)) of the output layer; other leaves stay."""
+
+    def mapped(path: Any, x: jax.Array, kind: spec.ParameterType) -> jax.Array:
         matrix = matrix_shape(kind, x.shape)
         if len(matrix) != 2 or not workload.is_output_params(path[0].key):
             return x
-        deviation = jnp.std(x)
-        start_of_others = 1.0 / math.sqrt(matrix[0])
-        return jnp.where(deviation > 0, x * start_of_others / deviation, x)
+        return fn(x, 1.0 / math.sqrt(matrix[0]))
 
-    return jax.tree_util.tree_map_with_path(unit, params, workload.model_params_types)
+    return jax.tree_util.tree_map_with_path(mapped, params, workload.model_params_types)
 
 
 def kept_number(density: float, total: int) -> int:
@@ -112,6 +139,7 @@ def keep_largest(scores: Any, chosen: Any, density: float) -> Any:
     """Returns the masks that keep a share of the chosen weights, by their scores.
 
     Exactly round(density n) of the n chosen weights stay; of equal scores the first.
+    None stays where the largest score is 0: see `check_masks`.
 
     Raises:
       UserError: see `kept_number`.
@@ -127,7 +155,11 @@ def _total(tree: Any, chosen: Any) -> int:
 
 
 def _keep(scores: Any, chosen: Any, number: int | jax.Array) -> Any:
-    """Returns the masks that keep so many of the chosen weights; may be traced."""
+    """Returns the masks that keep so many of the chosen weights; may be traced.
+
+    Where the largest score is 0, the first weights of the tree would stay, which says
+    nothing of them: none does.
+    """
     structure: Any = jax.tree.structure(chosen)
     leaves = structure.flatten_up_to(scores)
     is_chosen = jax.tree.leaves(chosen)
@@ -135,11 +167,27 @@ def _keep(scores: Any, chosen: Any, number: int | jax.Array) -> Any:
     flat = jnp.concatenate([x.ravel() for x in picked])
     order = jnp.argsort(flat, descending=True, stable=True)
     kept = jnp.zeros(flat.shape, bool).at[order].set(jnp.arange(flat.size) < number)
+    largest = flat[order[0]]
+    kept &= (largest != 0) & (largest != -jnp.inf)  # that of what is pruned already
     masks, first = [], 0
     for x, wanted in zip(leaves, is_chosen, strict=True):
         masks.append(kept[first : first + x.size].reshape(x.shape) if wanted else None)
         first += x.size if wanted else 0
     return structure.unflatten(masks)
+
+
+def check_masks(masks: Any) -> None:
+    """Looks at the masks that a score gave, when a step has made them.
+
+    Raises:
+      UserError: they keep nothing, because no score was above 0.
+    """
+    if not any(bool(jnp.any(mask)) for mask in jax.tree.leaves(masks)):
+        raise UserError(
+            "the largest pruning score is 0, so scores tell no weight from another: at "
+            "its initial weights the network's loss or output depends on none of them; "
+            "take another score, or start the network elsewhere"
+        )
 
 
 def iterated(

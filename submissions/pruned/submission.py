@@ -2,8 +2,8 @@
 
 `score` is 'magnitude', 'snip', 'grasp' or 'synflow'; those that need data take the
 first batch. A share `density` of the kernels' weights stays, by the largest scores of
-all kernels together. Scores take batch norm scales of 0 for 1, 'magnitude' an output
-layer of any scale for one of the usual.
+all kernels together. Scores take batch norm scales of 0 for 1 and a random output layer
+for one of 0, 'magnitude' an output layer of any scale for one of the usual.
 
 `score` 'lottery_ticket' prunes by magnitude and rewinds, three times within the first
 three eighths of the training steps; what is left trains on (arXiv:1912.05671).
@@ -60,18 +60,19 @@ def reparametrise(workload, hyperparameters):
         early = min(workload.step_hint // 50, period - 1)
         return pruning.lottery_ticket(chosen, density, period, TICKET_ROUNDS, early)
 
-    kinds = workload.model_params_types
+    def alive(params):
+        params = pruning.with_unit_scales(params, workload.model_params_types)
+        return pruning.with_drawn_outputs(params, workload)
 
     def once(score):
         return lambda params, objective: pruning.keep_largest(
-            score(pruning.with_unit_scales(params, kinds), objective), chosen, density
+            score(alive(params), objective), chosen, density
         )
 
     def synflow(params, objective):
         output = functools.partial(output_for_ones, objective)
         score = functools.partial(pruning.synflow, output)
-        params = pruning.with_unit_scales(params, kinds)
-        return pruning.iterated(score, params, chosen, density, SYNFLOW_ROUNDS)
+        return pruning.iterated(score, alive(params), chosen, density, SYNFLOW_ROUNDS)
 
     masks = {
         "magnitude": once(
@@ -88,10 +89,16 @@ def reparametrise(workload, hyperparameters):
     return pruning.masked(chosen, masks[hyperparameters.score], density)
 
 
-(
-    get_batch_size,
-    init_optimizer_state,
-    update_params,
-    prepare_for_eval,
-    data_selection,
-) = from_optax(build, reparametrise=reparametrise)
+FUNCTIONS = from_optax(build, reparametrise=reparametrise)
+get_batch_size, init_optimizer_state, _, prepare_for_eval, data_selection = FUNCTIONS
+
+
+@functools.wraps(FUNCTIONS.update_params)  # else it would take no microbatches
+def update_params(*, hyperparameters, global_step, **facts):
+    """One step; what the first has pruned is looked at, for a step cannot raise."""
+    (state, step), params, model_state = FUNCTIONS.update_params(
+        hyperparameters=hyperparameters, global_step=global_step, **facts
+    )
+    if global_step == 0 and hyperparameters.score != TICKET:
+        pruning.check_masks(state.small.frozen)
+    return (state, step), params, model_state

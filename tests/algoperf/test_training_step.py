@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,6 +22,7 @@ from algoperf import (
 )
 from algoperf.errors import UserError
 from algoperf.numerics import RECIPES, DynamicLossScale, units
+from algoperf.reparam import pruning
 from algoperf.submission import (
     Objective,
     WithTrainingParams,
@@ -28,6 +30,7 @@ from algoperf.submission import (
     load_submission,
 )
 from algoperf.tuning import as_namedtuple
+from submissions.sophia import submission as sophia
 
 KEY = jax.random.PRNGKey(0)
 POINT = {"learning_rate": 0.1}
@@ -120,6 +123,67 @@ def test_running_statistics_are_those_of_the_average_that_is_evaluated(point):
     _, model_state, batch, after = _batch_norm_step(functions, 32, **point)
     seen = {name: array[::8] for name, array in batch.items()}
     _assert_statistics_are_of(after[2], twice(None, after[1]), model_state, seen)
+
+
+def _looked_at(look, **point):
+    """Returns what look(objective, params) gives within a step."""
+
+    def update(updates, state, params=None, *, objective, **extra):
+        return updates, look(objective, params)
+
+    def init(params):
+        shapes = jax.eval_shape(_objective_of(SYNTHETIC, look), params)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    transformation = optax.GradientTransformationExtraArgs(init, update)
+    functions = from_optax(lambda workload, point: transformation)
+    params, model_state = SYNTHETIC.init_model_fn(KEY)
+    point = as_namedtuple(point)
+    state, step = functions.init_optimizer_state(
+        SYNTHETIC, params, model_state, point, KEY
+    )
+    state = step(state, params, model_state, _rows(), KEY)[0]
+    return getattr(state, "transformation", state)
+
+
+def _rows():
+    return {name: array[:32] for name, array in examples("train").items()}
+
+
+def _objective_of(workload, look):
+    return lambda params: look(Objective(workload, _rows(), {}, KEY), params)
+
+
+@pytest.mark.parametrize("recipe", ["mxfp8", "fp8_delayed"])
+def test_logits_are_those_of_the_recipe(recipe):
+    def look(objective, params):
+        return objective.logits(params)
+
+    plain, quantised = _looked_at(look), _looked_at(look, recipe=recipe)
+    difference = np.abs(plain - quantised)
+    assert 0 < difference.mean() < 0.1 * np.abs(plain).mean()
+
+    def of_loss(objective, params):
+        losses = SYNTHETIC.loss_fn(_rows()["targets"], objective.logits(params))
+        return losses["summed"] / losses["n_valid_examples"] - objective.loss(params)
+
+    assert abs(_looked_at(of_loss, recipe=recipe)) < 1e-6
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "mxfp8", "int8", "fp8_delayed"])
+def test_what_is_known_of_the_curvature_under_a_recipe(recipe):
+    """Sophia's estimate and GraSP's score are those without one, but for rounding."""
+
+    def look(objective, params):
+        return {
+            "sophia": sophia.hutchinson(objective, params, KEY),
+            "grasp": pruning.grasp(objective.loss, params),
+        }
+
+    plain, quantised = _looked_at(look), _looked_at(look, recipe=recipe)
+    for name, want in plain.items():
+        away = optax.tree.norm(optax.tree.sub(quantised[name], want))
+        assert 0 < away < 0.25 * optax.tree.norm(want), name
 
 
 def test_a_recipe_beside_a_rewritten_loss_is_told():

@@ -433,6 +433,29 @@ def test_fedspeed_stands_still_once_its_schedule_has_ended():
     assert np.abs(np.mean(state.correction["x"], axis=0)).max() > 0.1
 
 
+SPEEDS = tuning.load_search_space(
+    registry.find_submission("fedspeed").with_name("tuning_search_space.json")
+)
+
+
+@pytest.mark.parametrize("point", SPEEDS)
+def test_fedspeed_plans_as_many_rounds_as_the_plain_steps_have_gradients(point):
+    taken = []
+
+    class Counted(LeafOfClients):
+        def on(self, batch):
+            return Counted(batch)
+
+        def gradient(self, x):
+            taken.append(x)
+            return super().gradient(x)
+
+    workload = make_workload({"x": (spec.ParameterType.BIAS, (2,))})
+    transformation, x = build("fedspeed", workload, **point), {"x": jnp.ones(2)}
+    transformation.update(x, transformation.init(x), x, objective=Counted(CURVED))
+    assert point["step_hint_factor"] == 1 / len(taken)
+
+
 def test_a_batch_that_cannot_be_split_is_refused():
     with pytest.raises(UserError, match="a batch of 4 cannot be split over 3 clients"):
         module_of("fedspeed").split_batch(CURVED, 3)

@@ -219,12 +219,18 @@ def _write(
     of_recipe = intervals(observations, values.baseline, found)
     certain = (1.0, 1.0), (1.0, 1.0)
     columns = [
-        *("recipe", "effN", "low", "high", "effD", "lower", "higher"),
-        "residual of log L",
+        *("recipe", "runs used", "made"),
+        *("effN", "low", "high", "effD", "lower", "higher", "residual of log L"),
     ]
-    rows = []
+    rows: list[list[Any]] = []
     for name, one in found.efficiencies.items():
         of_model, of_data = of_recipe.get(name, certain)
-        rows.append([name, one.parameters, *of_model, one.data, *of_data, one.error])
+        fitted = [one.parameters, *of_model, one.data, *of_data, one.error]
+        rows.append([name, one.used, one.made, *fitted])
     printing.write_csv(out / "efficiencies.csv", columns, rows)
-    printing.print_table(columns, [[r[0], *(f"{x:.4g}" for x in r[1:])] for r in rows])
+    printing.print_table(columns, [list(map(printing.shown, row)) for row in rows])
+    if any(math.isnan(one.data) for one in found.efficiencies.values()):
+        print(
+            "nan: of a recipe that diverged where the baseline did not, no efficiency "
+            "is told"
+        )

@@ -1,5 +1,6 @@
 """The scaling law: published numbers, and planted laws that the fit finds again."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -70,8 +71,37 @@ def test_too_few_runs_are_told():
         fit(runs[:5], "bf16")
     with pytest.raises(UserError, match="good has 2 finite runs"):
         fit(runs[:22], "bf16")
-    broken = [Observation(3e7, 1e9, float("nan"), "good")] * 3
-    assert "good" not in fit(runs[:20] + broken, "bf16").efficiencies
+
+
+@pytest.mark.parametrize("lost", [1, 18, 20])
+def test_a_recipe_that_diverged_where_the_baseline_did_not_has_no_efficiency(lost):
+    """Those of its runs that are left are the ones in which it does well."""
+    whole = _runs(noise=1e-3)
+    runs = list(whole)
+    for i in range(20, 20 + lost):  # those of 'good'
+        runs[i] = dataclasses.replace(runs[i], loss=math.nan)
+    found = fit(runs, "bf16")
+    good = found.efficiencies["good"]
+    assert (good.used, good.made) == (20 - lost, 20)
+    assert math.isnan(good.parameters)
+    assert math.isnan(good.data)
+    assert found.efficiencies["poor"] == fit(whole, "bf16").efficiencies["poor"]
+    of_recipe = intervals(runs, "bf16", found)
+    assert np.isnan(of_recipe["good"]).all()
+    assert np.isfinite(of_recipe["poor"]).all()
+
+
+def test_places_that_the_baseline_lacks_too_are_only_counted():
+    runs = _runs()
+    for i in (0, 20):  # of 'bf16' and of 'good'
+        runs[i] = dataclasses.replace(runs[i], loss=math.inf)
+    found = fit(runs, "bf16").efficiencies
+    assert [(one.used, one.made) for one in found.values()] == [
+        (19, 20),
+        (19, 20),
+        (20, 20),
+    ]
+    assert found["good"].parameters == pytest.approx(0.64, rel=0.03)
 
 
 def _intervals(runs):

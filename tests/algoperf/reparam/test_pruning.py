@@ -1,6 +1,7 @@
 """Scores by their formulas, masks of exact sizes, rewinding."""
 
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ from problems import KEY, PARAMS, WORKLOAD, draw, make_workload
 from synthetic import SYNTHETIC, examples
 
 from algoperf import reparam, sharding, spec
+from algoperf.cli.tune import SPACE_FILE
 from algoperf.errors import UserError
 from algoperf.reparam import pruning
-from algoperf.submission import from_optax
-from algoperf.tuning import as_namedtuple
+from algoperf.submission import from_optax, load_submission
+from algoperf.tuning import as_namedtuple, load_search_space
 from submissions.pruned import submission as pruned
 
 CHOSEN = reparam.select(WORKLOAD)
@@ -121,25 +123,15 @@ def test_a_density_that_keeps_nothing(density):
             small.init(PARAMS, KEY)
 
 
-def test_snip_trains_through_from_optax():
-    """The first batch decides; what is pruned stays at 0."""
-
-    def reparametrise(workload, hyperparameters):
-        chosen = reparam.select(workload)
-
-        def masks_from(params, objective):
-            scores = pruning.snip(objective.loss, params)
-            return pruning.keep_largest(scores, chosen, 0.25)
-
-        return pruning.masked(chosen, masks_from, 0.25)
-
-    functions = from_optax(lambda w, h: optax.adam(0.1), reparametrise=reparametrise)
-    point, workload = as_namedtuple({}), SYNTHETIC
+def _train(functions, point, steps, params=None):
+    """Trains on the synthetic workload; returns its params as they begin and end."""
+    workload, first = SYNTHETIC, params
     params, model_state = workload.init_model_fn(KEY)
+    params = params if first is None else first
     before = jax.device_get(params)
     state = functions.init_optimizer_state(workload, params, model_state, point, KEY)
     batch = {name: array[:32] for name, array in examples("train").items()}
-    for step in range(2):
+    for step in range(steps):
         state, params, model_state = functions.update_params(
             workload=workload,
             current_param_container=params,
@@ -153,11 +145,42 @@ def test_snip_trains_through_from_optax():
             global_step=step,
             rng=KEY,
         )
+    return before, params
+
+
+def test_snip_trains_through_from_optax():
+    """The first batch decides; what is pruned stays at 0."""
+
+    def reparametrise(workload, hyperparameters):
+        chosen = reparam.select(workload)
+
+        def masks_from(params, objective):
+            scores = pruning.snip(objective.loss, params)
+            return pruning.keep_largest(scores, chosen, 0.25)
+
+        return pruning.masked(chosen, masks_from, 0.25)
+
+    functions = from_optax(lambda w, h: optax.adam(0.1), reparametrise=reparametrise)
+    before, params = _train(functions, as_namedtuple({}), 2)
     kernels = [np.asarray(params[n]["kernel"]) for n in ("hidden", "head")]
     assert sum(np.count_nonzero(k) for k in kernels) == round(0.25 * (32 + 24))
     changed = kernels[0] != before["hidden"]["kernel"]
     assert changed.any()
     assert params["hidden"]["bias"].any()  # trained, not pruned
+
+
+def test_scores_that_tell_nothing_are_refused():
+    """Behind a layer of zeros nothing counts, whatever the output layer."""
+    (point, *_) = load_search_space(Path(pruned.__file__).parent / SPACE_FILE)
+    params, _ = SYNTHETIC.init_model_fn(KEY)
+    params["hidden"] = jax.tree.map(jnp.zeros_like, params["hidden"])
+    for score in ("snip", "grasp"):
+        with pytest.raises(UserError, match="the largest pruning score is 0"):
+            _train(pruned, as_namedtuple({**point, "score": score}), 1, params)
+
+
+def test_a_submission_that_looks_at_its_masks_still_takes_microbatches():
+    assert load_submission(Path(pruned.__file__)).is_from_optax
 
 
 def test_a_lottery_ticket_goes_back_to_its_early_weights():
@@ -234,8 +257,8 @@ def _residual_block(params, inputs):
     return (x + y) @ params["head"]["kernel"]
 
 
-@pytest.mark.parametrize("score", ["magnitude", "snip", "grasp", "synflow"])
-def test_no_kernel_behind_a_norm_that_starts_at_zero_is_emptied(score):
+def _masked_block(score, params):
+    """Returns the residual block's state when its first step begins."""
     workload = make_workload(BRANCHED)
     workload.model_fn = lambda params, batch, state, *_, **__: (
         _residual_block(params, batch["inputs"]),
@@ -250,16 +273,36 @@ def test_no_kernel_behind_a_norm_that_starts_at_zero_is_emptied(score):
         rng=KEY,
         loss=lambda p: jnp.mean((_residual_block(p, inputs) - targets) ** 2),
     )
-    params = jax.tree.map(lambda x: x / 6**0.5, draw(0, BRANCHED))
-    params["norm"]["scale"] = jnp.zeros(6)
     point = as_namedtuple({"score": score, "density": 0.25})
     small = pruned.reparametrise(workload, point)
     training = reparam.start(small, optax.identity(), params, KEY)
-    training = reparam.begin_step(small, training, objective)
+    return reparam.begin_step(small, training, objective).small
+
+
+SCORES = ["magnitude", "snip", "grasp", "synflow"]
+
+
+@pytest.mark.parametrize("zeros", ["norm", "head"])
+@pytest.mark.parametrize("score", SCORES)
+def test_no_kernel_behind_what_starts_at_zero_is_emptied(score, zeros):
+    params = jax.tree.map(lambda x: x / 6**0.5, draw(0, BRANCHED))
+    params[zeros] = jax.tree.map(jnp.zeros_like, params[zeros])
+    small = _masked_block(score, params)
     for name in ("stem", "branch_1", "branch_2", "head"):
-        assert training.small.frozen[name]["kernel"].any(), name
-    # The scale itself is trained from 0.
-    assert not training.small.trainable["norm"]["scale"].any()
+        assert small.frozen[name]["kernel"].any(), name
+    # What starts at 0 is trained from 0.
+    assert not jax.tree.leaves(small.trainable[zeros])[0].any()
+
+
+def test_a_drawn_output_layer_is_the_same_in_all_runs_and_a_live_one_stays():
+    params = jax.tree.map(lambda x: x / 6**0.5, draw(0, BRANCHED))
+    workload = make_workload(BRANCHED)
+    alive = pruning.with_drawn_outputs(params, workload)
+    jax.tree.map(np.testing.assert_array_equal, alive, params)
+    params["head"]["kernel"] = jnp.zeros((600, 30))
+    once, again = (pruning.with_drawn_outputs(params, workload) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    np.testing.assert_allclose(once["head"]["kernel"].std(), 600**-0.5, rtol=0.02)
 
 
 def test_magnitude_keeps_an_output_layer_that_starts_small():
@@ -279,9 +322,6 @@ def test_magnitude_keeps_an_output_layer_that_starts_small():
         jnp.argsort(params["head"]["kernel"].ravel()),
     )
     assert scaled["hidden"]["kernel"] is params["hidden"]["kernel"]
-    params["head"]["kernel"] = jnp.zeros((8, 3))
-    scaled = pruning.with_unit_outputs(params, WORKLOAD)
-    assert not scaled["head"]["kernel"].any()
 
 
 def test_a_bad_lottery():

@@ -140,6 +140,7 @@ def test_running_statistics_cost_an_eighth_of_a_forward_pass_in_16_bits():
     assert shared.statistics_cost(language, found, kept_bits=16) == cost.Cost()
 
 
+EFFICIENCIES = {"bf16": (1, 1), "mxfp4": (0.5, 0.8), "luq": (0.5, 0.8)}
 LAW = Law(a=3e3, alpha=0.6, b=2e4, beta=0.5, gamma=0.6, e=2.0)
 
 
@@ -150,18 +151,25 @@ def test_a_scaling_study_that_is_done_is_fitted(tmp_path, capsys):
     for width in (32, 64, 96, 128):
         for steps in (160, 640, 1280):
             workload = sized(base, width, steps)
-            for recipe, efficiency in (("bf16", (1, 1)), ("mxfp4", (0.5, 0.8))):
+            for recipe, efficiency in EFFICIENCIES.items():
                 loss = LAW.loss(
                     layer_parameters(workload), tokens(workload, steps), *efficiency
                 )
                 key = scaling.Cell(width, steps, recipe).key
+                if (recipe, width, steps) == ("luq", 128, 1280):
+                    loss = math.nan
                 store.add(_run(*key, [(steps, math.exp(loss))]), ENVIRONMENT)
-    arguments = ["numerics", "scaling", "--recipes=mxfp4", f"--out={tmp_path}"]
+    arguments = ["numerics", "scaling", "--recipes=mxfp4,luq", f"--out={tmp_path}"]
     assert cli.main([*arguments, "--budgets=160,640,1280"]) == 0
-    assert "24 of 24 runs are done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "36 of 36 runs are done" in printed
+    assert "no efficiency is told" in printed
     found = {row["recipe"]: row for row in _rows(tmp_path / "efficiencies.csv")}
     assert float(found["mxfp4"]["effN"]) == pytest.approx(0.5, rel=0.05)
     assert float(found["mxfp4"]["effD"]) == pytest.approx(0.8, rel=0.05)
+    assert [found["mxfp4"][name] for name in ("runs used", "made")] == ["12", "12"]
+    assert [found["luq"][name] for name in ("runs used", "made")] == ["11", "12"]
+    assert not any(found["luq"][name] for name in ("effN", "effD", "low"))
 
 
 def test_sizes_of_the_language_model():
