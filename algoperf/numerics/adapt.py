@@ -5,9 +5,15 @@ point; masters stay in float32. Every `lookback` steps of a layer two things are
 PushDown: how few bits leave the weights' histogram as it is? PushUp: how diverse were
 the gradients since (section 3 of the paper), so how many bits should be added?
 
-These are the rules; `submissions/adapt_sgd` trains by them. Two defects of the
+These are the rules; `submissions/adapt_sgd` trains by them. Three defects of the
 published code are mended: its divergence is taken of probabilities where logarithms
-are expected, and its search for FL evaluates the lower end instead of the middle.
+are expected, its search for FL evaluates the lower end instead of the middle, and it
+looks at the first row of the weights alone. And two things differ by choice:
+
+- Lookback and resolution follow when a layer's words are chosen; there at every step,
+  which would have to wait for the device.
+- PushDown looks for FL from 0 to 31 and for WL up to 32 bits; there for FL from 4 to
+  that of now and for WL up to that of now, so that PushUp alone adds bits.
 """
 
 import dataclasses

@@ -2,10 +2,15 @@
 
 Weights and gradients have few bits. Weights of two axes or more are layers of their
 own; a bias takes the words of its module's weight, a norm those of the layer before it.
-Each step rounds the gradient to its layer's words, updates float32 masters, and rounds
-those to the weights that are trained on and evaluated. Every `lookback` steps a layer's
-words are chosen anew, on the host, by `algoperf.numerics.adapt`. The float32 products
-are not quantised further.
+Each step rounds the gradient of a parameter to its layer's words and divides it by its
+norm, as the authors' code does; so the learning rate, times 1 / (1 - momentum), is how
+far a parameter moves. It updates float32 masters with it, and rounds those to the
+weights that are trained on and evaluated. Every `lookback` steps a layer's words are
+chosen anew, on the host, by `algoperf.numerics.adapt`, which says where it departs from
+that code. The float32 products are not quantised further.
+
+The authors decay biases and norms too, and lower the rate otherwise: here is a warm-up
+and a cosine.
 """
 
 import functools
@@ -86,6 +91,12 @@ def rounded(leaves, layers, words, host_words, host_fractions, first):
     ]
 
 
+def normalised(leaf):
+    """Returns the leaf with norm 1, or 0 if all of it is: as in the authors' code."""
+    norm = jnp.linalg.norm(leaf.ravel())
+    return leaf / jnp.where(norm > 0, norm, 1.0)
+
+
 def make_step(workload, transformation):
     """Returns the compiled step."""
 
@@ -104,12 +115,10 @@ def make_step(workload, transformation):
         leaves, structure = jax.tree.flatten(gradient)
         layers, _ = layers_of(gradient)
         leaves = rounded(leaves, layers, key, words, fractions, 0)
-        norms = [jnp.linalg.norm(leaf.ravel()) for leaf in leaves]
+        leaves = [normalised(leaf) for leaf in leaves]
         sums = [
-            old * keep[i] + leaf / jnp.maximum(norm, 1e-30)
-            for i, old, leaf, norm in zip(
-                layers, device.sums, leaves, norms, strict=True
-            )
+            old * keep[i] + leaf
+            for i, old, leaf in zip(layers, device.sums, leaves, strict=True)
         ]
         gradient = jax.tree.unflatten(structure, leaves)
         updates, optimizer = transformation.update(

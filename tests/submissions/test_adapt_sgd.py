@@ -34,43 +34,64 @@ def test_a_bias_belongs_to_its_own_modules_weight():
     assert layers_of({"bias": np.zeros(3)}) == ([0], [0])
 
 
+LINEAR = types.SimpleNamespace(  # so that the gradient is the batch
+    model_fn=lambda params, batch, state, *_: (
+        sum(jnp.sum(params[name] * batch["inputs"][name]) for name in params),
+        state,
+    ),
+    loss_fn=lambda _, logits, __: {"summed": logits, "n_valid_examples": 1.0},
+)
+TRANSFORMATION = optax.sgd(0.25)
+
+
+def _stepped(device, params, gradient, number, keep):
+    """Returns the device's state and the params after a step along a gradient."""
+    words, fractions = np.array([8, 8], np.int32), np.array([4, 4], np.int32)
+    batch = {"inputs": gradient, "targets": 0}
+    device, params, _, _ = make_step(LINEAR, TRANSFORMATION)(
+        *(device, jax.tree.map(jnp.copy, params), {}, batch),
+        *(jax.random.PRNGKey(number), number, words, fractions),
+        np.full(2, keep, np.float32),
+    )
+    return device, params
+
+
+def _device(params, sums):
+    return Device(
+        masters=jax.tree.map(jnp.copy, params),
+        optimizer=TRANSFORMATION.init(params),
+        sums=[jnp.full_like(leaf, sums) for leaf in params.values()],
+        losses=jnp.zeros(10),
+    )
+
+
 @pytest.mark.parametrize("are_equal", [True, False])
 def test_diversity_is_of_the_gradients_since_the_last_choice(are_equal):
     """1 if all were equal, sqrt(k) if k were orthogonal; of each layer by itself."""
-    linear = types.SimpleNamespace(  # so that the gradient is the batch
-        model_fn=lambda params, batch, state, *_: (
-            sum(jnp.sum(params[name] * batch["inputs"][name]) for name in params),
-            state,
-        ),
-        loss_fn=lambda _, logits, __: {"summed": logits, "n_valid_examples": 1.0},
-    )
-    transformation = optax.sgd(0.25)
-    step = make_step(linear, transformation)
     params = {"a": jnp.zeros((4, 4)), "b": jnp.zeros((2, 8))}
-    device = Device(
-        masters=params,
-        optimizer=transformation.init(params),
-        sums=[jnp.full_like(leaf, 9.0) for leaf in params.values()],  # of before
-        losses=jnp.zeros(10),
-    )
-    words, fractions = np.array([8, 8], np.int32), np.array([4, 4], np.int32)
-    number = 5
+    device, number = _device(params, 9.0), 5  # sums of before
     for k in range(number):
         gradient = {
             "a": np.zeros((4, 4), np.float32),
             "b": np.full((2, 8), 0.5, np.float32),
         }
         gradient["a"].flat[0 if are_equal else k] = 2.0 + k
-        keep = np.full(2, float(k > 0), np.float32)
-        batch = {"inputs": gradient, "targets": 0}
-        key = jax.random.PRNGKey(k)
-        device, params, _, _ = step(
-            *(device, jax.tree.map(jnp.copy, params), {}, batch, key),
-            *(k, words, fractions, keep),
-        )
+        device, params = _stepped(device, params, gradient, k, float(k > 0))
     found = [adapt.diversity(number, float(jnp.linalg.norm(s))) for s in device.sums]
     np.testing.assert_allclose(found[0], 1.0 if are_equal else math.sqrt(number))
     np.testing.assert_allclose(found[1], 1.0, rtol=1e-6)
+
+
+def test_masters_move_by_gradients_of_norm_one():
+    """Of each parameter by itself; one that is rounded to 0 stays."""
+    params = {"a": jnp.ones((4, 4)), "b": jnp.ones((2, 8))}
+    gradient = {
+        "a": np.full((4, 4), 3.0, np.float32),  # of norm 12, and on the words' grid
+        "b": np.zeros((2, 8), np.float32),
+    }
+    device, _ = _stepped(_device(params, 0.0), params, gradient, 0, 0.0)
+    np.testing.assert_allclose(device.masters["a"], 1 - 0.25 * 3.0 / 12.0, rtol=1e-6)
+    np.testing.assert_array_equal(device.masters["b"], params["b"])
 
 
 @pytest.mark.slow
