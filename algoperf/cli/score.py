@@ -292,8 +292,9 @@ def _writers(
         return [path]
 
     def made(flag: str) -> Path:
-        records.make_folder(Path(values[flag].value), f"--{flag}")
-        return Path(values[flag].value)
+        folder = Path(str(values[flag].value))
+        records.make_folder(folder, f"--{flag}")
+        return folder
 
     def write_report() -> Sequence[Path]:
         path = _with_folder(values.report, "--report")
