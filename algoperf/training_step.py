@@ -338,8 +338,9 @@ def train_step(
     def step_with_recipe_state(state, params, model_state, batch, rng):
         read = functools.partial(quantised, state=state.recipe)
         objective = Objective(
-            workload, batch, model_state, rng, dropout_rate, label_smoothing, read, True
+            workload, batch, model_state, rng, dropout_rate, label_smoothing, read
         )
+        objective = dataclasses.replace(objective, rewrites_all=True)
         assert recipe is not None
         (loss, new_model_state), gradient, next_state = numerics.value_and_grad(
             recipe, objective.mean_loss, has_aux=True, **_options(workload, rng)

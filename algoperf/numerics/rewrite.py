@@ -166,7 +166,7 @@ def _remat(rewriting, eqn, operands, given, here):
 def _scan(rewriting, eqn, operands, given, here):
     params = eqn.params
     closed = params["jaxpr"]
-    split = params["num_consts"], params["num_consts"] + params["num_carry"]
+    split = _ends_of_consts_and_carry(params)
     consts, carry, xs = (
         operands[: split[0]],
         operands[slice(*split)],
@@ -197,6 +197,14 @@ def _scan(rewriting, eqn, operands, given, here):
         unroll=params["unroll"],
     )
     return [*carry, *ys]
+
+
+def _ends_of_consts_and_carry(params) -> tuple[int, int]:
+    """Returns where they end among a scan's operands."""
+    if "ft_in" in params:  # JAX 0.11.2 and newer
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(consts) + len(carry)
+    return params["num_consts"], params["num_consts"] + params["num_carry"]
 
 
 def _while(rewriting, eqn, operands, given, here):

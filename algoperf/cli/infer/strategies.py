@@ -48,6 +48,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       positional: the profile of the large model.
     """
     from algoperf.inference.decoding import strategies
+    from algoperf.inference.tradeoffs.costs import SECONDS_PER_HOUR
 
     path = common.one_argument(positional, "PROFILE of the large model", "infer")
     if values.prompt is None or values.output is None:
@@ -86,7 +87,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
             "tokens_in_all": cost.budget.total,
         }
         if values.dollars_per_hour is not None:
-            hours = devices * cost.device_seconds / 3600
+            hours = devices * cost.device_seconds / SECONDS_PER_HOUR
             row["dollars"] = hours * values.dollars_per_hour
         rows.append(row)
 
