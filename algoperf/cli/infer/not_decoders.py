@@ -43,7 +43,7 @@ def takes(names: Sequence[str]) -> bool:
 
 
 def run(values: flags.FlagValues, name: str) -> None:
-    """Measures, fits, and writes NAME.json.
+    """Measures, fits, and writes NAME.json, or NAME_batch_size-B.json.
 
     Args:
       values: of the flags.
@@ -79,7 +79,8 @@ def run(values: flags.FlagValues, name: str) -> None:
         "hardware": machine.describe(),
         **found,
     }
-    _finish(values, workload.name, rows, found)
+    batch = f"_batch_size-{values.batch_size}" if values.batch_size != 1 else ""
+    _finish(values, workload.name + batch, rows, found)
 
 
 def _check_flags(values: flags.FlagValues, name: str, is_translation: bool) -> None:

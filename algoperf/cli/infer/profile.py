@@ -118,7 +118,8 @@ def _decoders(values: flags.FlagValues, names: Sequence[str]) -> None:
             timed[key] = _timed(values, shape, params, grid, plan, setting, mesh)
         measured, facts["step_bytes"] = timed[key]
         profile = _described(shape, setting, measured, facts)
-        _report(values, profile, out / model.file_name(facts))
+        name = model.file_name(facts["recipe"], setting, values.dtype)
+        _report(values, profile, out / name)
 
 
 def _timed(

@@ -16,6 +16,7 @@ from algoperf.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from algoperf.inference.models.serving import Recipe
     from algoperf.inference.models.shapes import DecoderShape
+    from algoperf.inference.timing.profiles import Setting
     from algoperf.workload import Workload
 
 WORKLOAD = "finewebedu_lm"
@@ -37,11 +38,27 @@ class Model:
     load: Callable[[str, Any], tuple["DecoderShape", Any, dict[str, Any]]]
     is_plain: bool = False
 
-    def file_name(self, facts: Mapping[str, Any]) -> str:
-        """Returns the name of its files, without an ending."""
-        if self.is_plain:
-            return self.name
-        return f"{self.name}_{re.sub('[^a-z0-9.]+', '-', facts['recipe'].lower())}"
+    def file_name(
+        self, recipe: str, setting: "Setting", dtype: str | None = None
+    ) -> str:
+        """Returns the name of its files, without an ending.
+
+        Args:
+          recipe: its label, which has a dtype where weights are not packed.
+          setting: what in it is not usual is named, so that another setting in the same
+            folder does not take this one's place.
+          dtype: that was asked for; None: the usual one.
+        """
+        parts = [self.name]
+        if not self.is_plain:
+            parts.append(re.sub("[^a-z0-9.]+", "-", recipe.lower()))
+        if dtype is not None and dtype not in parts[-1]:
+            parts.append(dtype)
+        for name in ("batch_size", "capacity", "parallel"):
+            value = getattr(setting, name)
+            if value not in (None, 1):
+                parts.append(f"{name}-{value}")
+        return "_".join(parts)
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from algoperf import cli, records
+from algoperf.cli.infer import serving
+from algoperf.inference.models.shapes import SHAPES
+from algoperf.inference.timing.profiles import Setting
 
 # Two prompt lengths and two output lengths: what fits in seconds, not what is right.
 SMALL = (
@@ -79,6 +82,26 @@ def test_fresh_weights_can_be_packed(tmp_path):
     assert value["shape"]["mlp_width"] == 96
     assert value["served"]["recipe"] == "int8 + pruned 0.5"
     assert "quality" not in value["served"]
+
+
+@pytest.mark.parametrize(
+    ("is_plain", "dtype", "setting", "name"),
+    [
+        (True, None, Setting(), "tiny"),
+        (True, "bfloat16", Setting(), "tiny_bfloat16"),
+        (False, "bfloat16", Setting(), "tiny_int8-pruned-0.5_bfloat16"),
+        (True, None, Setting(batch_size=8), "tiny_batch_size-8"),
+        (
+            False,
+            None,
+            Setting(capacity=64, parallel=2),
+            "tiny_int8-pruned-0.5_capacity-64_parallel-2",
+        ),
+    ],
+)
+def test_another_setting_has_files_of_its_own(is_plain, dtype, setting, name):
+    model = serving.Model("tiny", next(iter(SHAPES.values())), lambda *_: (), is_plain)
+    assert model.file_name("int8 + pruned 0.5", setting, dtype) == name
 
 
 @pytest.mark.parametrize(
