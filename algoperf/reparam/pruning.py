@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from algoperf import spec
 from algoperf.errors import UserError
@@ -272,10 +273,10 @@ def lottery_ticket(
 
     Every `period` steps, `rounds` times: the weights that grew largest are kept, to a
     density of density^(k / rounds) after round k; all parameters go back to what they
-    were after `rewind_step` steps; the optimizer's moments are 0 again. After the last
-    round the ticket trains on. Counters of the optimizer, and so schedules, do not go
-    back (Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020,
-    arXiv:1912.05671).
+    were after `rewind_step` steps; the optimizer's moments are 0 again, and so is the
+    count that Adam corrects their bias by. After the last round the ticket trains on.
+    Other counters, and so schedules, do not go back (Frankle and Carbin 2019,
+    arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671).
 
     Raises:
       UserError: a period or rewinding step out of range; a density, at `init`.
@@ -313,15 +314,28 @@ def lottery_ticket(
             functools.partial(pruned, round_number=k) for k in range(1, rounds + 1)
         ]
         small = jax.lax.switch(index, branches, small)
-        transformation = jax.tree.map(
-            lambda x: jnp.where(is_due & (jnp.ndim(x) > 0), jnp.zeros_like(x), x),
-            transformation,
-        )
-        return small, transformation
+        return small, _restarted(transformation, is_due)
 
     return Reparametrisation(
         init, lambda state: apply_masks(state.trainable, state.frozen[0]), advance
     )
+
+
+def _restarted(transformation: Any, is_due: jax.Array) -> Any:
+    """Returns the optimizer's state, as at its start where due but for schedules."""
+
+    def is_adam(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByAdamState)
+
+    def restart(state: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jnp.where(
+                is_due & (is_adam(state) or jnp.ndim(x) > 0), jnp.zeros_like(x), x
+            ),
+            state,
+        )
+
+    return jax.tree.map(restart, transformation, is_leaf=is_adam)
 
 
 def stored_bytes(kept: int, total: int, bytes_per_weight: int = 4) -> int:

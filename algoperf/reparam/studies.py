@@ -110,6 +110,8 @@ def result_row(
     row |= {"status": str(record["status"]), **record.get("sizes", {}), **(sizes or {})}
     if "learning_rate" in record.get("hyperparameters", {}):
         row["learning_rate"] = record["hyperparameters"]["learning_rate"]
+    if not (folder / records.EVAL_FILE).exists():  # it failed before the first
+        return row
     evaluations = records.read_measurements(folder / records.EVAL_FILE)
     found = {
         e[records.GLOBAL_STEP]: e[f"validation/{metric}"]

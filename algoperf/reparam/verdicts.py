@@ -1,6 +1,7 @@
 """Whether one method is at least as good as others: differences with a verdict.
 
-Seeds are not shared between settings, so runs are not paired.
+Seeds follow from a trial's number. Where settings that are compared have others, as in
+the compression study, runs are not paired.
 """
 
 import dataclasses
@@ -118,6 +119,8 @@ def text(
         if one.interval is not None:
             bounds = "{:+.4f} to {:+.4f}".format(*one.interval)
         note = f"{one.other} collapsed" if one.collapsed else ""
+        if one.interval is None:
+            note = "too few runs with a value"
         rows.append([one.other, f"{one.x:g}", shown, bounds, one.verdict, note])
     heading = [f"{method} minus", x_name, "difference", "95 %", "verdict", ""]
     numbers = ", ".join(

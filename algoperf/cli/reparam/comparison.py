@@ -42,7 +42,7 @@ SGD |= {"warmup_factor": 0.05, "grad_clip": 1000.0}
 GAP = 50  # steps between projections, for a schedule of 800
 APOLLO_SHARE = 0.25  # at which the paper's scale is 1; the update's norm is sqrt(rank)
 # Which factors of its learning rate each method tries before the study.
-RATES = {"rank": (1 / 3, 1.0, 3.0), "compression": (1.0,)}
+RATES = {"rank": (1 / 3, 1.0, 3.0, 9.0), "compression": (1.0,)}
 SCREENING = "screening"  # the folder of those runs
 MARGIN = 0.01  # of accuracy, by which sharing may be worse and still be as good
 
@@ -320,12 +320,19 @@ def _rates_text(
         found.setdefault(trial.setting.series, []).append(cell)
     middle = next((t.setting.x for t in screened if t.setting.x is not None), None)
     at = "" if middle is None else f" at {middle:g}"
-    tried = dict.fromkeys(trial.factor for trial in screened)
+    tried = list(dict.fromkeys(trial.factor for trial in screened))
     heading = ["series", *(f"rate x {factor:.3g}" for factor in tried)]
     table = studies.markdown(heading, [[name, *row] for name, row in found.items()])
+    ends = [name for name in found if factors[name] in (min(tried), max(tried))]
+    at_an_end = (
+        f"\nThe best of {', '.join(ends)} is the smallest or largest that was tried.\n"
+        if ends
+        else ""
+    )
     return (
-        f"\nLearning rates tried{at}, each once with another seed, with the last "
-        f"validation {base.target_metric_name}; what is taken is bold.\n\n{table}"
+        f"\nLearning rates tried{at}, each once with a seed that the study does not "
+        f"use, with the last validation {base.target_metric_name}; what is taken is "
+        f"bold.\n\n{table}{at_an_end}"
     )
 
 

@@ -121,6 +121,16 @@ def test_runs_that_failed_or_collapsed_are_told(tmp_path):
     assert line["notes"] == "2 diverged, 1 collapsed, 1 failed"
 
 
+def test_a_run_that_failed_before_its_first_evaluation_is_told(tmp_path):
+    (one,) = studies.settings(SERIES[:1], [])
+    folder = _record(tmp_path / "a", "failed", [9.0])
+    (folder / records.EVAL_FILE).unlink()
+    row = studies.result_row(one, 0, folder, "ppl", Direction.MINIMIZE, target=1.0)
+    assert row["status"] == "failed"
+    (line,) = studies.summary([row], "final")
+    assert (line["runs"], line["notes"]) == (0, "1 failed")
+
+
 def test_pruned_series_count_the_weights_that_are_kept(tmp_path, monkeypatch):
     """Their state is dense, and so is what the record counts."""
     monkeypatch.setattr(training, "announce", lambda runs: None)

@@ -68,6 +68,6 @@ def test_a_run_without_a_result_leaves_it_undecided():
     alone = _rows("ours", 4, [0.8]) + _rows("a", 4, [0.5])
     (one,) = verdicts.against(alone, "ours", ["a"], 0.01)
     assert one.verdict == UNDECIDED
-    assert "| a | 4 |  |  | undecided |  |" in verdicts.text(
+    assert "| a | 4 |  |  | undecided | too few runs with a value |" in verdicts.text(
         [one], "ours", "x", 0.01, 5
     )

@@ -165,7 +165,7 @@ def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, ca
     given += ["--values=0.125,0.25,0.5", "--studies=2", f"--out={tmp_path}"]
     assert cli_main.main(["reparam", *given, "--noplot"]) == 0
     tried, study = made
-    assert len(tried) == 2 * 3
+    assert len(tried) == 2 * 4
     assert len(study) == 2 * (1 + 3)
     assert {run.out for run in tried} == {tmp_path / "screening"}
     assert {run.seed for run in tried} == {1}
@@ -177,6 +177,7 @@ def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, ca
     text = (tmp_path / "rank.md").read_text()
     assert "| adamw | **0.00267: 10** | 0.008: 10.01 | 0.024: 10.02 |" in text
     assert "0.03: diverged |" in text
+    assert "\nThe best of adamw is the smallest or largest that was tried.\n" in text
     assert text in capsys.readouterr().out
     # What is known is known before anything runs, so a study that goes on checks out.
     values = _values(*given)
