@@ -47,7 +47,8 @@ lint: .venv/dev
 leaderboard: .venv/dev
 	rm -rf runs/leaderboard
 	$(BIN)/python docs/make_leaderboard.py --unpack runs/leaderboard
-	$(BIN)/algoperf score runs/leaderboard --time idealized --report runs/leaderboard.html
+	$(BIN)/algoperf score runs/leaderboard --time idealized --interpolate \
+		--report runs/leaderboard.html
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache

@@ -32,7 +32,9 @@ PAGE = DOCS / "leaderboard.md"
 KEPT = (records.RECORD_FILE, records.EVAL_FILE, records.HPARAMS_FILE)
 REFERENCE = "adamw"
 # Steps times the undisturbed time of a step: what ran beside a trial does not count.
-TIMING = scoring.Timing(kind=scoring.TimeKind.IDEALIZED)
+# Between evaluations, whose period would be a tenth of such a time, it interpolates.
+TIMING = scoring.Timing(kind=scoring.TimeKind.IDEALIZED, interpolate=True)
+STEPS = scoring.Timing(kind=scoring.TimeKind.STEPS, interpolate=True)
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 
@@ -52,20 +54,34 @@ COUNTERPARTS = {
 def pack(runs: Path, archive: Path) -> int:
     """Keeps the records of all trials under a folder; returns how many there are.
 
-    The same records give the same bytes.
+    The same records give the same bytes. The archive is replaced as a whole.
 
     Raises:
-      UserError: there are none that can be read, or they are of several versions.
+      UserError: there are none that can be read, one is not at its end, or they are of
+        several versions.
     """
     found = scoring.read_runs([runs])
     scoring.check_mixed(found, scoring.load_rules("mini"))
+    unfinished = [
+        f"{trial.submission}/{trial.place}"
+        for trial in found.trials
+        if trial.status is None or not trial.status.is_final
+    ]
+    if unfinished:
+        raise UserError(
+            f"{len(unfinished)} trials are not at their end, such as {unfinished[0]}; "
+            "the same `algoperf sweep` goes on with them"
+        )
     places = sorted(trial.path for trial in found.trials)
-    with tarfile.open(archive, "w:xz") as tar:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:xz") as tar:
         for path in [folder / name for folder in places for name in KEPT]:
-            content = path.read_bytes()
+            if not path.exists():  # a trial that failed before its first evaluation
+                continue
             entry = tarfile.TarInfo(str(path.relative_to(runs)))
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+            entry.size = path.stat().st_size
+            tar.addfile(entry, io.BytesIO(path.read_bytes()))
+    records.write_bytes(archive, content.getvalue())
     return len(places)
 
 
@@ -181,23 +197,23 @@ def _shared_workloads() -> list[str]:
 def gains(result: scoring.Result, reference: str) -> dict[str, str]:
     """Returns each submission's geometric mean speed-up over a reference, in words.
 
-    Over the workloads where both reach the target; the interval is Student's t of the
-    logs over these workloads, hence speaks of new workloads like them.
+    Over all workloads: one that a single one of the two misses counts as `r_max`, one
+    that both miss as 1. The interval is Student's t of the logs over the workloads,
+    hence speaks of new workloads like them.
     """
-    times_SB = result.times
-    reference_B = times_SB[result.submissions.index(reference)]
+    index = result.submissions.index(reference)
+    logs_SB = -log_ratios(result.times, index, result.rules.r_max)
+    logs_SB = np.where(np.isnan(logs_SB), 0.0, logs_SB)
     words = {}
-    for name, times_B in zip(result.submissions, times_SB, strict=True):
-        both_B = np.isfinite(times_B) & np.isfinite(reference_B)
-        logs_N = np.log(reference_B[both_B] / times_B[both_B])
-        if name == reference or logs_N.size < 2:
+    for name, logs_B in zip(result.submissions, logs_SB, strict=True):
+        if name == reference or logs_B.size < 2:
             words[name] = "-"
             continue
-        mean = logs_N.mean()
-        spread = logs_N.std(ddof=1) / math.sqrt(logs_N.size)
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, logs_N.size - 1) * spread
+        mean = logs_B.mean()
+        spread = logs_B.std(ddof=1) / math.sqrt(logs_B.size)
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, logs_B.size - 1) * spread
         low, high = math.exp(mean - half), math.exp(mean + half)
-        words[name] = f"{math.exp(mean):.2f} ({low:.2f} to {high:.2f}; {logs_N.size})"
+        words[name] = f"{math.exp(mean):.2f} ({low:.2f} to {high:.2f})"
     return words
 
 
@@ -209,14 +225,22 @@ the same records and draws their page, `runs/leaderboard.html`.
 
 {trials} trials: {studies} of {points} of the search space on each of the workloads of
 the mini suite, on {machine}.
-Times are steps to the target times the undisturbed time of a step. The score is that of
-[scoring.md](scoring.md).
+Times are steps to the target, interpolated between evaluations, times the undisturbed
+time of a step. The score is that of [scoring.md](scoring.md).
 
 - **Interval** is of the score, at 95 %, over resampled studies and trials.
 """
 OVER_WORDS = """\
-- **Over AdamW** is the geometric mean of the speed-up over AdamW on the workloads that
-  both reach; in brackets the 95 % interval over these workloads, and their number.
+- **Over AdamW** is the geometric mean of the speed-up over AdamW over all workloads. A
+  target that one of the two misses counts as {r_max:g} times as long, one that both
+  miss as equal. In brackets the 95 % interval over workloads; it is not corrected for
+  the number of submissions. **In steps** is the same of steps alone, whatever they
+  cost.
+"""
+WARNING_WORDS = """
+## What the scorer warns of
+
+{rows}
 """
 COLUMNS = ("rank", "submission", "score", "interval", "targets reached")
 FIELD_WORDS = """
@@ -238,11 +262,18 @@ interval. AdamW and momentum were not in that field.
 """
 
 
-def page(runs: scoring.Runs, result: scoring.Result) -> str:
-    """Returns the text of the page."""
+def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -> str:
+    """Returns the text of the page.
+
+    Args:
+      runs: the records.
+      result: their score.
+      in_steps: their score by steps.
+    """
     assessment = scoring.assess(runs, result)
-    over = gains(result, REFERENCE) if REFERENCE in result.submissions else {}
-    columns = (*COLUMNS, "over AdamW") if over else COLUMNS
+    has_reference = REFERENCE in result.submissions
+    over = [gains(x, REFERENCE) for x in (result, in_steps) if has_reference]
+    columns = (*COLUMNS, "over AdamW", "in steps") if over else COLUMNS
     rows: list[Sequence[str]] = [columns, ["---"] * len(columns)]
     for rank, s in enumerate(result.ranking, start=1):
         name = result.submissions[s]
@@ -252,10 +283,23 @@ def page(runs: scoring.Runs, result: scoring.Result) -> str:
             interval = f"{known.score_low_S[s]:.2f} to {known.score_high_S[s]:.2f}"
         cells = [str(rank), name, f"{result.scores[s]:.3f}", interval]
         cells.append(f"{reached} of {len(result.workloads)}")
-        rows.append([*cells, over[name]] if over else cells)
+        rows.append([*cells, *(words[name] for words in over)])
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    head = HEAD.format(**_protocol(runs)) + (OVER_WORDS if over else "")
-    return f"{head}\n{table}{_field_words(result)}"
+    head = HEAD.format(**_protocol(runs))
+    head += OVER_WORDS.format(r_max=result.rules.r_max) if over else ""
+    warned = ""
+    if warnings := [*_unhealthy(runs), *result.warnings]:
+        warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
+    return f"{head}\n{table}{warned}{_field_words(result)}"
+
+
+def _unhealthy(runs: scoring.Runs) -> list[str]:
+    """Returns a line for each trial that failed or diverged: they count as misses."""
+    return [
+        f"{trial.submission}/{trial.place} {trial.status}"
+        for trial in runs.trials
+        if trial.status in (records.Status.FAILED, records.Status.DIVERGED)
+    ]
 
 
 def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
@@ -308,9 +352,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"packed {pack(options.pack, ARCHIVE)} trials into {ARCHIVE}")
     with tempfile.TemporaryDirectory() as folder:
         unpack(ARCHIVE, Path(folder))
-        runs = scoring.read_runs([folder])
-        result = scoring.score_runs(runs, scoring.load_rules("mini"), timing=TIMING)
-        PAGE.write_text(page(runs, result), encoding="utf-8")
+        runs, rules = scoring.read_runs([folder]), scoring.load_rules("mini")
+        result, in_steps = (
+            scoring.score_runs(runs, rules, timing=timing) for timing in (TIMING, STEPS)
+        )
+        PAGE.write_text(page(runs, result, in_steps), encoding="utf-8")
     print(f"wrote {PAGE}")
 
 

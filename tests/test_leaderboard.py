@@ -72,34 +72,80 @@ def test_records_go_in_and_come_out(tmp_path):
     assert second.read_bytes() == first.read_bytes()
 
 
+def change(root, name, **facts):
+    """Changes the first trial's record of a submission; returns its folder."""
+    folder = root / name / "study_0" / f"{RULES.base_workloads[0]}_jax" / "trial_1"
+    file = folder / records.RECORD_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    return folder
+
+
+def test_an_unfinished_trial_is_not_packed(tmp_path):
+    runs = write_runs(tmp_path / "runs", {"adamw": 1})
+    archive = tmp_path / "a.tar.xz"
+    leaderboard.pack(runs, archive)
+    before = archive.read_bytes()
+    change(runs, "adamw", status="preempted")
+    with pytest.raises(UserError, match="1 trials are not at their end, such as adamw"):
+        leaderboard.pack(runs, archive)
+    assert archive.read_bytes() == before
+
+
+def test_a_trial_that_failed_before_its_first_evaluation_is_packed(tmp_path):
+    runs = write_runs(tmp_path / "runs", {"adamw": 1})
+    folder = change(runs, "adamw", status="failed")
+    (folder / records.EVAL_FILE).unlink()
+    assert leaderboard.pack(runs, tmp_path / "a.tar.xz") == 9
+    leaderboard.unpack(tmp_path / "a.tar.xz", tmp_path / "out")
+    found = scoring.read_runs([tmp_path / "out"])
+    first = RULES.base_workloads[0]
+    warned = [f"adamw/study_0/{first}/trial_1 failed"]
+    assert leaderboard._unhealthy(found) == warned
+    text = leaderboard.page(found, *results_of(tmp_path / "out"))
+    assert f"## What the scorer warns of\n\n- {warned[0]}\n" in text
+
+
 def test_no_archive_is_said(tmp_path):
     with pytest.raises(UserError, match="--pack RUNS"):
         leaderboard.unpack(tmp_path / "none.tar.xz", tmp_path)
 
 
+def results_of(root):
+    """Scores by time, and by steps."""
+    runs = scoring.read_runs([root])
+    return [
+        scoring.score_runs(runs, RULES, timing=timing)
+        for timing in (leaderboard.TIMING, leaderboard.STEPS)
+    ]
+
+
 def result_of(root):
-    return scoring.score_runs(
-        scoring.read_runs([root]), RULES, timing=leaderboard.TIMING
-    )
+    return results_of(root)[0]
 
 
 def test_the_page(tmp_path):
     factors = {"adamw": 1, "nadamw": 0.5, "shampoo": 0.25, "lawa": 2}
     missed = {("lawa", "ogbg_mini"), ("shampoo", "wmt_mini")}
     root = write_runs(tmp_path, factors, missed)
-    result = result_of(root)
-    text = leaderboard.page(scoring.read_runs([root]), result)
+    change(root, "shampoo", step_time={"seconds": 0.05})
+    text = leaderboard.page(scoring.read_runs([root]), *results_of(root))
     assert "36 trials: one study of one point" in text
     assert "2 cores of an Abacus" in text
-    # 8 workloads, each four times as fast: no spread between them.
+    # 8 workloads, each nearly four times as fast; the one that it missed, four times
+    # as slow. A step of half the time on one of them shows in time alone.
     shampoo = next(line for line in text.splitlines() if "| shampoo |" in line)
-    assert "| 8 of 9 | 4.00 (4.00 to 4.00; 8) |" in shampoo
+    in_time, in_steps = shampoo.rstrip(" |").split(" | ")[-2:]
+    assert float(in_time.split()[0]) >= float(in_steps.split()[0])
+    logs = [math.log(4)] * 8 + [-math.log(4)]
+    assert in_steps.startswith(f"{math.exp(np.mean(logs)):.2f} (")
+    lawa = next(line for line in text.splitlines() if "| lawa |" in line)
+    assert " | 0.46 (" in lawa  # 8 halves and a quarter
     assert "Submissions: `lawa`, `shampoo`." in text
 
 
 def test_the_page_without_adamw_has_no_gains_over_it(tmp_path):
     root = write_runs(tmp_path, {"nadamw": 1, "muon": 0.5})
-    text = leaderboard.page(scoring.read_runs([root]), result_of(root))
+    text = leaderboard.page(scoring.read_runs([root]), *results_of(root))
     assert "over AdamW" not in text
     assert "| 1 | muon | 1.000 | - | 9 of 9 |\n" in text
 
@@ -108,8 +154,14 @@ def test_a_gain_with_its_interval_by_hand(tmp_path):
     result = result_of(write_runs(tmp_path, {"adamw": 1, "muon": 0.5}))
     result.times[1] *= np.exp([0.3, -0.3, *[0.0] * 7])
     half = stats.t.ppf(0.975, 8) * math.sqrt(2 * 0.3**2 / 8) / 3
-    words = f"2.00 ({2 * math.exp(-half):.2f} to {2 * math.exp(half):.2f}; 9)"
+    words = f"2.00 ({2 * math.exp(-half):.2f} to {2 * math.exp(half):.2f})"
     assert leaderboard.gains(result, "adamw") == {"adamw": "-", "muon": words}
+    # What both miss counts as equal.
+    result.times[:, 2] = math.inf
+    logs = np.log(2) + np.array([0.3, -0.3, -np.log(2), *[0.0] * 6])
+    assert leaderboard.gains(result, "adamw")["muon"].startswith(
+        f"{math.exp(logs.mean()):.2f} ("
+    )
 
 
 def test_log_ratios_of_misses():
