@@ -2,6 +2,7 @@
 # make test    install, run the tests that take minutes
 # make test-slow  run the others
 # make test-long  run those that .ci/run leaves out, for its hour
+# make test-oldest  some of the tests, with the oldest packages that we say we support
 # make test-slurm start a Slurm on this machine (Debian's slurmctld, slurmd, munge)
 # make lint    ruff and mypy
 # make leaderboard  score the committed records, draw their page in runs/
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # what they have compiled.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow test-long test-slurm lint leaderboard clean
+.PHONY: demo test test-slow test-long test-oldest test-slurm lint leaderboard clean
 
 demo: .venv/core
 	$(BIN)/algoperf demo
@@ -35,6 +36,11 @@ test-slow: .venv/dev
 
 test-long: .venv/dev
 	$(BIN)/python -m pytest -m long $(PARALLEL)
+
+# What depends on them most: harness, input, scoring.
+test-oldest: .venv-oldest/dev
+	.venv-oldest/bin/python -m pytest -m "not slow and not alone and not slurm" \
+		$(PARALLEL) tests/algoperf/test_*.py tests/algoperf/data tests/scoring
 
 test-slurm: .venv/dev
 	$(BIN)/python -m pytest -m slurm
@@ -51,7 +57,7 @@ leaderboard: .venv/dev
 		--report runs/leaderboard.html
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
+	rm -rf .venv .venv-oldest runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or \
@@ -74,3 +80,13 @@ endef
 
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(call install,[dev])
+
+# Of dev and of the extras that it has.
+.venv-oldest/dev: pyproject.toml
+	@echo "installing algoperf[dev] at its oldest into .venv-oldest ..."
+	@"$(PYTHON)" -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python tests/helpers/lower_bounds.py core figures full slurm dev \
+		> .venv-oldest/oldest.txt
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-oldest/oldest.txt -e '.[dev]'
+	@touch $@
