@@ -42,7 +42,7 @@ SGD |= {"warmup_factor": 0.05, "grad_clip": 1000.0}
 GAP = 50  # steps between projections, for a schedule of 800
 APOLLO_SHARE = 0.25  # at which the paper's scale is 1; the update's norm is sqrt(rank)
 # Which factors of its learning rate each method tries before the study.
-RATES = {"rank": (1 / 3, 1.0, 3.0, 9.0), "compression": (1.0,)}
+RATES = {"rank": (1 / 9, 1 / 3, 1.0, 3.0, 9.0), "compression": (1.0,)}
 SCREENING = "screening"  # the folder of those runs
 MARGIN = 0.01  # of accuracy, by which sharing may be worse and still be as good
 
