@@ -176,7 +176,7 @@ def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, ca
     rates = {(r.submission.name, r.hyperparameters["learning_rate"]) for r in study}
     assert rates == {("adamw", 0.008 / 3), ("lora", lora)}
     text = (tmp_path / "rank.md").read_text()
-    assert "| adamw | **0.00267: 10** | 0.008: 10.01 | 0.024: 10.02 |" in text
+    assert "| 0.000889: 10 | **0.00267: 10** | 0.008: 10.01 |" in text
     assert "0.03: diverged |" in text
     assert "smallest or largest" not in text
     assert text in capsys.readouterr().out
