@@ -164,8 +164,7 @@ def _convolution_flops(instruction: _Instruction, around: _Computation) -> float
     if found is None or len(instruction.operands) < 2:
         return 0.0
     in_labels, kernel_labels, out_labels = found.groups()
-    left, kernel = (_dims(around[name].type) for name in instruction.operands[:2])
-    out = _dims(instruction.type)
+    left, kernel, out = _convolved(instruction, around)
     window = _window(instruction.attributes)
     products = out[out_labels.index("b")] * out[out_labels.index("f")]
     products *= kernel[kernel_labels.index("i")]
@@ -177,6 +176,24 @@ def _convolution_flops(instruction: _Instruction, around: _Computation) -> float
             window.get(int(axis), {}),
         )
     return 2.0 * products
+
+
+def _convolved(
+    instruction: _Instruction, around: _Computation
+) -> tuple[list[int], list[int], list[int]]:
+    """Dimensions of input, kernel and output of the forward convolution.
+
+    cuDNN's gradients keep its window and labels, but not its operands: of the output's
+    gradient and the kernel they make the input's, of the input and the output's
+    gradient the kernel's. XLA's own gradients are forward convolutions.
+    """
+    first, second = (_dims(around[name].type) for name in instruction.operands[:2])
+    result = _dims(instruction.type)
+    if '"__cudnn$convBackwardInput"' in instruction.attributes:
+        return result, second, first
+    if '"__cudnn$convBackwardFilter"' in instruction.attributes:
+        return first, result, second
+    return first, second, result
 
 
 def _pairs(size: int, kernel: int, out: int, window: dict[str, int]) -> int:
