@@ -19,6 +19,7 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:to_apply|calls|body)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([0-9,"]*)')
+_CUDA_LIBRARY = re.compile(r'custom_call_target="__(?:cublas|cudnn)')
 # What moves and computes nothing.
 _FREE = frozenset(
     {
@@ -230,7 +231,7 @@ def _moved(
     update, read and written.
     """
     read = 0.0
-    written = _size(instruction.type)
+    written = _written(instruction)
     for number, name in enumerate(dict.fromkeys(instruction.operands)):
         if name not in around:
             continue
@@ -246,6 +247,21 @@ def _moved(
             change = _size(scope[update.operands[_IN_PLACE[update.kind]]].type)
             written = min(written, change)
     return read + written
+
+
+def _written(instruction: _Instruction) -> float:
+    """Bytes of a result, but for the scratch memory that CUDA's libraries return.
+
+    It comes last, as bytes in a row; how much of it a call touches is not known, and
+    it is often more than the result.
+    """
+    parts = _TYPE.findall(instruction.type)
+    if _CUDA_LIBRARY.search(instruction.attributes):
+        while (
+            len(parts) > 1 and parts[-1][0] in ("s8", "u8") and parts[-1][1].isdigit()
+        ):
+            parts.pop()
+    return sum(_array_size(*part) for part in parts)
 
 
 def _read_of(
@@ -328,9 +344,11 @@ def _dims(type_: str) -> list[int]:
 
 def _size(type_: str) -> float:
     """Bytes of all arrays in a type."""
-    total = 0.0
-    for name, dims in _TYPE.findall(type_):
-        bits = re.search(r"\d+", name)
-        size = _BYTES.get(name, int(bits.group()) / 8 if bits else 0)
-        total += size * math.prod(int(n) for n in dims.split(",") if n)
-    return total
+    return sum(_array_size(*part) for part in _TYPE.findall(type_))
+
+
+def _array_size(name: str, dims: str) -> float:
+    """Bytes of an array: of ("f32", "2,3") 24."""
+    bits = re.search(r"\d+", name)
+    size = _BYTES.get(name, int(bits.group()) / 8 if bits else 0)
+    return size * math.prod(int(n) for n in dims.split(",") if n)

@@ -83,3 +83,35 @@ def test_a_convolution_and_both_its_gradients_take_the_same_flops(name, target):
     wanted = lowered.compile().cost_analysis()["flops"]
     (found,) = kernels(convolution_text(target, facts))
     assert found.flops == pytest.approx(wanted, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("target", "results"),
+    [
+        ("__cublas$gemm", ("f32[30,50]{1,0}", "s8[33554432]{0}")),
+        ("__cublas$lt$matmul", ("f32[30,50]{1,0}", "u8[4194304]{0}")),
+        ("__cublas$lt$matmul", ("f32[30,50]{1,0}",)),
+    ],
+)
+def test_scratch_memory_of_a_library_is_not_moved(target, results):
+    contracted = 'backend_config={"lhs_contracting_dimensions":["1"]}, '
+    sides = ("f32[30,40]{1,0}", "f32[40,50]{1,0}")
+    (found,) = kernels(library_call(target, *sides, results, contracted))
+    assert found.flops == 2 * 30 * 40 * 50
+    assert found.bytes == 4 * (30 * 40 + 40 * 50 + 30 * 50)
+
+
+@pytest.mark.parametrize(
+    ("target", "results", "written"),
+    [
+        # Numbers of eight bits are a result where they come first or have axes.
+        ("__cudnn$convForward", ("s8[9,7]{1,0}", "u8[64]{0}"), 63),
+        ("__cublas$gemm", ("s8[100]{0}", "s8[64]{0}"), 100),
+        ("__cudnn$fmhaSoftmax", ("f32[9]{0}", "u8[8,8]{1,0}", "u8[0]{0}"), 100),
+        # What others return is not known to be scratch.
+        ("my_kernel", ("f32[9]{0}", "u8[64]{0}"), 100),
+    ],
+)
+def test_results_of_eight_bits_are_moved(target, results, written):
+    (found,) = kernels(library_call(target, "f32[2]{0}", "f32[3]{0}", results))
+    assert found.bytes == 4 * (2 + 3) + written
