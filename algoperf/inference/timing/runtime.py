@@ -320,10 +320,14 @@ def _rules(rule: str, prompts: np.ndarray, context_slope: bool) -> list[str]:
 def _fit(rule: str, context_slope: bool, data: Any, pad: int) -> RuntimeModel:
     """Least squares of relative errors, by a scan over the hinge where there is one."""
 
-    def at(hinge: float) -> tuple[float, float, np.ndarray, float]:
-        return _linear_fit(rule, data, context_slope, pad, float(hinge))
+    places = _places(rule, data[0])
 
-    best = min(map(at, _places(rule, data[0])), key=lambda fit: fit[0])
+    def at(hinge: float) -> tuple[float, float, np.ndarray, float]:
+        # Beyond the last place one prompt length alone, or none, would set the slope.
+        within = float(np.clip(hinge, places[0], places[-1]))
+        return _linear_fit(rule, data, context_slope, pad, within)
+
+    best = min(map(at, places), key=lambda fit: fit[0])
     step = 1.0
     while rule == "hinge" and step > 1e-3:  # nearer and nearer to the best place
         near = [at(best[1] * (1 + share * step)) for share in (-0.5, 0.5)]

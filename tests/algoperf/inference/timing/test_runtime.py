@@ -102,6 +102,24 @@ def test_planted_curves_are_found_and_their_rule_too(prompt_time, rule):
     assert exact.predict(700, 1) == pytest.approx(prompt_time(700), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("knee", "rule"),
+    [(10, "hinge"), (420, "hinge"), (500, "hinge"), (512, "hinge"), (500, "auto")],
+)
+def test_a_hinge_is_found_wherever_it_lies(knee, rule):
+    """Also where half as many tokens more are beyond the longest prompt."""
+
+    def late(p):
+        return 0.05 + 0.0004 * max(0, p - knee)
+
+    prompts = (1, 64, 256, 384, 512, 600)
+    found = [(p, o, late(p) + G * (o - 1)) for p in prompts for o in OUTPUTS]
+    model = fit_runtime(found, rule)
+    assert model.prompt_seconds.rule == "hinge"
+    assert model.prompt_seconds.coefficients[2] == pytest.approx(knee, rel=0.03)
+    assert model.predict(560, 1) == pytest.approx(late(560), rel=0.01)
+
+
 def test_a_curve_of_no_rule_is_a_table():
     def steps(p):
         return 0.05 * (1 + np.sqrt(p) + (p > 300))
