@@ -1,6 +1,6 @@
 """`algoperf infer profile`: measure models, and fit the time of a request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,7 @@ def _decoders(values: flags.FlagValues, names: Sequence[str]) -> None:
         measured, facts["step_bytes"] = timed[key]
         profile = _described(shape, setting, measured, facts)
         name = model.file_name(facts["recipe"], setting, values.dtype)
-        _report(values, profile, out / name)
+        _report(values, profile, _place(out / name, facts.get("trial")))
 
 
 def _timed(
@@ -156,6 +156,33 @@ def _timed(
         max(prompt + output for prompt, output in grid.cells)
     )
     return measured, traffic.step_bytes(shape, params, setting.batch_size, capacity)
+
+
+def _place(base: Path, trial: Mapping[str, Any] | None) -> Path:
+    """Returns where a profile goes, without an ending.
+
+    That is `base`, or `base` with _2, _3, ... where another trial's profile has the
+    name: trials of two folders may share submission, study and number.
+    """
+    from algoperf.inference.timing import profiles
+
+    def is_of_another(path: Path) -> bool:
+        try:
+            theirs = profiles.load_profile(path).served.get("trial")
+        except UserError:  # no file, or none that can be read
+            return False
+        return _without_step(theirs) != _without_step(trial)
+
+    number, place = 1, base
+    while is_of_another(place.with_name(f"{place.name}.json")):
+        number += 1
+        place = base.with_name(f"{base.name}_{number}")
+    return place
+
+
+def _without_step(trial: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A trial that has gone on is the same."""
+    return {key: value for key, value in (trial or {}).items() if key != "step"}
 
 
 def _report(values: flags.FlagValues, profile: "Profile", base: Path) -> None:

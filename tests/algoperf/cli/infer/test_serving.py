@@ -1,11 +1,13 @@
 """`algoperf infer profile` of trained models, and of packed and factorised weights."""
 
 import json
+import shutil
 
+import comparison
 import pytest
 
 from algoperf import cli, records
-from algoperf.cli.infer import serving
+from algoperf.cli.infer import profile, serving
 from algoperf.inference.models.shapes import SHAPES
 from algoperf.inference.timing.profiles import Setting
 
@@ -57,6 +59,43 @@ def test_a_trial_is_served_with_its_own_parameters(runs, tmp_path):
     assert served["weight_bytes"] < 0.6 * served["dense_bytes"]
     page = next(tmp_path.glob("*.html")).read_text()
     assert "factorised, study 0, trial 1, step 4" in page
+
+
+@pytest.mark.slow
+def test_trials_of_one_name_have_files_of_their_own(runs, tmp_path):
+    """Two seeds of one submission, in folders of their own; called twice."""
+    for seed in (1, 2):
+        shutil.copytree(runs, tmp_path / f"seed{seed}")
+        (path,) = (tmp_path / f"seed{seed}").rglob(records.RECORD_FILE)
+        record = json.loads(path.read_text())
+        record["seeds"]["trial_seed"] = seed
+        path.write_text(json.dumps(record))
+    out = tmp_path / "profiles"
+    folders = [str(tmp_path / f"seed{seed}") for seed in (1, 2)]
+    command = ["infer", "profile", *folders, f"--out={out}", "--noevaluate", *SMALL]
+    name = "factorised_finewebedu_lm_mini_study0_trial1_float32"
+    for _ in range(2):
+        assert cli.main(command) == 0
+        found = {
+            path.stem: json.loads(path.read_text())["served"]["trial"]["trial_seed"]
+            for path in out.glob("*.json")
+        }
+        assert found == {name: 1, f"{name}_2": 2}
+    assert {path.stem for path in out.glob("*.html")} == set(found)
+
+
+def test_a_profile_takes_the_place_of_its_own_trial_alone(tmp_path):
+    trial = {"submission": "adamw", "trial_seed": 1, "step": 10}
+    base = tmp_path / "adamw_rank-0.5"
+    assert profile._place(base, trial) == base
+    path = base.with_name("adamw_rank-0.5.json")
+    path.write_text("no profile")
+    assert profile._place(base, trial) == base
+    comparison.write_profile(path, "float32", 0.01, 0.001, trial=trial)
+    assert profile._place(base, trial | {"step": 20}) == base
+    other = trial | {"trial_seed": 2}
+    assert profile._place(base, other).name == "adamw_rank-0.5_2"
+    assert profile._place(base, None).name == "adamw_rank-0.5_2"
 
 
 @pytest.mark.slow
