@@ -1,5 +1,6 @@
 """Trial folders and profiles with numbers that are known, without training."""
 
+import dataclasses
 import json
 
 from algoperf import records
@@ -72,6 +73,7 @@ def write_profile(
     *,
     cpu="Some CPU",
     setting=SETTING,
+    uncertainty=0.0,
     **served,
 ):
     """A profile of constant F and g; `served` has trial, quality and bytes."""
@@ -79,10 +81,11 @@ def write_profile(
         cell: (prompt_seconds + token_seconds * (cell[1] - 1),) * 3
         for cell in (*GRID.cells, *GRID.held_out)
     }
+    result = profiler.fit_result(times, GRID)
     profile = Profile(
         shape=SHAPE,
         setting=setting,
-        result=profiler.fit_result(times, GRID),
+        result=dataclasses.replace(result, uncertainty=uncertainty),
         hardware=HERE | {"cpu": cpu},
         versions={},
         served={"recipe": recipe, **served},

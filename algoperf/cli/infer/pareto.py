@@ -57,7 +57,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if not values.any_hardware:
         pareto.check_comparable(runs, profiles)
     rows, unjoined = pareto.joined(runs, profiles, request)
-    notes = [*notes, *others, *unjoined, *_extrapolated(request, profiles)]
+    notes += [*others, *unjoined, *_untrusted(rows), *_extrapolated(request, profiles)]
     comparisons = [
         _comparison(run, rows, budgets, values.quality)
         for run in _one_of_each_workload(runs, rows)
@@ -111,6 +111,15 @@ def _profiles(paths: Sequence[str]) -> "tuple[dict[str, Profile], list[str]]":
             "measures them"
         )
     return found, notes
+
+
+def _untrusted(rows: "Sequence[Row]") -> list[str]:
+    reasons = {row.profile: row.reason_not_to_trust for row in rows}
+    return [
+        f"{name}: not to be trusted: {reason}"
+        for name, reason in reasons.items()
+        if reason
+    ]
 
 
 def _extrapolated(request: "Request", profiles: "Mapping[str, Profile]") -> list[str]:

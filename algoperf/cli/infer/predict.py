@@ -22,7 +22,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       values: of the flags.
       positional: the profile.
     """
-    from algoperf.inference.timing import profiles
+    from algoperf.inference.timing import profiler, profiles
     from algoperf.inference.tradeoffs import costs
 
     path = Path(common.one_argument(positional, "PROFILE to predict from", "infer"))
@@ -54,9 +54,14 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if values.watts is not None:
         found["joules"] = option.joules(prompt, output, values.watts)
     rows = [[name, printing.shown(value)] for name, value in found.items()]
-    printing.show(
-        values.json, found, lambda: printing.print_table(("what", "is"), rows)
-    )
+    reason = profiler.refusal(profile.result)
+
+    def print_text() -> None:
+        printing.print_table(("what", "is"), rows)
+        if reason is not None:
+            print(f"Not to be trusted: {reason}.")
+
+    printing.show(values.json, found | {"reason_not_to_trust": reason}, print_text)
 
 
 def _flops(shape: "DecoderShape", prompt: int, output: int) -> float:

@@ -48,16 +48,21 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
       positional: the profile of the large model.
     """
     from algoperf.inference.decoding import strategies
+    from algoperf.inference.timing import profiler
     from algoperf.inference.tradeoffs.costs import SECONDS_PER_HOUR
 
     path = common.one_argument(positional, "PROFILE of the large model", "infer")
     if values.prompt is None or values.output is None:
         raise UserError("give --prompt TOKENS and --output TOKENS of one answer")
     base = _profile(values, path)
+    used = {path: base}
     draft = None
     if values.draft is not None:
         draft = _profile(values, values.draft)
         _check_pair(values.draft, draft, path, base)
+        used[values.draft] = draft
+    reasons = {name: profiler.refusal(profile.result) for name, profile in used.items()}
+    untrusted = {name: reason for name, reason in reasons.items() if reason is not None}
     plan = strategies.Plan(
         prompt=values.prompt,
         output=values.output,
@@ -96,8 +101,11 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         printing.print_table([c.replace("_", " ") for c in columns], shown)
         for name, reason in left_out.items():
             print(f"Left out: {name}: {reason}.")
+        for name, reason in untrusted.items():
+            print(f"Not to be trusted: {name}: {reason}.")
 
-    printing.show(values.json, {"strategies": rows, "left_out": left_out}, print_text)
+    found = {"strategies": rows, "left_out": left_out, "not_to_be_trusted": untrusted}
+    printing.show(values.json, found, print_text)
 
 
 def _profile(values: flags.FlagValues, path: str) -> "Profile":

@@ -7,7 +7,7 @@ import html
 import math
 from collections.abc import Callable, Sequence
 
-from algoperf.inference.timing.profiler import Cell
+from algoperf.inference.timing.profiler import Cell, refusal
 from algoperf.inference.timing.profiles import Profile
 
 _WIDTH, _HEIGHT = 470, 330
@@ -49,12 +49,16 @@ def profile_page(profile: Profile) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
         for name, text in summary(profile)
     )
+    reason = refusal(profile.result)
+    warning = ""
+    if reason is not None:
+        warning = f"<p><strong>Not to be trusted:</strong> {html.escape(reason)}.</p>"
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
         "<style>body{font-family:sans-serif;max-width:60rem;margin:2rem auto;"
         "padding:0 1rem}svg{max-width:100%;height:auto}th{text-align:left;"
         "font-weight:normal;color:#555;padding-right:2rem}td{font-variant-numeric:"
-        f"tabular-nums}}</style><h1>{title}</h1>{profile_svg(profile)}"
+        f"tabular-nums}}</style><h1>{title}</h1>{warning}{profile_svg(profile)}"
         f"<table>{facts}</table></html>\n"
     )
 

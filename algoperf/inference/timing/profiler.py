@@ -352,7 +352,8 @@ def refusal(result: Result, limits: Limits = Limits()) -> str | None:
         )
     r2 = result.runtime.r2
     if r2 is None or r2 < limits.r2:
-        found.append(f"R2 of the fit is {r2:.4f} (limit {limits.r2:g})")
+        known = "not known" if r2 is None else f"{r2:.4f}"
+        found.append(f"R2 of the fit is {known} (limit {limits.r2:g})")
     error = result.held_out_error
     if error is not None and error > limits.held_out_error:
         found.append(

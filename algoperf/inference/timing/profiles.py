@@ -9,7 +9,13 @@ from typing import Any
 from algoperf import records
 from algoperf.errors import UserError
 from algoperf.inference.models.shapes import DecoderShape, RotaryScaling
-from algoperf.inference.timing.profiler import Cell, Grid, Result, fit_result
+from algoperf.inference.timing.profiler import (
+    Cell,
+    Grid,
+    Result,
+    fit_result,
+    refusal,
+)
 from algoperf.inference.timing.runtime import RuntimeModel
 
 KIND = "algoperf inference profile"
@@ -81,6 +87,7 @@ def to_json(profile: Profile) -> dict[str, Any]:
         "uncertainty": result.uncertainty,
         "spread": result.spread,
         "rounds": result.rounds,
+        "reason_not_to_trust": refusal(result),
         "cells": [
             {
                 "prompt": prompt,

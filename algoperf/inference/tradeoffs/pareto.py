@@ -19,6 +19,7 @@ from typing import Any
 
 from algoperf import records
 from algoperf.errors import UserError
+from algoperf.inference.timing import profiler
 from algoperf.inference.timing.profiles import Profile
 from algoperf.inference.tradeoffs import costs
 from algoperf.records import Direction
@@ -92,6 +93,7 @@ class Row:
       request_dollars: of one request; nan without a price.
       total_dollars: of training and of all requests; nan without a price.
       profile: the name of the profile's file.
+      reason_not_to_trust: the profile; empty where there is none.
     """
 
     workload: str
@@ -111,6 +113,7 @@ class Row:
     request_dollars: float
     total_dollars: float
     profile: str
+    reason_not_to_trust: str
 
 
 # What a point has the median of.
@@ -382,6 +385,7 @@ def _row(
         request_dollars=each,
         total_dollars=training + request.number * each,
         profile=name,
+        reason_not_to_trust=profiler.refusal(profile.result) or "",
     )
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import comparison
 import pytest
 
 from algoperf import cli
@@ -80,6 +81,38 @@ def test_a_profile_of_other_hardware_needs_to_be_asked_for(profiled, capsys, tmp
     assert cli.main(command) == 1
     assert "other hardware" in capsys.readouterr().err
     assert cli.main([*command, "--any_hardware"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("uncertainty", "flags", "says"),
+    [
+        (0.0, [], None),
+        (0.5, [], "only known within 50.0 % (limit 3 %)"),
+        (0.0, ["--rule=affine"], "R2 of the fit is"),  # that of the new fit
+    ],
+)
+def test_a_noisy_profile_is_not_used_without_a_word(
+    uncertainty, flags, says, tmp_path, capsys
+):
+    file = tmp_path / "profile.json"
+    comparison.write_profile(file, "float32", 0.01, 0.001, uncertainty=uncertainty)
+    value = json.loads(file.read_text())
+    for cell in value["cells"]:  # F is no line, and the stored fit knows nothing of it
+        if cell["prompt"] == 16:
+            cell["seconds"] = [10 * seconds for seconds in cell["seconds"]]
+    file.write_text(json.dumps(value))
+    command = ["infer", "predict", str(file), "--prompt=6", "--output=2"]
+    command += ["--any_hardware", *flags]
+    assert cli.main([*command, "--json=-"]) == 0
+    reason = json.loads(capsys.readouterr().out)["reason_not_to_trust"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    if says is None:
+        assert reason is None
+        assert "trust" not in out
+    else:
+        assert says in reason
+        assert f"Not to be trusted: {reason}." in out
 
 
 def test_shapes(capsys):

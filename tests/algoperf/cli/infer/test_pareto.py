@@ -1,6 +1,8 @@
 """`algoperf infer pareto` from outside, on runs and profiles with known numbers."""
 
+import csv
 import json
+from pathlib import Path
 
 import comparison
 import pytest
@@ -64,6 +66,28 @@ def test_longer_prompts_than_were_measured_are_noted(folder, tmp_path, capsys):
     flags = ("--prompt=48", "--output=2")
     assert pareto(folder, f"--out={tmp_path}", *flags) == 0
     assert "up to 32 tokens, 48 are extrapolated" in capsys.readouterr().out
+
+
+def test_noisy_profiles_are_not_used_without_a_word(tmp_path, capsys):
+    trial = comparison.write_run(tmp_path / "runs", "adamw", 1, (90.0, 18.0))
+    for name, uncertainty in (("quiet", 0.0), ("noisy", 0.5)):
+        comparison.write_profile(
+            tmp_path / "profiles" / f"{name}.json", "float32", 0.01, 0.001,
+            uncertainty=uncertainty, trial=trial, quality=18.0,
+        )  # fmt: skip
+    out = tmp_path / "out"
+    assert pareto(tmp_path, f"--out={out}") == 0
+    says = "noisy.json: not to be trusted: medians of 3 rounds are only known within 50"
+    assert says in capsys.readouterr().out
+    assert says in (out / "pareto.md").read_text()
+    assert says in (out / "pareto.html").read_text()
+    with open(out / "pareto.csv", newline="") as file:
+        reasons = {
+            Path(row["profile"]).stem: row["reason_not_to_trust"]
+            for row in csv.DictReader(file)
+        }
+    assert reasons["quiet"] == ""
+    assert "within 50.0 %" in reasons["noisy"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,19 @@ def test_without_a_draft_there_are_fewer_ways(files, capsys):
     assert "Left out: parallel-distill-refine, 4:" in capsys.readouterr().out
 
 
+def test_a_noisy_draft_is_not_used_without_a_word(files, tmp_path, capsys):
+    value = json.loads(Path(files["draft"]).read_text())
+    assert value["reason_not_to_trust"] is None
+    noisy = tmp_path / "noisy.json"
+    noisy.write_text(json.dumps(value | {"uncertainty": 0.5}))
+    flags = (files["base"], f"--draft={noisy}", *REQUEST)
+    ((name, reason),) = _json(capsys, *flags)["not_to_be_trusted"].items()
+    assert name == str(noisy)
+    assert "only known within 50.0 %" in reason
+    assert cli.main(["infer", "strategies", *flags]) == 0
+    assert f"Not to be trusted: {name}: {reason}." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

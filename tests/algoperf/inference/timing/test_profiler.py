@@ -101,6 +101,15 @@ def test_a_busy_machine_is_refused_with_a_reason():
     profiler.check(result, loose)
 
 
+def test_a_fit_of_unknown_quality_is_refused():
+    """As a file may have it."""
+    result = profiler.profile(FakeMachine(), GRID, LONG)
+    unknown = dataclasses.replace(result.runtime, r2=None)
+    found = profiler.refusal(dataclasses.replace(result, runtime=unknown))
+    assert found is not None
+    assert found.startswith("R2 of the fit is not known (limit 0.995)")
+
+
 def test_what_is_accepted_is_right():
     """Over machines of all kinds: an accepted profile errs by less than 10 %."""
     kinds = [(0.02, 0.0), (0.05, 0.2), (0.1, 0.3), (0.2, 0.0), (0.02, 0.5)]

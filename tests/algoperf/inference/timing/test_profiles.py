@@ -153,6 +153,14 @@ def test_the_page_escapes_names(profile):
     assert "1 core of Some CPU, process time" in page
 
 
+def test_the_page_says_why_not_to_trust_it(profile):
+    assert "trusted" not in plot.profile_page(profile)
+    noisy = dataclasses.replace(profile.result, uncertainty=0.5)
+    page = plot.profile_page(dataclasses.replace(profile, result=noisy))
+    assert "Not to be trusted" in page
+    assert "only known within 50.0 %" in page
+
+
 def test_lines_go_through_points_where_the_model_is_exact(profile):
     for o in (2, 8, 32):
         found = profile.runtime.predict(256, o)
