@@ -169,20 +169,13 @@ def _forward(
         if n not in result.held_out
     ]  # fmt: skip
     rows.append(("rule", f"{result.seconds.rule}, R2 {result.r2:.4f}"))
-    limit = profiler.Limits().uncertainty
-    reason = None
-    if result.uncertainty > limit:
-        reason = (
-            f"medians are only known within {100 * result.uncertainty:.1f} % (limit "
-            f"{100 * limit:g} %); end other work, or measure more rounds"
-        )
     found = {
         "what": f"seconds of a forward pass, by {name}",
         "runtime": result.seconds.to_json(),
         "r2": result.r2,
         "held_out_error": result.held_out_error,
         "uncertainty": result.uncertainty,
-        "reason_not_to_trust": reason,
+        "reason_not_to_trust": profiler.refusal(result),
         "cells": [
             {"size": n, "held_out": n in result.held_out, "seconds": list(seconds)}
             for n, seconds in sorted(result.times.items())

@@ -16,6 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from algoperf.inference.timing.runtime import (
     fit_quality,
     fit_runtime,
 )
+
+if TYPE_CHECKING:
+    from algoperf.inference.timing.size_time import SizeTime
 
 Cell = tuple[int, int]  # prompt and output tokens
 Measure = Callable[[int, int], float]  # (prompt, output) -> seconds
@@ -180,6 +184,11 @@ class Result:
     uncertainty: float
     spread: float
     rounds: int
+
+    @property
+    def r2(self) -> float | None:
+        """Of the fit."""
+        return self.runtime.r2
 
     @property
     def medians(self) -> dict[Cell, float]:
@@ -342,7 +351,7 @@ def fit_result(
     )
 
 
-def refusal(result: Result, limits: Limits = Limits()) -> str | None:
+def refusal(result: "Result | SizeTime", limits: Limits = Limits()) -> str | None:
     """Returns why a result should not be used, and what to do; None where it may be."""
     found = []
     if result.uncertainty > limits.uncertainty:
@@ -350,17 +359,17 @@ def refusal(result: Result, limits: Limits = Limits()) -> str | None:
             f"medians of {result.rounds} rounds are only known within "
             f"{100 * result.uncertainty:.1f} % (limit {100 * limits.uncertainty:g} %)"
         )
-    r2 = result.runtime.r2
+    r2 = result.r2
     if r2 is None or r2 < limits.r2:
         known = "not known" if r2 is None else f"{r2:.4f}"
         found.append(f"R2 of the fit is {known} (limit {limits.r2:g})")
     error = result.held_out_error
     if error is not None and error > limits.held_out_error:
         found.append(
-            f"cells that the fit has not seen are {100 * error:.1f} % off "
+            f"what the fit has not seen is {100 * error:.1f} % off "
             f"(limit {100 * limits.held_out_error:g} %)"
         )
-    if result.runtime.seconds_per_token <= 0:
+    if isinstance(result, Result) and result.runtime.seconds_per_token <= 0:
         found.append("time does not grow with the output")
     if not found:
         return None
@@ -373,7 +382,7 @@ def refusal(result: Result, limits: Limits = Limits()) -> str | None:
         remedy = (
             f"single measurements deviate by {100 * result.spread:.0f} % only, so the "
             "form is wrong or a spell of other work was long: measure again, or at "
-            "more prompt lengths"
+            "more lengths"
         )
     return f"{'; '.join(found)}; {remedy}"
 

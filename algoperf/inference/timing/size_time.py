@@ -33,6 +33,8 @@ class SizeTime:
       r2: of the fitted sizes' medians.
       held_out_error: mean relative error on the others; None where there are none.
       uncertainty: relative standard error of a median, on average.
+      spread: relative deviation of one measurement, on average.
+      rounds: of all sizes.
     """
 
     times: Mapping[int, tuple[float, ...]]
@@ -41,6 +43,8 @@ class SizeTime:
     r2: float
     held_out_error: float | None
     uncertainty: float
+    spread: float
+    rounds: int
 
     @property
     def medians(self) -> dict[int, float]:
@@ -71,13 +75,16 @@ def fit_sizes(
     found = fit_rule(chosen, sizes, seconds)
     predicted = np.array([found(n) for n in fitted])
     errors = [abs(found(n) / medians[n] - 1) for n in held_out]
+    cells = {(n, 0): of_size for n, of_size in times.items()}
     return SizeTime(
         times=times,
         held_out=tuple(held_out),
         seconds=found,
         r2=r_squared(seconds, predicted),
         held_out_error=float(np.mean(errors)) if errors else None,
-        uncertainty=profiler.uncertainty_of({(n, 0): t for n, t in times.items()}),
+        uncertainty=profiler.uncertainty_of(cells),
+        spread=profiler.spread_of(cells),
+        rounds=min(len(of_size) for of_size in times.values()),
     )
 
 

@@ -72,6 +72,25 @@ def test_a_noisy_machine_is_refused(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fit_that_misses_is_refused(tmp_path, capsys):
+    """Seconds that no line goes through, whatever the machine."""
+    command = profiled(
+        "imagenet_resnet", "--prompts=1,2,63,64", "--rule=hinge", f"--out={tmp_path}"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "algoperf.inference.timing.forward_time.forward_measure",
+            lambda workload, clock: lambda size, _: 1.0 + size % 2,
+        )
+        assert cli.main(command) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["r2"] < 0.995
+        assert "R2 of the fit is" in found["reason_not_to_trust"]
+        command.remove("--accept_noise")
+        assert cli.main(command) == 1
+    assert "R2 of the fit is" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_compare(tmp_path, capsys):
     arguments = ["--batch=4", f"--out={tmp_path}", *SMALL]

@@ -58,6 +58,23 @@ def test_held_out_sizes_are_not_fitted():
     assert list(found.medians) == sorted(times)
 
 
+@pytest.mark.parametrize(
+    ("function", "rule", "says"),
+    [
+        (lambda n: 0.01 + 0.001 * n, "auto", None),
+        (lambda n: 0.01 + 0.001 * n**2, "affine", "R2 of the fit is 0."),
+        (lambda n: 0.01 + (n == 12), "table", "has not seen is 33.0 % off"),
+    ],
+)
+def test_a_fit_that_misses_is_refused_however_quiet_the_machine(function, rule, says):
+    reason = profiler.refusal(fit_sizes(planted(function), (3, 12, 48), rule))
+    if says is None:
+        assert reason is None
+    else:
+        assert says in reason
+        assert "the form is wrong" in reason
+
+
 def test_few_sizes():
     assert fit_sizes({4: (2.0,)}).seconds(8) == 2.0
     assert fit_sizes({4: (2.0,), 8: (3.0,)}).seconds(6) == 2.5
