@@ -4,6 +4,7 @@ Translation: F(p) to read a source and g per output token. Speech: seconds by sa
 All others: seconds by examples of a batch.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,8 @@ def _translation(
         common.numbers(values, "outputs"),
         longest,
     )
+    held_out = tuple(cell for cell in grid.held_out if max(cell) <= longest)
+    grid = dataclasses.replace(grid, held_out=held_out)
     measure = encoder_decoder.translation_measure(
         workload.model, params, values.batch_size, clock, longest
     )

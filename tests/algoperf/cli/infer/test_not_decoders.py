@@ -29,6 +29,27 @@ def test_translation(tmp_path, capsys):
     assert found["hardware"]["platform"] == "cpu"
 
 
+def test_a_translation_is_held_out_only_at_lengths_that_the_model_takes(
+    tmp_path, capsys, monkeypatch
+):
+    """Not at three halves of the longest output, which nobody asked for."""
+    from algoperf.inference.timing import encoder_decoder
+
+    def made(model, params, batch_size, clock, longest):
+        def measure(source, output):
+            assert max(source, output) <= longest
+            return 0.01 + 0.001 * (source + output)
+
+        return measure
+
+    monkeypatch.setattr(encoder_decoder, "translation_measure", made)
+    command = profiled("wmt", "--prompts=4,8", "--outputs=1,32,64", f"--out={tmp_path}")
+    assert cli.main(command) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    held_out = [(c["source"], c["output"]) for c in cells if c["held_out"]]
+    assert held_out == [(6, 48)]
+
+
 @pytest.mark.slow
 def test_speech(tmp_path, capsys):
     command = profiled(
