@@ -123,13 +123,11 @@ def _untrusted(rows: "Sequence[Row]") -> list[str]:
 
 
 def _extrapolated(request: "Request", profiles: "Mapping[str, Profile]") -> list[str]:
-    lengths = {name: max(p.runtime.prompt_seconds) for name, p in profiles.items()}
-    return [
-        f"{name}: prompts were measured up to {longest:g} tokens, {request.prompt} are "
-        "extrapolated"
-        for name, longest in lengths.items()
-        if request.prompt > longest
-    ]
+    found = {
+        name: profile.extrapolation(request.prompt, request.output)
+        for name, profile in profiles.items()
+    }
+    return [f"{name}: {what}" for name, what in found.items() if what is not None]
 
 
 def _one_of_each_workload(runs: "Sequence[Run]", rows: "Sequence[Row]") -> "list[Run]":

@@ -45,7 +45,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         "prompt_seconds": profile.runtime.prompt_seconds(prompt),
         "decode_seconds": profile.runtime.decode_seconds(prompt, output),
         "tokens_per_second": option.tokens_per_second(prompt, output),
-        "is_extrapolated": prompt > max(profile.runtime.prompt_seconds),
+        "is_extrapolated": profile.extrapolation(prompt, output) is not None,
     }
     if not profile.served.get("ranks"):  # a shape says nothing of factors
         found["flops"] = _flops(profile.shape, prompt, output)

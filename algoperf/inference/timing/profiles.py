@@ -69,6 +69,22 @@ class Profile:
         """The fitted F and g."""
         return self.result.runtime
 
+    def extrapolation(self, prompt: int, output: int) -> str | None:
+        """Returns what of a request is longer than any measured; None: nothing."""
+        longest = max(self.runtime.prompt_seconds)
+        if prompt > longest:
+            return (
+                f"prompts were measured up to {longest} tokens, {prompt} are "
+                "extrapolated"
+            )
+        longest = max(sum(cell) for cell in self.result.times)
+        if prompt + output > longest:
+            return (
+                f"requests were measured up to {longest} tokens of prompt and output, "
+                f"{prompt} + {output} are extrapolated"
+            )
+        return None
+
     def save(self, path: Path) -> None:
         """Writes JSON, as a whole or not at all."""
         records.write_json(path, to_json(self))

@@ -51,9 +51,20 @@ def test_predict(profiled, capsys):
     assert found["seconds"] == pytest.approx(both)
     assert found["dollars"] == pytest.approx(found["seconds"] * 3.6 / 3600)
     assert found["joules"] == pytest.approx(found["seconds"] * 10 * 1.1)
-    assert not found["is_extrapolated"]
     assert cli.main(["infer", "predict", file, *request]) == 0
     assert "tokens_per_second" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "expected"),
+    [(8, 8, False), (9, 1, True), (6, 12, False), (6, 13, True), (1, 40, True)],
+)
+def test_beyond_what_was_measured_is_said(prompt, output, expected, profiled, capsys):
+    """Of cells up to 8 + 8 tokens, and 6 + 12 held out."""
+    file = str(profiled / "finewebedu_lm_mini.json")
+    request = [f"--prompt={prompt}", f"--output={output}", "--json=-"]
+    assert cli.main(["infer", "predict", file, *request]) == 0
+    assert json.loads(capsys.readouterr().out)["is_extrapolated"] is expected
 
 
 def test_flops_and_dollars_are_of_one_request(profiled, capsys, tmp_path):
