@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -63,7 +63,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         for run in _one_of_each_workload(runs, rows)
     ]
     out = Path(values.out)
-    _write(out, comparisons, rows, notes, _facts(request, profiles))
+    _write(out, comparisons, rows, notes, _facts(request, runs, profiles))
 
     def print_text() -> None:
         for comparison in comparisons:
@@ -157,14 +157,20 @@ def _comparison(
     )
 
 
-def _facts(request: "Request", profiles: "Mapping[str, Profile]") -> list[str]:
-    hardware: dict[str, Any] = dict(next(iter(profiles.values())).hardware)
-    where = hardware.get("cpu") if hardware.get("platform") == "cpu" else None
+def _facts(
+    request: "Request", runs: "Sequence[Run]", profiles: "Mapping[str, Profile]"
+) -> list[str]:
+    from algoperf.inference.tradeoffs import ways
+
+    trained = sorted({run.hardware for run in runs})
+    served = sorted({ways.served_on(profile) for profile in profiles.values()})
     facts = [
         f"A request has {request.prompt} tokens of prompt and {request.output} of "
-        f"output. Served on {where or hardware.get('device_kind')}. Quality "
-        "and costs are medians over runs; better is up in the plots."
+        f"output. Trained on {'; '.join(trained)}. Served on {'; '.join(served)}. "
+        "Quality and costs are medians over runs; better is up in the plots."
     ]
+    if len(trained) > 1:
+        facts.append("Seconds of training are of several machines.")
     if request.dollars_per_hour is not None:
         facts.append(
             f"Dollars at {request.dollars_per_hour:g} an hour, for training and "

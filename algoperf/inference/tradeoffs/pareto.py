@@ -21,11 +21,9 @@ from algoperf import records
 from algoperf.errors import UserError
 from algoperf.inference.timing import profiler
 from algoperf.inference.timing.profiles import Profile
-from algoperf.inference.tradeoffs import costs
+from algoperf.inference.tradeoffs import costs, ways
 from algoperf.records import Direction
 
-# Served so, a model has the quality that it was trained to.
-_UNCHANGED = "float32"
 _IDENTITY = ("workload", "ruleset", "study", "trial", "trial_seed", "start_time")
 
 
@@ -81,7 +79,7 @@ class Row:
     Attributes:
       workload, submission, study, trial: of the run.
       run: its folder.
-      recipe: how it is served, see `served_as`.
+      recipe: how it is served, see `ways.served_as`.
       metric: what quality is.
       quality: on the validation data, as it is served.
       trained_quality: at the end of training.
@@ -249,20 +247,13 @@ def _read_run(folder: Path) -> tuple[Run | None, str]:
 def check_comparable(runs: Sequence[Run], profiles: Mapping[str, Profile]) -> None:
     """Raises UserError where times are of several machines."""
     trained_on = sorted({run.hardware for run in runs})
-    served_on = sorted({_served_on(profile) for profile in profiles.values()})
-    for what, found in (("trained", trained_on), ("profiled", served_on)):
+    profiled_on = sorted({ways.served_on(profile) for profile in profiles.values()})
+    for what, found in (("trained", trained_on), ("profiled", profiled_on)):
         if len(found) > 1:
             raise UserError(
                 f"models were {what} on different hardware ({'; '.join(found)}), so "
                 "times do not compare; give those of one, or --any_hardware"
             )
-
-
-def _served_on(profile: Profile) -> str:
-    hardware, setting = profile.hardware, profile.setting
-    if hardware.get("platform") == "cpu":
-        return f"{setting.cores} cores of {hardware.get('cpu')}"
-    return f"{setting.parallel} x {hardware.get('device_kind')}"
 
 
 def joined(
@@ -280,18 +271,19 @@ def joined(
     """
     rows, notes = [], []
     used: set[str] = set()
+    served_as = ways.served_as(profiles)
     for run in runs:
-        found = _profiles_of(run, profiles)
+        found = _profiles_of(run, profiles, served_as)
         for name, profile in found.items():
             used.add(name)
             quality = _quality(run, profile)
             if quality is None or not math.isfinite(quality):
                 notes.append(
-                    f"{name}: the quality of {_recipe(profile)} is not "
+                    f"{name}: the quality of {ways.recipe(profile)} is not "
                     "known; profile it without --noevaluate"
                 )
                 continue
-            rows.append(_row(run, name, profile, quality, request))
+            rows.append(_row(run, name, profile, served_as[name], quality, request))
         if not found:
             notes.append(
                 f"{run.folder}: no profile; measure one with `algoperf infer profile "
@@ -307,38 +299,20 @@ def joined(
     return rows, sorted(notes)
 
 
-def _profiles_of(run: Run, profiles: Mapping[str, Profile]) -> dict[str, Profile]:
+def _profiles_of(
+    run: Run, profiles: Mapping[str, Profile], served_as: Mapping[str, str]
+) -> dict[str, Profile]:
     own, of_workload = {}, {}
     for name, profile in profiles.items():
         trial = profile.served.get("trial")
         if trial is not None:
             if all(trial.get(key) == value for key, value in run.identity.items()):
                 own[name] = profile
-        elif profile.shape.name == run.workload and _recipe(profile) == _UNCHANGED:
+        elif profile.shape.name == run.workload and ways.is_unchanged(profile):
             of_workload[name] = profile
-    known = {served_as(profile) for profile in own.values()}
-    others = {n: p for n, p in of_workload.items() if served_as(p) not in known}
+    known = {served_as[name] for name in own}
+    others = {n: p for n, p in of_workload.items() if served_as[n] not in known}
     return {**others, **own}
-
-
-def _recipe(profile: Profile) -> str:
-    return profile.served.get("recipe", profile.setting.dtype)
-
-
-def served_as(profile: Profile) -> str:
-    """Returns the recipe, and what else times depend on where it is not the usual."""
-    setting, recipe = profile.setting, _recipe(profile)
-    parts = [recipe]
-    # A format's name does not say what products are in.
-    if setting.dtype not in (_UNCHANGED, recipe.partition(" + ")[0]):
-        parts.append(setting.dtype)
-    if setting.batch_size > 1:
-        parts.append(f"batch {setting.batch_size}")
-    if setting.capacity is not None:
-        parts.append(f"cache {setting.capacity}")
-    if setting.parallel > 1:
-        parts.append(f"{setting.parallel} devices")
-    return ", ".join(parts)
 
 
 def _quality(run: Run, profile: Profile) -> float | None:
@@ -346,7 +320,7 @@ def _quality(run: Run, profile: Profile) -> float | None:
     served = profile.served
     if served.get("quality") is not None:
         return served["quality"]
-    if _recipe(profile) != _UNCHANGED:
+    if not ways.is_unchanged(profile):
         return None
     if "trial" in served:
         return served.get("trained_quality")
@@ -354,7 +328,12 @@ def _quality(run: Run, profile: Profile) -> float | None:
 
 
 def _row(
-    run: Run, name: str, profile: Profile, quality: float, request: Request
+    run: Run,
+    name: str,
+    profile: Profile,
+    way: str,
+    quality: float,
+    request: Request,
 ) -> Row:
     served, setting = profile.served, profile.setting
     option = costs.Option(profile.runtime, setting.parallel, setting.batch_size)
@@ -373,7 +352,7 @@ def _row(
         study=run.study,
         trial=run.trial,
         run=str(run.folder),
-        recipe=served_as(profile),
+        recipe=way,
         metric=run.metric,
         quality=quality,
         trained_quality=at.get(f"validation/{run.metric}", math.nan),

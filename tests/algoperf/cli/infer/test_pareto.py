@@ -101,6 +101,22 @@ def test_noisy_profiles_are_not_used_without_a_word(tmp_path, capsys):
     assert "within 50.0 %" in reasons["noisy"]
 
 
+def test_every_machine_is_named(tmp_path):
+    for number, cpu in ((1, "One"), (2, "Two")):
+        trial = comparison.write_run(
+            tmp_path / "runs", "adamw", number, (90.0, 18.0), cpu=f"Trainer {cpu}"
+        )
+        comparison.write_profile(
+            tmp_path / "profiles" / f"{number}.json", "float32", 0.01, 0.001,
+            cpu=f"Server {cpu}", trial=trial, quality=18.0,
+        )  # fmt: skip
+    assert pareto(tmp_path, f"--out={tmp_path / 'out'}", "--any_hardware") == 0
+    page = (tmp_path / "out" / "pareto.html").read_text()
+    assert "Trained on Trainer One; Trainer Two." in page
+    assert "Served on 1 core of Server One; 1 core of Server Two." in page
+    assert "Seconds of training are of several machines." in page
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -144,6 +144,43 @@ def test_ways_of_serving_are_not_runs(folder, tmp_path):
     assert one == pytest.approx((0.020 + 4 * 0.001) / 8)
 
 
+def test_machines_are_not_mixed(folder, tmp_path):
+    """Two seeds, profiled on two machines, and the first one's workload on the other.
+
+    No median is of both machines; an own profile stands for the workload's on its
+    machine alone.
+    """
+    runs, _ = pareto.read_runs([folder / "runs"])
+    found = {}
+    for name, cpu, seconds, served in (
+        (
+            "first",
+            "Some CPU",
+            0.010,
+            {"trial": dict(runs[0].identity), "quality": 18.0},
+        ),
+        (
+            "second",
+            "Another",
+            0.030,
+            {"trial": dict(runs[1].identity), "quality": 16.0},
+        ),
+        ("fresh", "Another", 0.050, {}),
+    ):
+        found[name] = write_profile(
+            tmp_path / f"{name}.json", "float32", seconds, 0.0, cpu=cpu, **served
+        )
+    rows, _ = pareto.joined(runs[:2], found, REQUEST)
+    points = pareto.points(rows, Direction.MINIMIZE)
+    seconds = {p.name: (p.num_runs, p.values["request_seconds"]) for p in points}
+    assert seconds == {
+        "adamw, float32, on 1 core of Some CPU": (1, pytest.approx(0.010)),
+        "adamw, float32, on 1 core of Another": (2, pytest.approx(0.040)),
+    }
+    rows, _ = pareto.joined(runs[:1], {"first": found["first"]}, REQUEST)
+    assert rows[0].recipe == "float32"
+
+
 def test_views_by_hand(joined):
     points = pareto.points(joined[0], Direction.MINIMIZE)
     found = {v.axis: v for v in pareto_views.views(points, Direction.MINIMIZE, 20.0)}
