@@ -53,17 +53,18 @@ def define_flags(values: flags.FlagValues) -> None:
     pareto.define_flags(values)
     flags.DEFINE_integer("prompt", None, "Tokens of the prompt.", flag_values=values)
     flags.DEFINE_integer("output", None, "Tokens of the output.", flag_values=values)
-    for name, what in (
-        ("dollars_per_hour", "the price of one device for an hour"),
-        ("watts", "what one device draws"),
-    ):
-        flags.DEFINE_float(
-            name, None, f"predict, pareto: {what}.", lower_bound=0.0, flag_values=values
-        )
+    for name, text in (
+        ("dollars_per_hour", "predict, strategies, pareto: the price of one device for "
+         "an hour."),
+        ("watts", "predict: what one device draws. Joules are of 1.1 times that: a "
+         "data centre draws more than its devices (power usage effectiveness)."),
+    ):  # fmt: skip
+        flags.DEFINE_float(name, None, text, lower_bound=0.0, flag_values=values)
     flags.DEFINE_boolean(
         "any_hardware",
         False,
-        "predict, pareto: take profiles of other hardware, whose times are of that.",
+        "predict, strategies, pareto: take profiles of other hardware, whose times are "
+        "of that.",
         flag_values=values,
     )
     roofline.define_flags(values)

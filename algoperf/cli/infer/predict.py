@@ -53,6 +53,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         found["dollars"] = option.dollars(prompt, output, values.dollars_per_hour)
     if values.watts is not None:
         found["joules"] = option.joules(prompt, output, values.watts)
+        found["power_usage_effectiveness"] = costs.POWER_USAGE_EFFECTIVENESS
     rows = [[name, printing.shown(value)] for name, value in found.items()]
     reason = profiler.refusal(profile.result)
 

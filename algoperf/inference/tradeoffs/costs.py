@@ -14,7 +14,7 @@ from algoperf.inference.models.shapes import DecoderShape
 from algoperf.inference.timing.runtime import RuntimeModel
 
 SECONDS_PER_HOUR = 3600.0
-# HELM's, for data centres.
+# What a data centre draws for each watt of its devices; HELM's.
 POWER_USAGE_EFFECTIVENESS = 1.1
 
 

@@ -51,8 +51,11 @@ def test_predict(profiled, capsys):
     assert found["seconds"] == pytest.approx(both)
     assert found["dollars"] == pytest.approx(found["seconds"] * 3.6 / 3600)
     assert found["joules"] == pytest.approx(found["seconds"] * 10 * 1.1)
+    assert found["power_usage_effectiveness"] == 1.1
     assert cli.main(["infer", "predict", file, *request]) == 0
-    assert "tokens_per_second" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "tokens_per_second" in out
+    assert "power_usage_effectiveness" in out
 
 
 @pytest.mark.parametrize(
