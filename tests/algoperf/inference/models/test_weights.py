@@ -203,7 +203,7 @@ def test_compact_changes_no_logit():
     np.testing.assert_allclose(
         decoder.compiled_forward(shape, small, tokens),
         decoder.compiled_forward(TRAINED, params, tokens),
-        atol=1e-5,
+        atol=3e-5,  # other orders of summation: processors differ
         rtol=1e-5,
     )
 
