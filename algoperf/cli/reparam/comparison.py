@@ -62,18 +62,22 @@ def study(
     from algoperf.reparam import studies
 
     screened = screening(values, base, axis)
-    runs = runs_of(values, base, axis, _factors(screened, base))
-    training.announce([trial.run for trial in screened] + [run for *_, run in runs])
-    if not training.make([trial.run for trial in screened]):
+    tried = [trial.run for trial in screened]
+    runs = [run for *_, run in runs_of(values, base, axis, _factors(screened, base))]
+    if all(training.is_done(run) for run in tried):
+        training.announce(tried + runs)
+    else:  # the rates of the runs are not known yet
+        training.announce(tried, unsettled=runs)
+    if not training.make(tried):
         return 1
     factors = _factors(screened, base)
-    runs = runs_of(values, base, axis, factors)
-    if not training.make([run for *_, run in runs]):
+    made = runs_of(values, base, axis, factors)
+    if not training.make([run for *_, run in made]):
         return 1
-    rows = [_row(base, setting, number, run) for setting, number, run in runs]
+    rows = [_row(base, setting, number, run) for setting, number, run in made]
     _mark_collapsed(rows, base)
     more = _rates_text(screened, base, factors)
-    _write(values, base, rows, x_name, runs[0][-1].max_steps or 0, more)
+    _write(values, base, rows, x_name, runs[0].max_steps or 0, more)
     return 1 if any(row["status"] in studies.BAD for row in rows) else 0
 
 

@@ -117,9 +117,13 @@ def make(runs: Sequence["TrialConfig"]) -> bool:
     """Makes the runs that are missing; returns whether all are there.
 
     A run that fails or diverges is there: that is its result.
+
+    Raises:
+      UserError: a finished record is of another run than is asked for.
     """
     from algoperf import runner
 
+    check(runs)
     missing = [run for run in runs if not is_done(run)]
     with common.StopRequest() as stop:
         for done, run in enumerate(missing, start=1):
@@ -203,16 +207,23 @@ def rehearse(run: "TrialConfig") -> Pace:
     return Pace(step, max(0.0, taken - 2 * REHEARSED_STEPS * step))
 
 
-def announce(runs: Sequence["TrialConfig"], more_sec: float = 0.0) -> None:
+def announce(
+    runs: Sequence["TrialConfig"],
+    more_sec: float = 0.0,
+    unsettled: Sequence["TrialConfig"] = (),
+) -> None:
     """Prints how long the missing runs will take, as far as a rehearsal tells.
 
     Each method is rehearsed once, unless its runs are short.
 
     Args:
-      runs: all of the study.
+      runs: of the study.
       more_sec: what else the study takes.
+      unsettled: more of its runs, which may still change, so that what is there may be
+        theirs although it differs.
     """
     check(runs)
+    runs = [*runs, *unsettled]
     missing = [run for run in runs if not is_done(run)]
     print(f"{len(runs) - len(missing)} of {len(runs)} training runs are done")
     if not missing:

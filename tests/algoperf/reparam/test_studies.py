@@ -133,7 +133,7 @@ def test_a_run_that_failed_before_its_first_evaluation_is_told(tmp_path):
 
 def test_pruned_series_count_the_weights_that_are_kept(tmp_path, monkeypatch):
     """Their state is dense, and so is what the record counts."""
-    monkeypatch.setattr(training, "announce", lambda runs: None)
+    monkeypatch.setattr(training, "announce", lambda *_, **__: None)
     monkeypatch.setattr(training, "make", lambda runs: True)
     name = "finewebedu_lm_steps_700_mini"
     for submission in ("adamw", "pruned"):

@@ -147,10 +147,15 @@ def _finish(run, ppl, status="completed"):
 
 
 def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, capsys):
-    made = []
+    made, asked = [], []
+
+    def announce(runs, unsettled=()):
+        asked.append((len(runs), len(unsettled)))
 
     def make(runs):
         for run in runs:
+            if training.is_done(run):
+                continue
             rate = run.hyperparameters["learning_rate"]
             # AdamW is best at a third of its rate; three times LoRA's diverges.
             is_bad = run.submission.name == "lora" and rate > 0.02
@@ -160,7 +165,7 @@ def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, ca
         made.append(list(runs))
         return True
 
-    monkeypatch.setattr(training, "announce", lambda runs: None)
+    monkeypatch.setattr(training, "announce", announce)
     monkeypatch.setattr(training, "make", make)
     given = ["--study=rank", "--workload=finewebedu_lm", "--series=adamw,lora"]
     given += ["--values=0.125,0.25,0.5", "--studies=2", f"--out={tmp_path}"]
@@ -185,6 +190,9 @@ def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, ca
     base, axis = _base("finewebedu_lm"), (0.125, 0.25, 0.5)
     screened = comparison.screening(values, base, axis)
     assert comparison._factors(screened, base) == {"adamw": 1 / 3, "lora": 1.0}
+    # Before rates are chosen, records of another choice are no mistake.
+    assert cli_main.main(["reparam", *given, "--noplot"]) == 0
+    assert asked == [(10, 8), (18, 0)]
     # A grid that ends too early is told.
     text = comparison._rates_text(screened, base, {"adamw": 1 / 9, "lora": 1.0})
     assert text.endswith(
@@ -225,7 +233,7 @@ def test_compression_writes_verdicts_after_so_many_steps(tmp_path, monkeypatch, 
             _finish(run, accuracy + 0.001 * run.study)
         return True
 
-    monkeypatch.setattr(training, "announce", lambda runs: None)
+    monkeypatch.setattr(training, "announce", lambda *_, **__: None)
     monkeypatch.setattr(training, "make", make)
     given = ["--study=compression", "--workload=imagenet_resnet", "--values=4,16"]
     given += ["--series=stable_rps,snip", "--studies=2", f"--out={tmp_path}"]
