@@ -32,7 +32,7 @@ def _runs(study, workload, *more):
 @pytest.mark.parametrize(
     ("study", "workload", "pace", "number", "tried"),
     [
-        ("rank", "finewebedu_lm", LANGUAGE, 31, 7 * 3),
+        ("rank", "finewebedu_lm", LANGUAGE, 31, 7 * 5),
         ("compression", "imagenet_resnet", IMAGES, 44, 0),
     ],
 )
