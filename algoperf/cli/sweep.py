@@ -124,7 +124,7 @@ def _define_executor_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs what is not finished yet; returns 1 if a trial failed or diverged."""
+    """Runs what is not finished yet; returns 1 if a trial failed or has no result."""
     common.no_arguments(positional)
     out = common.out_folder(values)
     import jax
@@ -185,7 +185,8 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
             codes.append(code)
             if not stop.is_asked:
                 print(f"[{len(codes)}/{len(wanted)} done]", flush=True)
-    counts = Counter(jobs.standing(job.folder).status for job in wanted)
+    standings = [jobs.standing(job.folder) for job in wanted]
+    counts = Counter(standing.status for standing in standings)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if values.only is not None:
         if jobs.is_finished(wanted[0].folder):
@@ -194,7 +195,11 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
     if stop.is_asked:
         print("stopped; the same command goes on with what is missing")
         return 1
-    return 1 if any(codes) else 0
+    # A trial that alone was asked to stop has saved, and its process has given 0.
+    missing = sum(not standing.is_finished for standing in standings)
+    if missing:
+        print(f"{missing} without a result; the same command goes on with them")
+    return 1 if missing or any(codes) else 0
 
 
 def _say(line: str) -> None:

@@ -65,6 +65,11 @@ class Standing:
     seconds: float | None = None  # of submission time
     message: str = ""
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the trial has its result."""
+        return self.status in [status for status in Status if status.is_final]
+
 
 def is_finished(folder: Path) -> bool:
     """Whether the trial of a folder has its result."""

@@ -57,6 +57,29 @@ def test_a_suite_has_a_scale_of_its_own(capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_sweep_is_not_done_while_a_trial_has_no_result(tmp_path, monkeypatch, capsys):
+    """A trial that alone was asked to stop has saved, and its process gave 0."""
+    out = tmp_path / "runs"
+    left = {"adamw": Status.PREEMPTED, "momentum": Status.COMPLETED}
+
+    def command(job):
+        status = left[job.folder.relative_to(out).parts[0]]
+        content = {"schema_version": 1, "status": status, "message": ""}
+        job.folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(job.folder / records.RECORD_FILE, content)
+        return ["true"]
+
+    monkeypatch.setattr(jobs.Job, "command", command)
+    assert cli.main([*SWEEP, f"--out={out}"]) == 1
+    assert capsys.readouterr().out.endswith(
+        "1 preempted, 1 completed\n1 without a result; the same command goes on with "
+        "them\n"
+    )
+    left["adamw"] = Status.COMPLETED
+    assert cli.main([*SWEEP, f"--out={out}"]) == 0
+    assert capsys.readouterr().out.endswith("2 completed\n")
+
+
 @pytest.fixture
 def interruptible():
     """Has Ctrl-C do what it does on a terminal; in the background it is ignored."""
