@@ -38,6 +38,7 @@ _BINDING = (
     "official_metrics",
     "target_setting",
     "until",
+    "microbatches",
 )
 
 

@@ -67,6 +67,9 @@ def test_other_results_are_refused_in_one_folder(tmp_path):
     other = jobs.Job(("--max_steps=5",), job(tmp_path).folder)
     with pytest.raises(UserError, match="planned with --max_steps=4, asked for is"):
         jobs.plan(tmp_path, [other])
+    other = job(tmp_path, 1, "--microbatches=2")
+    with pytest.raises(UserError, match="no --microbatches, asked for is --micro"):
+        jobs.plan(tmp_path, [other])
     jobs.plan(tmp_path, [job(tmp_path, 1, "--data_dir=elsewhere")])
 
 
