@@ -93,7 +93,7 @@ def _define_executor_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "devices",
         None,
-        "Of the local executor. each: a process for each accelerator, the default at "
+        "Not with slurm. each: a process for each accelerator, the default at "
         "scale mini; all: one trial at a time has all of them, the default at scale "
         "full; 0,2: a process for each of these.",
         flag_values=values,
@@ -149,6 +149,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UserError("--only runs a trial here: give no --executor with it")
     for name, executors in (
         ("cluster", ("slurm", "kubernetes")),
+        ("benchmark", ("slurm", "kubernetes")),
+        ("devices", ("local", "kubernetes")),  # Slurm gives a trial all of its job's
         ("kind", ("kubernetes",)),
     ):
         if values[name].present and values.executor not in executors:

@@ -37,6 +37,14 @@ def test_an_address_is_no_folder(arguments, capsys, tmp_path, monkeypatch):
     ("flags", "says"),
     [
         (["--cluster=c.json"], "--cluster is for --executor slurm or kubernetes"),
+        (
+            ["--benchmark=mini_fast"],
+            "--benchmark is for --executor slurm or kubernetes",
+        ),
+        (
+            ["--devices=0", "--executor=slurm"],
+            "--devices is for --executor local or kubernetes",
+        ),
         (["--kind=jobset"], "--kind is for --executor kubernetes"),
         (
             ["--kind=jobset", "--executor=slurm"],
