@@ -1,5 +1,6 @@
 """Run several submissions on several workloads, here or on a cluster; resumable."""
 
+import os
 import re
 import sys
 from collections import Counter
@@ -218,7 +219,7 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
         name = job.folder.parent.name.removesuffix("_jax")
         trials.setdefault(cluster.choose(types, name), []).append(job)
     jobs.plan(out, wanted)
-    score = _score_arguments(values, out)
+    score = _score_arguments(values, _named(out))
     submitted = slurm.submit(trials, out, score)
     counts = Counter(jobs.standing(job.folder).status for job in wanted)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -229,6 +230,11 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
     print(f"which scores them; logs are in {out / jobs.FOLDER / 'logs'}")
     print(f"algoperf status {out} says how they stand")
     return 0
+
+
+def _named(out: Path) -> Path:
+    """Returns a folder such as `.` by its name; a link keeps its own."""
+    return Path(os.path.abspath(out))
 
 
 def _score_arguments(values: flags.FlagValues, out: Path) -> list[str]:
@@ -254,7 +260,8 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
     from algoperf import registry
     from algoperf.launch import cluster, kubernetes
 
-    folders = {"out": f"{kubernetes.OUT}/{Path(values.out).name}"}
+    name = _named(Path(values.out)).name
+    folders = {"out": f"{kubernetes.OUT}/{name}"}
     parts: dict[Hardware, list[str]] = {}
     for workload in registry.select_workloads(values.workloads, values.scale):
         hardware = cluster.choose(types, workload.name)
@@ -278,7 +285,7 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
         ]
         sweeps.append((hardware, [*names, *given], count * len(workloads)))
     # What Kubernetes takes for a name, short enough for what it appends to it.
-    name = re.sub("[^a-z0-9]+", "-", f"algoperf-{Path(values.out).name}".lower())[:40]
+    name = re.sub("[^a-z0-9]+", "-", f"algoperf-{name}".lower())[:40]
     score = _score_arguments(values, Path(folders["out"]))
     found = kubernetes.manifest(sweeps, values.kind, name.strip("-"), score)
     json.dump(found, sys.stdout, indent=1)
