@@ -85,7 +85,10 @@ def test_another_process_is_refused_while_this_one_holds_the_lock(folder):
         ({}, 1e6, False),  # this process: alive, however old the file
         ({"pid": "dead"}, 0, True),
         ({"started": 1.0}, 0, True),  # the id has gone to another process
-        ({"system": "another boot"}, 0, True),
+        # This host before it was started again, or another one of its name.
+        ({"system": "another boot"}, 0, False),
+        ({"system": "another boot"}, locks.RESTART_SEC - 10, False),
+        ({"system": "another boot"}, locks.RESTART_SEC + 10, True),
         ({"system": "boot another"}, 0, False),  # a container beside this one
         ({"system": "boot another"}, locks.STALE_SEC + 60, True),
         ({"host": "elsewhere"}, 0, False),
