@@ -149,10 +149,9 @@ def _make_folders(folder: Path) -> list[Path]:
 
 def _acquire(path: Path, owner: Owner, until: float) -> None:
     """Makes the lock, or takes over a stale one; gives up at a moment."""
-    while not _link(path, owner):
-        found = _read(path)
+    while (found := _read(path)) is not None or not _link(path, owner):
         if found is None:
-            continue  # released between the two looks
+            continue  # another process was faster
         if not _is_stale(path, found):
             if time.monotonic() < until:
                 time.sleep(0.05)
@@ -182,11 +181,13 @@ def _link(path: Path, owner: Owner) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # Over NFS a call may be sent twice, and the second find what the first made.
+        found = _read(path)
+        return found is not None and found.token == owner.token
     except OSError as error:
         raise UserError(
-            f"cannot lock {_record(path)} ({error.strerror}): the file system of --out "
-            "must know hard links"
+            f"cannot lock {_record(path)} ({error.strerror}): its file system must "
+            "know hard links"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -201,7 +202,10 @@ def _write_temporary(path: Path, owner: Owner) -> Path:
     temporary = path.with_name(f"{path.name}.{owner.token}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # left empty by another trial
-        temporary.write_text(json.dumps(dataclasses.asdict(owner)))
+        with temporary.open("w") as file:
+            json.dump(dataclasses.asdict(owner), file)
+            file.flush()
+            os.fsync(file.fileno())  # else a lock may be empty after a power cut
     except OSError as error:
         raise UserError(
             f"cannot write {temporary}: {error.strerror}; choose another folder"
