@@ -83,7 +83,7 @@ def run_jobs(
                     job, process = running.pop(place)
                     code = process.returncode
                     _end_what_it_left(process.pid)
-                    if code > 0 and locks.owner_of(job.folder) is not None:
+                    if code > 0 and _owner_of(job) is not None:
                         waiting.append(job)  # another process was first, by a moment
                         continue
                     if code < 0 and process.pid not in signalled:
@@ -147,12 +147,23 @@ def _bring_a_free_one_first(waiting: deque[Job], alone: bool) -> locks.Owner | N
     """
     first = None
     for _ in range(len(waiting)):
-        owner = locks.owner_of(waiting[0].folder)
+        owner = _owner_of(waiting[0])
         if owner is None or (alone and owner.is_here):
             return owner
         first = first or owner
         waiting.rotate(-1)
     return first
+
+
+def _owner_of(job: Job) -> locks.Owner | None:
+    """Returns who runs the trial; None also if its lock cannot be read.
+
+    The trial's own process then says so and ends; the others go on.
+    """
+    try:
+        return locks.owner_of(job.folder)
+    except UserError:
+        return None
 
 
 def _start(job: Job, place: _Place) -> "subprocess.Popen[bytes]":

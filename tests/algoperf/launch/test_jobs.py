@@ -169,6 +169,18 @@ def test_a_broken_record_hides_no_other(sweep, capsys):
     assert all(name in printed for name in names)
 
 
+def test_a_broken_lock_hides_no_other_trial(sweep, capsys):
+    second = jobs.trial_folders(sweep)[1]
+    lock = locks.path_of(second)
+    before = lock.read_text()
+    lock.write_text("")
+    assert cli.main(["status", str(sweep)]) == 1
+    lock.write_text(before)
+    printed = capsys.readouterr().out
+    assert "1 completed, 1 unreadable, 1 waiting" in printed
+    assert "is no lock of ours" in printed
+
+
 def test_a_plan_in_what_is_no_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("precious")
     out = tmp_path / "file"

@@ -236,6 +236,16 @@ def test_a_trial_that_another_was_first_at_is_run_again(job, tmp_path):
     assert tries.read_text().count("\n") == 2
 
 
+def test_a_broken_lock_stops_no_other_trial(job, tmp_path):
+    """The trial's own process says what is wrong."""
+    first = job(f"echo >> {tmp_path}/runs; exit 1")
+    locks.path_of(first.folder).write_text("")
+    second = local.Job(arguments=("--seed=2",), folder=tmp_path / "second")
+    done = list(local.run_jobs([first, second], lambda: False))
+    assert done == [(first, 1), (second, 1)]
+    assert (tmp_path / "runs").read_text().count("\n") == 2
+
+
 @pytest.mark.parametrize(
     ("names", "visible", "found"),
     [
