@@ -104,7 +104,7 @@ class Hosts:
         """Returns on every host what a function gives on the leader.
 
         Raises:
-          UserError: the function raised it there.
+          UserError: the function raised it there; the exit status is the same.
         """
         if self._store is None:
             return function()
@@ -113,10 +113,13 @@ class Hosts:
             try:
                 answer["value"] = function()
             except UserError as error:
-                answer["error"] = str(error)
+                answer["error"] = str(error), error.exit_status
         answer = self.share(answer)
         if "error" in answer:
-            raise UserError(answer["error"])
+            text, exit_status = answer["error"]
+            told = UserError(text)
+            told.exit_status = exit_status
+            raise told
         return answer["value"]
 
     def must_be_alike(self, facts: dict[str, Any], timeout_sec: float = 30.0) -> None:

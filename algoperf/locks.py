@@ -6,10 +6,11 @@ means something else by now is not taken for the owner. The owner touches the fi
 every `BEAT_SEC` seconds from a thread of its own.
 
 A lock is stale, and is taken over, if its owner is dead, which only its own system can
-tell; for any other system if it was not touched for `STALE_SEC` seconds. A lock is made
-with `link`, which fails if the name is there, on shared file systems too. Two processes
-that find the same stale lock are told apart by a claim, made the same way and named
-after the lock's token: one of them gets it.
+tell; for any other system if it was not touched for `STALE_SEC` seconds, or for
+`RESTART_SEC` if that was another boot of this host. A lock is made with `link`, which
+fails if the name is there, on shared file systems too. Two processes that find the
+same stale lock are told apart by a claim, made the same way and named after the lock's
+token: one of them gets it.
 """
 
 import contextlib
@@ -28,6 +29,9 @@ from algoperf.errors import UserError
 
 BEAT_SEC = 15.0
 STALE_SEC = 120.0  # eight beats: a file server may be slow, clocks do not matter
+# Most hosts take longer to start again. That the boot is another one does not say alone
+# that the owner is gone: virtual machines may all have one name.
+RESTART_SEC = 2 * BEAT_SEC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Owner:
     @property
     def is_dead(self) -> bool:
         """Whether the process is gone for certain."""
-        if self.host != socket.gethostname():
-            return False
-        boot, here = self.system.partition(" ")[0], _system().partition(" ")[0]
-        if boot != here:
-            return True  # this host has been started again since
         return self.is_here and _start_time(self.pid) != self.started
+
+    @property
+    def stale_sec(self) -> float:
+        """How long its lock lies untouched until those who cannot see it take over."""
+        boot, here = self.system.partition(" ")[0], _system().partition(" ")[0]
+        is_restart = self.host == socket.gethostname() and boot != here
+        return RESTART_SEC if is_restart else STALE_SEC
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -143,10 +149,9 @@ def _make_folders(folder: Path) -> list[Path]:
 
 def _acquire(path: Path, owner: Owner, until: float) -> None:
     """Makes the lock, or takes over a stale one; gives up at a moment."""
-    while not _link(path, owner):
-        found = _read(path)
+    while (found := _read(path)) is not None or not _link(path, owner):
         if found is None:
-            continue  # released between the two looks
+            continue  # another process was faster
         if not _is_stale(path, found):
             if time.monotonic() < until:
                 time.sleep(0.05)
@@ -176,11 +181,13 @@ def _link(path: Path, owner: Owner) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # Over NFS a call may be sent twice, and the second find what the first made.
+        found = _read(path)
+        return found is not None and found.token == owner.token
     except OSError as error:
         raise UserError(
-            f"cannot lock {_record(path)} ({error.strerror}): the file system of --out "
-            "must know hard links"
+            f"cannot lock {_record(path)} ({error.strerror}): its file system must "
+            "know hard links"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -195,7 +202,10 @@ def _write_temporary(path: Path, owner: Owner) -> Path:
     temporary = path.with_name(f"{path.name}.{owner.token}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # left empty by another trial
-        temporary.write_text(json.dumps(dataclasses.asdict(owner)))
+        with temporary.open("w") as file:
+            json.dump(dataclasses.asdict(owner), file)
+            file.flush()
+            os.fsync(file.fileno())  # else a lock may be empty after a power cut
     except OSError as error:
         raise UserError(
             f"cannot write {temporary}: {error.strerror}; choose another folder"
@@ -218,9 +228,9 @@ def _read(path: Path) -> Owner | None:
 
 
 def _is_stale(path: Path, owner: Owner) -> bool:
-    if owner.is_dead:
-        return True
-    return not owner.is_here and _age_sec(path) > STALE_SEC
+    if owner.is_here:
+        return owner.is_dead
+    return _age_sec(path) > owner.stale_sec
 
 
 def _age_sec(path: Path) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from algoperf import locks
 from algoperf.cli import common
 from algoperf.errors import UserError, unknown_name
 
@@ -75,12 +76,10 @@ def _find(name: str) -> "DataSource":
 
 
 def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> int:
-    from algoperf.data.source import MANIFEST, partial_folder, write_manifest
+    from algoperf.data.source import partial_folder
 
     folder = data_dir / source.name
-    partial = partial_folder(folder)
-    if (folder / MANIFEST).exists():
-        print(f"{folder} is prepared; algoperf data check {source.name} looks at it")
+    if _is_prepared(source, folder):
         return 0
     if values.raw is None:
         print(source.instructions.strip())
@@ -92,7 +91,35 @@ def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> 
     raw = Path(values.raw)
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}")
-    _refuse_to_delete(raw, folder, partial)
+    _refuse_to_delete(raw, folder, partial_folder(folder))
+    with locks.hold(folder) as lock:
+        # Another process may have prepared it since.
+        if not _is_prepared(source, folder):
+            _convert(source, raw, folder, values, lock)
+    return 0
+
+
+def _is_prepared(source: "DataSource", folder: Path) -> bool:
+    """Whether the set is there already; says so."""
+    from algoperf.data.source import MANIFEST
+
+    found = (folder / MANIFEST).exists()
+    if found:
+        print(f"{folder} is prepared; algoperf data check {source.name} looks at it")
+    return found
+
+
+def _convert(
+    source: "DataSource",
+    raw: Path,
+    folder: Path,
+    values: flags.FlagValues,
+    lock: locks.Lock,
+) -> None:
+    """Makes the set in a folder beside, while this process holds its lock."""
+    from algoperf.data.source import partial_folder, write_manifest
+
+    partial = partial_folder(folder)
     if partial.exists():  # what an earlier, broken attempt has left
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -104,10 +131,10 @@ def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> 
         _compare(source, counts, len(skipped.seen))
     print("computing checksums ...", flush=True)
     write_manifest(partial, counts, len(skipped.seen))
+    lock.check()  # else another process takes this one for dead, and writes here too
     partial.rename(folder)
     listed = _listed(counts, len(skipped.seen))
     print(f"{source.name} is ready in {folder}: {listed}")
-    return 0
 
 
 def _refuse_to_delete(raw: Path, folder: Path, partial: Path) -> None:

@@ -71,10 +71,10 @@ def _look(out: Path) -> "dict[str, Standing]":
 
 def _is_done(standings: "dict[str, Standing]") -> bool:
     from algoperf.launch.jobs import UNREADABLE
-    from algoperf.records import Status
 
-    names = [*(s.value for s in Status if s.is_final), UNREADABLE]
-    return all(standing.status in names for standing in standings.values())
+    return all(
+        one.is_finished or one.status == UNREADABLE for one in standings.values()
+    )
 
 
 def _watch(out: Path, period_sec: float) -> "dict[str, Standing]":

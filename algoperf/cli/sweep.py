@@ -1,5 +1,6 @@
 """Run several submissions on several workloads, here or on a cluster; resumable."""
 
+import os
 import re
 import sys
 from collections import Counter
@@ -93,7 +94,7 @@ def _define_executor_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "devices",
         None,
-        "Of the local executor. each: a process for each accelerator, the default at "
+        "Not with slurm. each: a process for each accelerator, the default at "
         "scale mini; all: one trial at a time has all of them, the default at scale "
         "full; 0,2: a process for each of these.",
         flag_values=values,
@@ -124,7 +125,7 @@ def _define_executor_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
-    """Runs what is not finished yet; returns 1 if a trial failed or diverged."""
+    """Runs what is not finished yet; returns 1 if a trial failed or has no result."""
     common.no_arguments(positional)
     out = common.out_folder(values)
     import jax
@@ -149,6 +150,8 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UserError("--only runs a trial here: give no --executor with it")
     for name, executors in (
         ("cluster", ("slurm", "kubernetes")),
+        ("benchmark", ("slurm", "kubernetes")),
+        ("devices", ("local", "kubernetes")),  # Slurm gives a trial all of its job's
         ("kind", ("kubernetes",)),
     ):
         if values[name].present and values.executor not in executors:
@@ -185,7 +188,8 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
             codes.append(code)
             if not stop.is_asked:
                 print(f"[{len(codes)}/{len(wanted)} done]", flush=True)
-    counts = Counter(jobs.standing(job.folder).status for job in wanted)
+    standings = [jobs.standing(job.folder) for job in wanted]
+    counts = Counter(standing.status for standing in standings)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if values.only is not None:
         if jobs.is_finished(wanted[0].folder):
@@ -194,7 +198,11 @@ def _run_here(values: flags.FlagValues, wanted: "list[Job]") -> int:
     if stop.is_asked:
         print("stopped; the same command goes on with what is missing")
         return 1
-    return 1 if any(codes) else 0
+    # A trial that alone was asked to stop has saved, and its process has given 0.
+    missing = sum(not standing.is_finished for standing in standings)
+    if missing:
+        print(f"{missing} without a result; the same command goes on with them")
+    return 1 if missing or any(codes) else 0
 
 
 def _say(line: str) -> None:
@@ -211,7 +219,7 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
         name = job.folder.parent.name.removesuffix("_jax")
         trials.setdefault(cluster.choose(types, name), []).append(job)
     jobs.plan(out, wanted)
-    score = _score_arguments(values, out)
+    score = _score_arguments(values, _named(out))
     submitted = slurm.submit(trials, out, score)
     counts = Counter(jobs.standing(job.folder).status for job in wanted)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -222,6 +230,11 @@ def _submit(values: flags.FlagValues, types: "Sequence[Hardware]", out: Path) ->
     print(f"which scores them; logs are in {out / jobs.FOLDER / 'logs'}")
     print(f"algoperf status {out} says how they stand")
     return 0
+
+
+def _named(out: Path) -> Path:
+    """Returns a folder such as `.` by its name; a link keeps its own."""
+    return Path(os.path.abspath(out))
 
 
 def _score_arguments(values: flags.FlagValues, out: Path) -> list[str]:
@@ -247,7 +260,8 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
     from algoperf import registry
     from algoperf.launch import cluster, kubernetes
 
-    folders = {"out": f"{kubernetes.OUT}/{Path(values.out).name}"}
+    name = _named(Path(values.out)).name
+    folders = {"out": f"{kubernetes.OUT}/{name}"}
     parts: dict[Hardware, list[str]] = {}
     for workload in registry.select_workloads(values.workloads, values.scale):
         hardware = cluster.choose(types, workload.name)
@@ -271,7 +285,7 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
         ]
         sweeps.append((hardware, [*names, *given], count * len(workloads)))
     # What Kubernetes takes for a name, short enough for what it appends to it.
-    name = re.sub("[^a-z0-9]+", "-", f"algoperf-{Path(values.out).name}".lower())[:40]
+    name = re.sub("[^a-z0-9]+", "-", f"algoperf-{name}".lower())[:40]
     score = _score_arguments(values, Path(folders["out"]))
     found = kubernetes.manifest(sweeps, values.kind, name.strip("-"), score)
     json.dump(found, sys.stdout, indent=1)

@@ -313,6 +313,7 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
                 )
         except (UserError, OtherHostError) as error:
             print(f"algoperf: {error}", file=sys.stderr)
+            status = error.exit_status if isinstance(error, UserError) else 1
         except BaseException:
             traceback.print_exc()
         finally:

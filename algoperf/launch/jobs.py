@@ -15,13 +15,13 @@ from absl import logging
 
 from algoperf import locks, records
 from algoperf.errors import UserError
-from algoperf.records import RecordError, Status
+from algoperf.records import Status
 
 FOLDER = ".sweep"  # hidden: scoring passes over it
 PLAN_WAIT_SEC = 60.0  # for the many processes that a cluster starts at once
 WAITING = "waiting"
 INTERRUPTED = "interrupted"  # begun, and its process was killed
-UNREADABLE = "unreadable"  # a file of its record is broken; the message says which
+UNREADABLE = "unreadable"  # its record or lock is broken; the message says which
 # The exit status of a process that was stopped before its trial had a result
 # (EX_TEMPFAIL of sysexits.h): run it again.
 UNFINISHED = 75
@@ -38,6 +38,7 @@ _BINDING = (
     "official_metrics",
     "target_setting",
     "until",
+    "microbatches",
 )
 
 
@@ -65,6 +66,11 @@ class Standing:
     seconds: float | None = None  # of submission time
     message: str = ""
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the trial has its result."""
+        return self.status in [status for status in Status if status.is_final]
+
 
 def is_finished(folder: Path) -> bool:
     """Whether the trial of a folder has its result."""
@@ -77,7 +83,7 @@ def standing(folder: Path) -> Standing:
     """Reads how the trial of a folder stands, also while it runs."""
     try:
         return _standing(folder)
-    except RecordError as error:
+    except UserError as error:
         return Standing(UNREADABLE, message=str(error))
 
 

@@ -32,6 +32,7 @@ __all__ = [
 # Names the process that a trial belongs to: without it the trial stops as on SIGTERM,
 # so that a sweep that was killed leaves nothing behind that runs on.
 PARENT = "ALGOPERF_PARENT"
+LEAVE_SEC = 5.0  # that what a trial's process left running has to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,8 @@ def run_jobs(
                 if place in running and running[place][1].poll() is not None:
                     job, process = running.pop(place)
                     code = process.returncode
-                    if code > 0 and locks.owner_of(job.folder) is not None:
+                    _end_what_it_left(process.pid)
+                    if code > 0 and _owner_of(job) is not None:
                         waiting.append(job)  # another process was first, by a moment
                         continue
                     if code < 0 and process.pid not in signalled:
@@ -101,6 +103,7 @@ def run_jobs(
         _end(running.values(), signalled)
         for _, process in running.values():
             process.wait()
+            _end_what_it_left(process.pid)
 
 
 def _end(
@@ -111,6 +114,24 @@ def _end(
         if process.pid not in signalled:
             process.send_signal(signal.SIGTERM)
             signalled.add(process.pid)
+
+
+def _end_what_it_left(leader: int) -> None:
+    """Ends the processes that a trial's process started, once that one is gone.
+
+    If it was killed, those that made its batches live on and keep their memory, which
+    may be what ran out. All are of its session, and so of its process group. They are
+    asked before they are killed: Python's resource tracker, which passes over SIGTERM,
+    then sees all others go, and removes the shared memory that they have left.
+    """
+    deadline = time.monotonic() + LEAVE_SEC
+    # Nobody is left; or only corpses, as macOS has it.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(0.05)
+        os.killpg(leader, signal.SIGKILL)
 
 
 def is_left_behind(parent: str | None) -> bool:
@@ -126,7 +147,7 @@ def _bring_a_free_one_first(waiting: deque[Job], alone: bool) -> locks.Owner | N
     """
     first = None
     for _ in range(len(waiting)):
-        owner = locks.owner_of(waiting[0].folder)
+        owner = _owner_of(waiting[0])
         if owner is None or (alone and owner.is_here):
             return owner
         first = first or owner
@@ -134,8 +155,20 @@ def _bring_a_free_one_first(waiting: deque[Job], alone: bool) -> locks.Owner | N
     return first
 
 
+def _owner_of(job: Job) -> locks.Owner | None:
+    """Returns who runs the trial; None also if its lock cannot be read.
+
+    The trial's own process then says so and ends; the others go on.
+    """
+    try:
+        return locks.owner_of(job.folder)
+    except UserError:
+        return None
+
+
 def _start(job: Job, place: _Place) -> "subprocess.Popen[bytes]":
-    # A session of its own: Ctrl-C on the terminal comes to the child once, from here.
+    # A session of its own: Ctrl-C on the terminal comes to the child once, from here,
+    # and what the child leaves behind is found by its group.
     process = subprocess.Popen(
         job.command(),
         start_new_session=True,

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from algoperf import hosts as hosts_module
-from algoperf.errors import UserError
+from algoperf.errors import OtherRunError, UserError
 from algoperf.hosts import KEYS_KEPT, Hosts, OtherHostError, is_exchange
 from algoperf.records import Status
 
@@ -118,11 +118,12 @@ def test_all_stop_at_one_step_if_one_is_asked(asking):
 
 def test_a_user_error_of_the_leader_is_raised_on_all():
     def look():
-        raise UserError("the folder holds another run")
+        raise OtherRunError("the folder holds another run")
 
     results = on_each(2, lambda hosts: hosts.call(look))
     assert [str(error) for error in results] == ["the folder holds another run"] * 2
     assert all(isinstance(error, UserError) for error in results)
+    assert [error.exit_status for error in results] == [OtherRunError.exit_status] * 2
     assert on_each(2, lambda hosts: hosts.call(lambda: hosts.index)) == [0, 0]
 
 

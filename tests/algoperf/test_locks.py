@@ -85,7 +85,10 @@ def test_another_process_is_refused_while_this_one_holds_the_lock(folder):
         ({}, 1e6, False),  # this process: alive, however old the file
         ({"pid": "dead"}, 0, True),
         ({"started": 1.0}, 0, True),  # the id has gone to another process
-        ({"system": "another boot"}, 0, True),
+        # This host before it was started again, or another one of its name.
+        ({"system": "another boot"}, 0, False),
+        ({"system": "another boot"}, locks.RESTART_SEC - 10, False),
+        ({"system": "another boot"}, locks.RESTART_SEC + 10, True),
         ({"system": "boot another"}, 0, False),  # a container beside this one
         ({"system": "boot another"}, locks.STALE_SEC + 60, True),
         ({"host": "elsewhere"}, 0, False),
@@ -146,6 +149,40 @@ def test_one_of_many_takes_a_stale_lock_over(folder):
         thread.join()
     assert (len(holders), len(refused)) == (1, 7)
     assert not list(folder.parent.parent.rglob(".*"))  # no claim, no temporary file
+
+
+def test_a_lock_whose_making_was_told_twice_is_held(folder, monkeypatch):
+    """NFS sends a call again when the answer is lost; the second finds a file there."""
+    link = os.link
+
+    def link_twice(*arguments):
+        link(*arguments)
+        link(*arguments)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    with locks.hold(folder) as lock:
+        lock.check()
+        with pytest.raises(UserError, match="is being written by"):
+            locks.hold(folder).__enter__()
+    _write(folder, pid=_dead())  # so a claim is made too
+    with locks.hold(folder) as lock:
+        lock.check()
+    assert not list(folder.parent.parent.rglob(".*"))
+
+
+def test_a_lock_is_on_the_disk_before_it_has_its_name(folder, monkeypatch):
+    """After a power cut it would be there and empty."""
+    calls = []
+    for name in ("fsync", "link"):
+        real = getattr(os, name)
+
+        def noted(*arguments, name=name, real=real):
+            calls.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    with locks.hold(folder):
+        assert calls == ["fsync", "link"]
 
 
 def test_the_owner_touches_its_lock(folder, monkeypatch):

@@ -1,9 +1,13 @@
 """`algoperf data`: what to download, preparing, checking."""
 
+import dataclasses
+import os
+
 import numpy as np
 import pytest
 
-from algoperf import cli, registry
+from algoperf import cli, locks, registry
+from algoperf.cli import data
 from algoperf.data.examples import DataError, end
 from algoperf.data.source import MANIFEST, DataSource
 
@@ -143,6 +147,48 @@ def test_a_folder_that_was_not_prepared_is_left_alone(run, tmp_path):
         assert code == 1
         assert "sets/numbers has no manifest" in err
         assert other.exists()
+
+
+def test_a_set_is_prepared_by_one_process_at_a_time(run, tmp_path):
+    partial = tmp_path / "sets" / "numbers.partial"
+    with locks.hold(tmp_path / "sets" / "numbers"):
+        partial.mkdir()
+        (partial / "train.bin").write_bytes(b"12")  # the work of the other one
+        code, _, err = run("prepare", "numbers", "--raw=raw")
+        assert code == 1
+        assert f"numbers is being written by process {os.getpid()}" in err
+        assert (partial / "train.bin").read_bytes() == b"12"
+    assert run("prepare", "numbers", "--raw=raw")[0] == 0  # what is left is not kept
+    assert run("check", "numbers")[0] == 0
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["numbers"]
+
+
+def test_a_set_that_another_process_has_prepared_meanwhile_stays(run, monkeypatch):
+    hold, codes = locks.hold, []
+
+    def late(folder):
+        monkeypatch.setattr(locks, "hold", hold)
+        codes.append(run("prepare", "numbers", "--raw=raw")[0])
+        return hold(folder)
+
+    monkeypatch.setattr(locks, "hold", late)
+    code, out, _ = run("prepare", "numbers", "--raw=raw")
+    assert (code, codes) == (0, [0])
+    assert "numbers is prepared" in out
+    assert run("check", "numbers")[0] == 0
+
+
+def test_a_process_that_passed_for_dead_makes_no_set(run, tmp_path, monkeypatch):
+    def prepare(raw, folder, say):
+        _prepare(raw, folder, say)
+        locks.path_of(tmp_path / "sets" / "numbers").unlink()
+
+    source = dataclasses.replace(SOURCE, prepare=prepare)
+    monkeypatch.setattr(data, "_find", lambda name: source)
+    code, _, err = run("prepare", "numbers", "--raw=raw")
+    assert code == 1
+    assert "sets/numbers has another writer" in err
+    assert not (tmp_path / "sets" / "numbers").exists()
 
 
 def test_a_broken_attempt_is_begun_anew_and_never_taken_for_a_set(run, tmp_path):

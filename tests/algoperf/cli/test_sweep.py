@@ -37,6 +37,14 @@ def test_an_address_is_no_folder(arguments, capsys, tmp_path, monkeypatch):
     ("flags", "says"),
     [
         (["--cluster=c.json"], "--cluster is for --executor slurm or kubernetes"),
+        (
+            ["--benchmark=mini_fast"],
+            "--benchmark is for --executor slurm or kubernetes",
+        ),
+        (
+            ["--devices=0", "--executor=slurm"],
+            "--devices is for --executor local or kubernetes",
+        ),
         (["--kind=jobset"], "--kind is for --executor kubernetes"),
         (
             ["--kind=jobset", "--executor=slurm"],
@@ -55,6 +63,29 @@ def test_a_suite_has_a_scale_of_its_own(capsys, tmp_path):
     assert cli.main([*arguments, f"--out={tmp_path / 'runs'}"]) == 1
     assert "mini_fast is of --scale mini" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_not_done_while_a_trial_has_no_result(tmp_path, monkeypatch, capsys):
+    """A trial that alone was asked to stop has saved, and its process gave 0."""
+    out = tmp_path / "runs"
+    left = {"adamw": Status.PREEMPTED, "momentum": Status.COMPLETED}
+
+    def command(job):
+        status = left[job.folder.relative_to(out).parts[0]]
+        content = {"schema_version": 1, "status": status, "message": ""}
+        job.folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(job.folder / records.RECORD_FILE, content)
+        return ["true"]
+
+    monkeypatch.setattr(jobs.Job, "command", command)
+    assert cli.main([*SWEEP, f"--out={out}"]) == 1
+    assert capsys.readouterr().out.endswith(
+        "1 preempted, 1 completed\n1 without a result; the same command goes on with "
+        "them\n"
+    )
+    left["adamw"] = Status.COMPLETED
+    assert cli.main([*SWEEP, f"--out={out}"]) == 0
+    assert capsys.readouterr().out.endswith("2 completed\n")
 
 
 @pytest.fixture

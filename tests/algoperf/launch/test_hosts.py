@@ -13,7 +13,7 @@ import pytest
 from shards import largest_difference
 
 from algoperf import records
-from algoperf.errors import UserError
+from algoperf.errors import OtherRunError, UserError
 from algoperf.launch import hosts
 from algoperf.launch.hosts import HostConfig
 from algoperf.launch.jobs import STOP_SIGNALS
@@ -291,6 +291,9 @@ def test_two_hosts_are_one_run(tmp_path):
     assert record["devices"]["process_count"] == 2
     for index in range(2):
         assert json.loads(run.last_line(index))["status"] == "completed"
+    other = Run(together, "--steps=9", "--resume")
+    assert other.wait() == [OtherRunError.exit_status] * 2
+    assert "holds another run: its max_steps is 8" in other.last_line(1)
 
 
 @pytest.mark.slow
@@ -363,9 +366,10 @@ def test_hosts_that_disagree_say_so_before_training(tmp_path):
     assert not list((tmp_path / "out").rglob(records.RECORD_FILE))
 
 
-SUPERVISED = """
+ALONE = """
 import contextlib, time
 from algoperf.cli.common import StopRequest
+from algoperf.errors import OtherRunError
 from algoperf.hosts import Hosts
 from algoperf.launch import hosts
 
@@ -373,6 +377,9 @@ from algoperf.launch import hosts
 def alone(config, heard):
     yield Hosts()
 
+hosts._together = alone
+"""
+SUPERVISED = f"""{ALONE}
 def run(hosts, announce):
     with StopRequest() as stop:
         print("ready", flush=True)
@@ -381,9 +388,22 @@ def run(hosts, announce):
     print("saved", flush=True)
     return 0
 
-hosts._together = alone
 raise SystemExit(hosts.supervised(None, run))
 """
+REFUSED = f"""{ALONE}
+def run(hosts, announce):
+    raise OtherRunError("the folder holds another run")
+
+raise SystemExit(hosts.supervised(None, run))
+"""
+
+
+def test_a_folder_of_another_run_has_the_exit_status_that_it_has_alone():
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == "algoperf: the folder holds another run\n"
+    assert done.returncode == OtherRunError.exit_status
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

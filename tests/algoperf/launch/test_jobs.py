@@ -67,6 +67,9 @@ def test_other_results_are_refused_in_one_folder(tmp_path):
     other = jobs.Job(("--max_steps=5",), job(tmp_path).folder)
     with pytest.raises(UserError, match="planned with --max_steps=4, asked for is"):
         jobs.plan(tmp_path, [other])
+    other = job(tmp_path, 1, "--microbatches=2")
+    with pytest.raises(UserError, match="no --microbatches, asked for is --micro"):
+        jobs.plan(tmp_path, [other])
     jobs.plan(tmp_path, [job(tmp_path, 1, "--data_dir=elsewhere")])
 
 
@@ -164,6 +167,18 @@ def test_a_broken_record_hides_no_other(sweep, capsys):
     names = [str(folder.relative_to(sweep)) for folder in jobs.trial_folders(sweep)]
     assert len(names) > 1
     assert all(name in printed for name in names)
+
+
+def test_a_broken_lock_hides_no_other_trial(sweep, capsys):
+    second = jobs.trial_folders(sweep)[1]
+    lock = locks.path_of(second)
+    before = lock.read_text()
+    lock.write_text("")
+    assert cli.main(["status", str(sweep)]) == 1
+    lock.write_text(before)
+    printed = capsys.readouterr().out
+    assert "1 completed, 1 unreadable, 1 waiting" in printed
+    assert "is no lock of ours" in printed
 
 
 def test_a_plan_in_what_is_no_folder_is_one_line(tmp_path):

@@ -217,6 +217,20 @@ def test_the_command_prints_a_manifest(cluster, capsys, kind):
     assert "--max_steps=4" in args
 
 
+def test_a_folder_that_a_dot_names_has_its_name_in_the_cluster(
+    cluster, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "runs")
+    arguments = ["sweep", "--submissions=adamw", "--workloads=wmt,ogbg", "--out=."]
+    arguments += ["--executor=kubernetes", f"--cluster={cluster}", "--kind=jobset"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)["metadata"]["name"] == "algoperf-runs"
+    assert '"--out=/out/runs"' in text
+    assert '"--report=/out/runs-score.html"' in text
+
+
 def test_only_runs_one_trial(tmp_path, capfd, monkeypatch):
     from algoperf.launch import jobs, local
 

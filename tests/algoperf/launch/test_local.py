@@ -53,6 +53,41 @@ def test_a_killed_process_is_a_failed_trial(job, tmp_path, name, hint):
     assert ("memory" in record["message"]) is hint
 
 
+def _is_alive(pid_file):
+    return locks._start_time(int(pid_file.read_text())) is not None
+
+
+@pytest.mark.parametrize("end", ["kill -KILL $$", "exit 3"])
+def test_what_a_trial_left_running_ends_with_it(job, tmp_path, end):
+    """As the processes that make batches; what they share is tidied up by another."""
+    worker, tidied = tmp_path / "worker", tmp_path / "tidied"
+    wanted = job(
+        f"sleep 300 &\nworker=$!\necho $worker > {worker}\n"
+        f"(trap '' TERM; touch {tmp_path}/ready\n"
+        f"while kill -0 $worker; do sleep 0.05; done; touch {tidied}) 2> /dev/null &\n"
+        f"while [ ! -e {tmp_path}/ready ]; do sleep 0.05; done\n{end}"
+    )
+    list(local.run_jobs([wanted], lambda: False))
+    assert not _is_alive(worker)
+    assert tidied.exists()
+
+
+def test_what_does_not_end_when_it_is_asked_is_killed(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "LEAVE_SEC", 0.2)
+    worker, ready = tmp_path / "worker", tmp_path / "ready"
+    wanted = job(
+        f"(trap '' TERM; touch {ready}; while :; do sleep 0.05; done) &\n"
+        f"echo $! > {worker}\n"
+        f"while [ ! -e {ready} ]; do sleep 0.05; done\nkill -KILL $$"
+    )
+    list(local.run_jobs([wanted], lambda: False))
+    for _ in range(100):  # the kernel may take a moment
+        if not _is_alive(worker):
+            break
+        time.sleep(0.05)
+    assert not _is_alive(worker)
+
+
 def test_a_result_is_not_taken_back(job, tmp_path):
     list(local.run_jobs([job("kill -KILL $$", Status.REACHED)], lambda: False))
     assert records.read_record(tmp_path)["status"] is Status.REACHED
@@ -199,6 +234,16 @@ def test_a_trial_that_another_was_first_at_is_run_again(job, tmp_path):
     done = list(local.run_jobs([wanted], lambda: False))
     assert done == [(wanted, 0)]
     assert tries.read_text().count("\n") == 2
+
+
+def test_a_broken_lock_stops_no_other_trial(job, tmp_path):
+    """The trial's own process says what is wrong."""
+    first = job(f"echo >> {tmp_path}/runs; exit 1")
+    locks.path_of(first.folder).write_text("")
+    second = local.Job(arguments=("--seed=2",), folder=tmp_path / "second")
+    done = list(local.run_jobs([first, second], lambda: False))
+    assert done == [(first, 1), (second, 1)]
+    assert (tmp_path / "runs").read_text().count("\n") == 2
 
 
 @pytest.mark.parametrize(

@@ -353,3 +353,15 @@ def test_what_is_scored_by(out, submitit, commands, given, benchmark):
     assert f"--benchmark={benchmark}" in score
     assert "--ruleset=self" in score
     assert benchmark in known_rules()
+
+
+def test_results_lie_beside_the_folder_that_a_dot_names(
+    out, submitit, commands, monkeypatch
+):
+    out.mkdir()
+    monkeypatch.chdir(out)
+    arguments = ["sweep", "--submissions=adamw", "--workloads=ogbg", "--out=."]
+    assert cli.main([*arguments, "--executor=slurm"]) == 0
+    score = submitit.arrays[-1][1][0][0].arguments
+    assert score[0] == str(out)
+    assert f"--report={out}-score.html" in score
