@@ -92,7 +92,8 @@ def _ended(trial: Trial, budget: float) -> str:
     record: Mapping[str, Any] = trial.record or {}
     max_steps = record.get("max_steps")
     if trial.status is Status.COMPLETED:
-        is_cut = max_steps is not None and record.get("global_step", 0) >= max_steps
+        steps = record.get("global_step") or 0
+        is_cut = max_steps is not None and steps >= max_steps
         return "" if is_cut else "the submission was done"
     reasons = {
         Status.BUDGET: "the time budget was spent",

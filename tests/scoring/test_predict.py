@@ -91,6 +91,7 @@ def test_trials_without_their_target_are_predicted(make_trial):
         ({"status": "completed"}, "the submission was done"),
         ({"status": "completed", "max_steps": 9, "global_step": 8}, "was done"),
         ({"status": "completed", "max_steps": 9, "global_step": 9}, ""),
+        ({"status": "completed", "max_steps": 9, "global_step": None}, "was done"),
         ({"status": "running", "budget_sec": None}, ""),
         ({"status": "running", "budget_sec": 101.0}, ""),
         ({"status": "running", "budget_sec": 90.0}, "after the budget"),
