@@ -199,6 +199,26 @@ def test_a_measured_time_is_not_replaced(make_trial, mode, seconds, study):
     assert bool(result.predicted) == (study == 1)
 
 
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_the_earliest_prediction_of_a_study_counts(make_trial, mode, order):
+    # The later one has fewer evaluations: it was stopped sooner.
+    early, late = order
+    shorter = TIMES[:30].tolist()
+    trials = (
+        make_trial("slow", trial=early, times=TIMES.tolist(), values=_rising(100.0)),
+        make_trial("slow", trial=late, times=shorter, values=_rising(150.0)[:30]),
+    )
+    runs = Runs(trials=trials, skipped=())
+    forecasts = predict_runs(runs, RULES)
+    assert all(item.prediction.is_settled for item in forecasts)
+    measured = score_runs(runs, RULES, mode=mode)
+    result = score_predicted(runs, RULES, forecasts, measured)
+    assert result.times[0, 0] == pytest.approx(100.0, rel=1e-3)
+    (both,) = result.studies["slow", "imagenet_resnet_mini"]
+    np.testing.assert_allclose(both, [100.0, 150.0], rtol=1e-3)
+
+
 def test_a_framework_that_is_not_judged_replaces_no_prediction(make_trial):
     runs = _runs(make_trial)
     ignored = make_trial("slow", framework="pytorch", times=[1.0], values=[0.99])
