@@ -1,4 +1,4 @@
-"""What makes times incomparable: other machines, other code, other targets, contention.
+"""What makes times incomparable: other machines, code, targets, tuning, contention.
 
 Times are compared within a workload, so three things must be the same in all records of
 a workload; where they differ from one workload to another, a warning says so:
@@ -12,6 +12,9 @@ a workload; where they differ from one workload to another, a warning says so:
 
 Official logs say nothing of these, nor do records that lack the fields: they are one
 group, 'unknown', which is another group than any that is known.
+
+A record's ruleset, if it has one, must be the one it is judged by: a trial that tuned
+itself had a longer budget, and so had time for targets that others miss.
 """
 
 import itertools
@@ -59,22 +62,51 @@ def check_workloads(runs: Runs, rules: Rules) -> None:
     )
 
 
-def check_mixed(runs: Runs, rules: Rules, *, allow: bool = False) -> tuple[str, ...]:
+def check_mixed(
+    runs: Runs, rules: Rules, ruleset: str = "external", *, allow: bool = False
+) -> tuple[str, ...]:
     """Checks that the trials of each workload of the rules may be compared.
 
-    Returns a warning for each thing that differs, also if only between workloads.
+    Returns a warning for each thing that differs, also if only between workloads, and
+    for each other ruleset that trials ran under.
 
     Raises:
-      UserError: something differs within a workload, and `allow` is false.
+      UserError: something differs within a workload, or trials ran under another
+        ruleset, and `allow` is false.
     """
     by_workload: dict[str, list[Trial]] = defaultdict(list)
     for trial in runs.trials:
         if trial.workload in rules.goals:
             by_workload[trial.workload].append(trial)
+    found = rulesets(runs, rules)
+    others = [
+        f"records of {one_line(other, 80)} tuning judged as {ruleset} tuning: "
+        f"{', '.join(sorted(submissions))}"
+        for other, submissions in sorted(found.items())
+        if other != ruleset
+    ]
+    if others and not allow:
+        is_choice = len(found) == 1 and found.keys() <= rules.protocols.keys()
+        remedy = f"give --ruleset {min(found)}" if is_choice else "score them apart"
+        raise UserError(f"{others[0]}; {remedy}, or give --allow_mixed")
     within = list(_mixtures_within(by_workload))
     if within and not allow:
         raise UserError(f"{within[0]}; score them apart, or give --allow_mixed")
-    return (*within, *_mixtures_between(by_workload))
+    return (*others, *within, *_mixtures_between(by_workload))
+
+
+def rulesets(runs: Runs, rules: Rules) -> dict[str, set[str]]:
+    """Returns the submissions by the ruleset that their records name.
+
+    Trials of other workloads than those of the rules are left out, and so are official
+    logs and records without the field.
+    """
+    return _members(
+        (name, trial.submission)
+        for trial in runs.trials
+        if trial.workload in rules.goals
+        and (name := (trial.record or {}).get("ruleset"))
+    )
 
 
 def _mixtures_within(by_workload: Groups) -> Iterator[str]:

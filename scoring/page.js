@@ -223,7 +223,9 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 function cell(value, name) {
-  if (value === "inf") return element("td", "miss", {class: "number miss", "data-value": ""});
+  if (value === "inf" && name === "seconds to target") {
+    return element("td", "miss", {class: "number miss", "data-value": ""});
+  }
   if (typeof value === "number") {
     const text = Number.isInteger(value) ? value : Number(value.toPrecision(5));
     return element("td", text, {class: "number", "data-value": value});

@@ -92,7 +92,8 @@ def _ended(trial: Trial, budget: float) -> str:
     record: Mapping[str, Any] = trial.record or {}
     max_steps = record.get("max_steps")
     if trial.status is Status.COMPLETED:
-        is_cut = max_steps is not None and record.get("global_step", 0) >= max_steps
+        steps = record.get("global_step") or 0
+        is_cut = max_steps is not None and steps >= max_steps
         return "" if is_cut else "the submission was done"
     reasons = {
         Status.BUDGET: "the time budget was spent",
@@ -170,17 +171,24 @@ def score_predicted(
 
 
 def _with_predictions(runs: Runs, rules: Rules, forecasts: Sequence[Forecast]) -> Runs:
-    """Returns runs in which predicted trials have one more evaluation: the target.
+    """Returns runs in which predicted trials have a last evaluation more: the target.
 
-    Studies with a measured time stay as they are. Mode `official` would prefer a
-    prediction to it, whose index is that of the next evaluation, however late.
+    Studies with a measured time stay as they are: the index of a predicted evaluation,
+    by which mode `official` would choose, says nothing about its time. Among the
+    predictions of a study, indices are in the order of their times for that reason.
     """
     reached = _reached_studies(runs, rules)
-    longer = {
-        item.trial: _longer(item, rules.goals[item.trial.workload])
-        for item in forecasts
-        if item.prediction.is_settled and _study(item.trial) not in reached
-    }
+    studies: dict[tuple[str, str, int], list[Forecast]] = defaultdict(list)
+    for item in forecasts:
+        if item.prediction.is_settled and _study(item.trial) not in reached:
+            studies[_study(item.trial)].append(item)
+    longer: dict[Trial, Trial] = {}
+    for found in studies.values():
+        most = max(item.trial.times.size for item in found)
+        found.sort(key=lambda item: item.prediction.seconds)
+        for index, item in enumerate(found, start=most):
+            goal = rules.goals[item.trial.workload]
+            longer[item.trial] = _longer(item, goal, index)
     trials = tuple(longer.get(trial, trial) for trial in runs.trials)
     return dataclasses.replace(runs, trials=trials)
 
@@ -201,13 +209,15 @@ def _study(trial: Trial) -> tuple[str, str, int]:
     return trial.submission, trial.workload, trial.study
 
 
-def _longer(forecast: Forecast, goal: Goal) -> Trial:
+def _longer(forecast: Forecast, goal: Goal, index: int) -> Trial:
+    """Returns the trial with the target at evaluation `index`, and NaN up to there."""
     added = {
         records.SUBMISSION_TIME: forecast.prediction.seconds,
         goal.column: goal.target,
     }
-    columns = {
-        name: np.append(values, added.get(name, np.nan))
-        for name, values in forecast.trial.columns.items()
-    }
+    columns = {}
+    for name, values_E in forecast.trial.columns.items():
+        columns[name] = np.full(index + 1, np.nan)
+        columns[name][: values_E.size] = values_E
+        columns[name][index] = added.get(name, np.nan)
     return dataclasses.replace(forecast.trial, columns=columns)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from algoperf.errors import UserError, unknown_name
+from scoring.guards import rulesets
+from scoring.parse import one_line
 from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Rules, load_rules
 from scoring.time_to_target import MISS, SUBMISSION_TIME, Mode, Timing
@@ -95,8 +97,8 @@ def check_comparable(
 
     Raises:
       UserError: the rules have a workload or a target that the published times are
-        not of, the ruleset or the kind of time is another one, or there are runs, but
-        none of a workload of the rules.
+        not of, the ruleset or the kind of time is another one, a trial ran under
+        another ruleset, or there are runs, but none of a workload of the rules.
     """
     if timing != SUBMISSION_TIME:
         raise UserError(
@@ -116,6 +118,14 @@ def check_comparable(
             f"the published field {published.name} is of {published.ruleset} tuning; "
             f"it cannot be compared with {ruleset} tuning"
         )
+    for other, submissions in sorted(rulesets(runs, rules).items()):
+        if other != published.ruleset:
+            raise UserError(
+                f"the published field {published.name} is of {published.ruleset} "
+                f"tuning; records of {one_line(other, 80)} tuning cannot be compared "
+                f"with it: {', '.join(sorted(submissions))}; leave them out, or score "
+                "them without --against"
+            )
     mine = {trial.workload for trial in runs.trials}
     if not mine or mine & set(rules.workloads):
         return

@@ -53,15 +53,16 @@ def _headline(result: Result, uncertainty: Uncertainty | None) -> str:
             f"that count, on {reached} of {_workloads(total)}."
         )
     equals: list[str] = []
-    more = ""
-    if uncertainty and is_known(uncertainty, first):
+    is_unknown = False
+    if uncertainty:
         equals = not_different(result, uncertainty, first)
-    elif uncertainty:
-        more = " How sure that is, so few trials cannot say."
+        difference = uncertainty.difference_low_SS[first, second]
+        is_unknown = not math.isfinite(difference)
+    more = " How sure that is, so few trials cannot say." if is_unknown else ""
     shared = result.counts[first] & result.counts[second]
     logs = np.log(result.ratios[first, shared] / result.ratios[second, shared])
     factor = math.exp(logs.mean()) if shared.any() else 1.0
-    is_fastest = factor <= 1 and not equals
+    is_fastest = factor <= 1 and not equals and not is_unknown
     return (
         f"{name} {'is fastest' if is_fastest else 'ranks first'} with a score of "
         f"{score:.4f}, {_rivals(rival, rival_score, equals)}; "

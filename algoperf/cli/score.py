@@ -91,7 +91,8 @@ def _define_rules(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "allow_mixed",
         False,
-        "Score a workload's records of different hardware, code or targets together.",
+        "Score a workload's records of different hardware, code or targets together, "
+        "and records of another ruleset.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -252,7 +253,8 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
         )
     if published is None:
         scoring.check_workloads(runs, rules)
-    mixed = scoring.check_mixed(runs, rules, allow=values.allow_mixed)
+    # Against a published field some mixtures are refused whatever the flags: scoring
+    # comes first, lest a flag be asked for that would not help.
     result = scoring.score_runs(
         runs,
         rules,
@@ -263,6 +265,7 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
             kind=scoring.TimeKind(values.time), interpolate=values.interpolate
         ),
     )
+    mixed = scoring.check_mixed(runs, rules, values.ruleset, allow=values.allow_mixed)
     forecasts = None
     if values.predict or values.score_predicted:
         forecasts = scoring.predict_runs(runs, rules, ruleset=values.ruleset)

@@ -126,6 +126,29 @@ def test_misses_stay_last_whatever_the_order(browser, open_page, small):
     assert "miss" in seconds
 
 
+def test_only_a_target_can_be_missed(browser, open_page, write_trial, tmp_path):
+    facts = {"speed": 1, "metric": "accuracy", "shape": lambda x: x / 99}
+    write_trial(tmp_path, "adamw", "imagenet_resnet_mini", 1, **facts)
+    folder = records.trial_folder(tmp_path, "adamw", 0, "imagenet_resnet_mini", 1)
+    records.write_json(folder / records.HPARAMS_FILE, {"clip": "inf", "rate": 0.5})
+    rows = records.read_measurements(folder / records.EVAL_FILE)
+    rows[-1]["validation/accuracy"] = -float("inf")
+    records.write_measurements(folder / records.EVAL_FILE, rows)
+    runs = read_runs([tmp_path])
+    write_page(tmp_path / "page.html", assess(runs, score_runs(runs, RULES)))
+    open_page(tmp_path / "page.html")
+    table = "details[data-trials=adamw]"
+    _wait(browser, lambda: _column(browser, table, 0))
+    headers = browser.find_elements(By.CSS_SELECTOR, f"{table} th button")
+    shown = {
+        header.text.strip(): _column(browser, table, index)
+        for index, header in enumerate(headers)
+    }
+    assert shown["seconds to target"] == ["miss"]
+    assert shown["last"] == ["-inf"]
+    assert shown["clip"] == ["inf"]
+
+
 def test_downloads_have_the_numbers_of_the_records(browser, open_page, small):
     root, page = small
     open_page(page)

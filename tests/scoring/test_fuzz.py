@@ -225,4 +225,4 @@ def test_whole_records_score_without_a_word_of_complaint(tmp_path, capsys):
     assert "skipped" not in captured.out
     # Of the workloads that nobody ran, and of intervals: each has one trial alone.
     assert captured.out.count("warning") == captured.out.count("warning: No ") + 1 == 2
-    assert "adamw is fastest" in captured.out
+    assert "adamw ranks first" in captured.out

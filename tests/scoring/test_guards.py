@@ -100,8 +100,57 @@ def test_a_trial_without_a_target_of_its_own_goes_with_any(make_trial):
     assert guards.check_mixed(_runs(make_trial, FACTS, untold), RULES) == ()
 
 
+def _of_rulesets(make_trial, *names):
+    return _runs(make_trial, *({**FACTS, "ruleset": name} for name in names))
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "line"),
+    [
+        (
+            ["self", "self"],
+            "external",
+            "records of self tuning judged as external tuning: s0, s1; "
+            "give --ruleset self, or give --allow_mixed",
+        ),
+        (
+            ["external", None],
+            "self",
+            "records of external tuning judged as self tuning: s0; "
+            "give --ruleset external, or give --allow_mixed",
+        ),
+        (
+            ["external", "self"],
+            "external",
+            "records of self tuning judged as external tuning: s1; "
+            "score them apart, or give --allow_mixed",
+        ),
+        (
+            ["none\nknown"],
+            "external",
+            "records of none known tuning judged as external tuning: s0; "
+            "score them apart, or give --allow_mixed",
+        ),
+    ],
+)
+def test_records_of_another_ruleset_are_refused(make_trial, names, asked, line):
+    runs = _of_rulesets(make_trial, *names)
+    with pytest.raises(UserError) as caught:
+        guards.check_mixed(runs, RULES, asked)
+    assert str(caught.value) == line
+    warnings = guards.check_mixed(runs, RULES, asked, allow=True)
+    assert warnings == (line.partition(";")[0],)
+
+
+def test_records_of_the_ruleset_that_is_asked_for_are_let_through(make_trial):
+    for name in ("external", "self"):
+        runs = _of_rulesets(make_trial, name, None, "")
+        assert guards.check_mixed(runs, RULES, name) == ()
+
+
 def test_workloads_that_are_not_scored_do_not_count(make_trial):
-    strange = _runs(make_trial, FACTS, None, workload="mnist")
+    tuned = {**FACTS, "ruleset": "self"}
+    strange = _runs(make_trial, tuned, None, workload="mnist")
     assert guards.check_mixed(strange, RULES) == ()
 
 
@@ -177,3 +226,22 @@ def test_on_the_command_line(tmp_path, write_trial, capsys):
     )
     assert cli.main(["score", str(tmp_path), "--allow_mixed"]) == 0
     assert "warning: records of different hardware" in capsys.readouterr().out
+
+
+def test_a_longer_budget_is_no_silent_gift(tmp_path, write_trial, capsys):
+    # The target was reached after the external budget, within that of self-tuning.
+    goal = RULES.goals["imagenet_resnet_mini"]
+    own = {**FACTS, "ruleset": "self", "budget_sec": 1.5 * goal.budget_sec}
+    late = 1.2 * goal.budget_sec
+    write_trial(tmp_path, "a", times=(1.0, late), **own)
+    assert cli.main(["score", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "algoperf: records of self tuning judged as external tuning: a; "
+        "give --ruleset self, or give --allow_mixed\n"
+    )
+    assert cli.main(["score", str(tmp_path), "--ruleset=self"]) == 0
+    assert "judged as" not in capsys.readouterr().out
+    assert cli.main(["score", str(tmp_path), "--allow_mixed"]) == 0
+    assert "warning: records of self tuning judged" in capsys.readouterr().out

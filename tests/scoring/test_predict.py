@@ -91,6 +91,7 @@ def test_trials_without_their_target_are_predicted(make_trial):
         ({"status": "completed"}, "the submission was done"),
         ({"status": "completed", "max_steps": 9, "global_step": 8}, "was done"),
         ({"status": "completed", "max_steps": 9, "global_step": 9}, ""),
+        ({"status": "completed", "max_steps": 9, "global_step": None}, "was done"),
         ({"status": "running", "budget_sec": None}, ""),
         ({"status": "running", "budget_sec": 101.0}, ""),
         ({"status": "running", "budget_sec": 90.0}, "after the budget"),
@@ -196,6 +197,26 @@ def test_a_measured_time_is_not_replaced(make_trial, mode, seconds, study):
     expected = seconds if study == 0 else (seconds + 100.0) / 2
     assert result.times[1, 0] == pytest.approx(expected, rel=1e-3)
     assert bool(result.predicted) == (study == 1)
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_the_earliest_prediction_of_a_study_counts(make_trial, mode, order):
+    # The later one has fewer evaluations: it was stopped sooner.
+    early, late = order
+    shorter = TIMES[:30].tolist()
+    trials = (
+        make_trial("slow", trial=early, times=TIMES.tolist(), values=_rising(100.0)),
+        make_trial("slow", trial=late, times=shorter, values=_rising(150.0)[:30]),
+    )
+    runs = Runs(trials=trials, skipped=())
+    forecasts = predict_runs(runs, RULES)
+    assert all(item.prediction.is_settled for item in forecasts)
+    measured = score_runs(runs, RULES, mode=mode)
+    result = score_predicted(runs, RULES, forecasts, measured)
+    assert result.times[0, 0] == pytest.approx(100.0, rel=1e-3)
+    (both,) = result.studies["slow", "imagenet_resnet_mini"]
+    np.testing.assert_allclose(both, [100.0, 150.0], rtol=1e-3)
 
 
 def test_a_framework_that_is_not_judged_replaces_no_prediction(make_trial):

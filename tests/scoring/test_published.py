@@ -174,6 +174,27 @@ def test_other_targets_rulesets_and_workloads_are_refused(make_trial):
         score_runs(stray, RULES, published=FIELD)
 
 
+def test_records_of_another_ruleset_are_refused_by_any_flag(
+    tmp_path, make_trial, write_trial, capsys
+):
+    runs = _complete(make_trial, record={"status": "reached", "ruleset": "self"})
+    with pytest.raises(UserError, match="of external tuning; records of self tuning"):
+        score_runs(runs, RULES, published=FIELD)
+    told = _complete(make_trial, record={"status": "reached", "ruleset": "external"})
+    score_runs(told, RULES, published=FIELD)
+    facts = {"status": "reached", "ruleset": "self"}
+    write_trial(tmp_path, "mine", "wmt_jax", metric="bleu", values=(1, 31), **facts)
+    for flags in ([], ["--allow_mixed"]):
+        assert cli.main(["score", str(tmp_path), "--against=v0.5", *flags]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == (
+            "algoperf: the published field v0.5 is of external tuning; records of self "
+            "tuning cannot be compared with it: mine; leave them out, or score them "
+            "without --against\n"
+        )
+
+
 def test_a_subset_is_compared_on_its_workloads(make_trial):
     rules = load_rules("v0.5_qualification")
     result = score_runs(_complete(make_trial), rules, published=FIELD)

@@ -91,8 +91,27 @@ def test_headline_says_fastest_only_where_it_differs(study_runs):
 
 def test_headline_of_one_trial_admits_it(mini_runs):
     sentence = _headline(mini_runs({"a": (10, 10), "b": (20, 20)}))
-    assert sentence.startswith("a is fastest with a score of 1.0000, ahead of b")
+    assert sentence.startswith("a ranks first with a score of 1.0000, ahead of b")
     assert sentence.endswith("How sure that is, so few trials cannot say.")
+
+
+def test_headline_admits_that_the_second_had_one_trial(study_runs):
+    runs = study_runs({"a": 1, "b": 3, "c": 3.5})
+    alone = [
+        t for t in runs.trials if t.submission != "b" or (t.study, t.trial) == (0, 1)
+    ]
+    result = score_runs(dataclasses.replace(runs, trials=tuple(alone)), RULES)
+    found = estimate_uncertainty(result)
+    assert words.is_known(found, 0)
+    assert np.isnan(found.difference_low_SS[0, 1])
+    sentence = headline(result, found)
+    assert sentence.startswith("a ranks first with a score of 1.0000, ahead of b")
+    assert sentence.endswith("How sure that is, so few trials cannot say.")
+    # Nobody but the second is in question: without it, the first is sure to be faster.
+    rest = [t for t in alone if t.submission != "b"]
+    sure = _headline(dataclasses.replace(runs, trials=tuple(rest)))
+    assert sure.startswith("a is fastest with a score of 1.0000, ahead of c")
+    assert sure.endswith("(geometric mean).")
 
 
 def test_the_second_may_differ_where_the_third_does_not(study_runs):
