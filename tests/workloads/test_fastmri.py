@@ -363,10 +363,24 @@ def test_a_broken_slice_can_be_skipped(data_dir, tmp_path):
     data._open.cache_clear()
 
 
+def test_folders_are_taken_as_the_archives_call_them(tmp_path):
+    raw, folder = tmp_path / "raw", tmp_path / "out"
+    for name in ("singlecoil_train", "singlecoil_val"):
+        (raw / name).mkdir(parents=True)
+        for number in range(2):
+            volume(raw / name / f"file{number}.h5", number)
+        assert name in data.INSTRUCTIONS
+        assert f"knee_{name}" in data.INSTRUCTIONS
+    folder.mkdir()
+    data.prepare(raw, folder, print, validation_files=1)
+    assert data.count(folder) == {"train": 4, "validation": 2, "test": 2}
+    assert (folder / "knee_singlecoil_train" / "file0.h5").is_file()
+
+
 def test_missing_data_are_named(data_dir, tmp_path):
     with pytest.raises(UserError, match="algoperf data prepare fastmri"):
         read(tmp_path, "train")
-    with pytest.raises(UserError, match="knee_singlecoil_train holds no"):
+    with pytest.raises(UserError, match="singlecoil_train or knee_singlecoil_train"):
         data.prepare(tmp_path, tmp_path, print)
     (tmp_path / "knee_singlecoil_train").mkdir()
     (tmp_path / "knee_singlecoil_train" / "a.h5").write_bytes(b"no HDF5")

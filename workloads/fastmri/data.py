@@ -49,9 +49,10 @@ FOLDERS = {"train": "knee_singlecoil_train", "val": "knee_singlecoil_val"}
 INSTRUCTIONS = """
 fastMRI, single-coil knee (needs a form at https://fastmri.med.nyu.edu), 113 GB:
   knee_singlecoil_train.tar.xz and knee_singlecoil_val.tar.xz
-Unpack them, so that --raw holds the folders knee_singlecoil_train and
-knee_singlecoil_val with their .h5 files. They are linked, not copied, where --raw and
-the data directory are on one file system.
+Unpack them, so that --raw holds the folders singlecoil_train and singlecoil_val with
+their .h5 files; knee_singlecoil_train and knee_singlecoil_val, as the official code
+calls them, will do too. They are linked, not copied, where --raw and the data directory
+are on one file system.
 """
 
 
@@ -274,12 +275,7 @@ def prepare(
     """
     index: dict[str, list[tuple[str, int]]] = {}
     for name in FOLDERS.values():
-        files = sorted((raw / name).glob("*.h5"))
-        if not files:
-            raise UserError(
-                f"{raw / name} holds no .h5 files; algoperf data prepare fastmri says "
-                "what to download"
-            )
+        files = _volumes(raw, name)
         (folder / name).mkdir()
         index[name] = []
         for number, file in enumerate(files, start=1):
@@ -299,6 +295,18 @@ def prepare(
         "test": published[validation_files:],
     }
     (folder / INDEX).write_text(json.dumps(splits, indent=1))
+
+
+def _volumes(raw: Path, name: str) -> list[Path]:
+    """Returns the volumes of a folder, which the archives call without 'knee_'."""
+    unpacked = name.removeprefix("knee_")
+    for folder in (raw / name, raw / unpacked):
+        if files := sorted(folder.glob("*.h5")):
+            return files
+    raise UserError(
+        f"{raw} holds no .h5 files in {unpacked} or {name}; algoperf data prepare "
+        "fastmri says what to download"
+    )
 
 
 def _count_slices(file: Path) -> int:
