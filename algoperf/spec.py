@@ -29,7 +29,7 @@ class LossType(enum.Enum):
 
 
 class ForwardPassMode(enum.Enum):
-    """Whether dropout and batch statistics behave as in training."""
+    """Whether dropout and batch norm behave as in training."""
 
     TRAIN = 0
     EVAL = 1
@@ -154,7 +154,13 @@ class Workload(Protocol):
         use_running_average_bn: bool | None = None,
         dropout_rate: float | None = None,
     ) -> tuple[Tensor, ModelAuxiliaryState]:
-        """Returns (logits, new model state); differentiable in `params`."""
+        """Returns (logits, new model state); differentiable in `params`.
+
+        Batch norm takes the batch's statistics in training mode and where
+        `update_batch_norm` asks for new running ones, else the running ones; if the
+        workload's `batch_norm_follows_mode` is False, as officially that of ResNet,
+        `update_batch_norm` alone decides. `use_running_average_bn` overrules both.
+        """
         ...
 
     def loss_fn(

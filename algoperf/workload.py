@@ -87,6 +87,9 @@ class Workload(abc.ABC):
     eval_period_time_sec: float = math.inf
     eval_period_steps: int | None = None
     default_dropout_rate: float = 0.0
+    # Whether batch norm takes the batch's statistics in training mode, also where it
+    # is not to update the running ones.
+    batch_norm_follows_mode: bool = True
     train_mean: Any = None
     train_stddev: Any = None
     for_development: bool = False  # no held-out workload, no part of a suite
@@ -142,14 +145,8 @@ class Workload(abc.ABC):
         batch: spec.Batch,
     ) -> dict[str, jax.Array]:
         """Returns what `measure` does, from the parameters; runs under `jax.jit`."""
-        logits, _ = self.model_fn(
-            params,
-            batch,
-            model_state,
-            spec.ForwardPassMode.EVAL,
-            rng=None,
-            update_batch_norm=False,
-        )
+        mode = spec.ForwardPassMode.EVAL
+        logits, _ = self.model_fn(params, batch, model_state, mode, None, False)
         return self.measure(logits, batch)
 
     def trivial_logits(self, batch: spec.Batch) -> Any:
@@ -246,10 +243,11 @@ class Workload(abc.ABC):
         if dropout_rate is None:
             dropout_rate = self.default_dropout_rate
         options: dict[str, Any] = {"train": train, "dropout_rate": dropout_rate}
+        if use_running_average_bn is None:
+            follows = train and self.batch_norm_follows_mode
+            use_running_average_bn = not (follows or update_batch_norm)
         if model_state:
-            options["use_running_average"] = (
-                not train if use_running_average_bn is None else use_running_average_bn
-            )
+            options["use_running_average"] = use_running_average_bn
         # Flax writes batch statistics whenever it computes them; unasked-for ones are
         # dropped below.
         mutable = list(model_state) if model_state else False

@@ -187,7 +187,8 @@ def _check(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> in
 
 def _compare(source: "DataSource", counts: Mapping[str, int], skipped: int) -> None:
     for split, expected in source.num_examples.items():
-        if not expected - skipped <= counts.get(split, 0) <= expected:
+        fewest = source.fewest_examples(split, skipped)
+        if not fewest <= counts.get(split, 0) <= expected:
             raise UserError(
                 f"{source.name} has {counts.get(split, 0):,} examples in {split}, "
                 f"expected {expected:,}; something was not downloaded whole, or give "

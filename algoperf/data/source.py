@@ -31,6 +31,8 @@ class DataSource:
         UserError if something is missing. Files must be whole when it returns.
       count: returns the number of examples per split of a prepared folder.
       num_examples: how many there must be, per split.
+      max_examples_skipped: how many examples a record that `prepare` passes over may
+        stand for; None where that is not known, as of a volume of slices.
     """
 
     name: str
@@ -38,6 +40,13 @@ class DataSource:
     prepare: Callable[..., None]
     count: Callable[[Path], Mapping[str, int]]
     num_examples: Mapping[str, int]
+    max_examples_skipped: int | None = 1
+
+    def fewest_examples(self, split: str, skipped: int) -> int:
+        """Returns how many examples there must be with so many records passed over."""
+        if self.max_examples_skipped is None:
+            return 0 if skipped else self.num_examples[split]
+        return self.num_examples[split] - skipped * self.max_examples_skipped
 
     def folder(self, data_dir: Path | None) -> Path:
         """Returns the prepared folder.

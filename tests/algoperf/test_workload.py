@@ -70,17 +70,20 @@ def test_a_parameter_of_unknown_type_is_named():
         parameter_types({"Dense_0": {"gamma": jnp.ones(3)}})
 
 
-def _forward(params, state, mode=TRAIN, update=True, **options):
-    return BATCH_NORM.model_fn(params, _batch(), state, mode, KEY, update, **options)
+def _forward(params, state, mode=TRAIN, update=True, workload=BATCH_NORM, **options):
+    return workload.model_fn(params, _batch(), state, mode, KEY, update, **options)
+
+
+def _mean(state):
+    return state["batch_stats"]["BatchNorm_0"]["mean"]
 
 
 def test_batch_statistics_are_updated_only_when_asked():
     params, state = BATCH_NORM.init_model_fn(KEY)
     _, kept = _forward(params, state, update=False)
     _, changed = _forward(params, state)
-    mean = lambda s: s["batch_stats"]["BatchNorm_0"]["mean"]  # noqa: E731
-    np.testing.assert_array_equal(mean(kept), mean(state))
-    assert not np.allclose(mean(changed), mean(state))
+    np.testing.assert_array_equal(_mean(kept), _mean(state))
+    assert not np.allclose(_mean(changed), _mean(state))
     assert jax.tree.structure(changed) == jax.tree.structure(state)
 
 
@@ -88,10 +91,32 @@ def test_running_averages_follow_the_mode_unless_told():
     params, state = BATCH_NORM.init_model_fn(KEY)
     train, _ = _forward(params, state)
     evaluated, same = _forward(params, state, EVAL, update=False)
-    told, _ = _forward(params, state, EVAL, False, use_running_average_bn=True)
-    np.testing.assert_array_equal(evaluated, told)
     assert not np.allclose(train, evaluated)
     assert jax.tree.structure(same) == jax.tree.structure(state)
+    for mode in (TRAIN, EVAL):
+        told, _ = _forward(params, state, mode, False, use_running_average_bn=True)
+        np.testing.assert_array_equal(told, evaluated)
+        told, _ = _forward(params, state, mode, False, use_running_average_bn=False)
+        np.testing.assert_array_equal(told, train)
+
+
+def test_statistics_are_refreshed_in_evaluation_mode_too():
+    params, state = BATCH_NORM.init_model_fn(KEY)
+    train, trained = _forward(params, state)
+    evaluated, refreshed = _forward(params, state, EVAL)
+    np.testing.assert_array_equal(evaluated, train)
+    np.testing.assert_array_equal(_mean(refreshed), _mean(trained))
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_training_pass_without_update_takes_what_the_workload_says(follows):
+    workload = derive(BATCH_NORM, batch_norm_follows_mode=follows)
+    params, state = workload.init_model_fn(KEY)
+    got, kept = _forward(params, state, update=False, workload=workload)
+    mode = TRAIN if follows else EVAL
+    want, _ = _forward(params, state, mode, use_running_average_bn=not follows)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(_mean(kept), _mean(state))
 
 
 def test_dropout_acts_in_training_only():

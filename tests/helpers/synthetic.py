@@ -34,7 +34,8 @@ class MLP(nn.Module):
     def __call__(self, inputs, train, dropout_rate=0.0, use_running_average=None):
         x = nn.Dense(8, name="hidden")(inputs)
         if self.batch_norm:
-            x = nn.BatchNorm(momentum=0.9)(x, use_running_average=not train)
+            running = not train if use_running_average is None else use_running_average
+            x = nn.BatchNorm(momentum=0.9)(x, use_running_average=running)
         x = nn.Dropout(dropout_rate)(nn.relu(x), deterministic=not train)
         return nn.Dense(NUM_CLASSES, name="head")(x)
 

@@ -378,6 +378,25 @@ def test_broken_lines_are_passed_over_and_named_if_asked_for(tmp_path):
     assert len(seen) == len(changes)
 
 
+def test_lines_that_are_passed_over_move_no_other_from_validation_to_test(tmp_path):
+    raw, folder = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    folder.mkdir()
+    for day in range(23):
+        (raw / f"day_{day}").write_text(line(0, np.random.default_rng(0)) + "\n")
+    short, no_label = BROKEN[0][0], BROKEN[1][0]
+    # 20 lines in each part; the last of the first is one of those without a row.
+    broken_day(raw / "day_23_00", {0: no_label, 3: short, 19: short})
+    broken_day(raw / "day_23_01", {1: short, 4: no_label, 7: no_label})
+    skipped = []
+    prepare.prepare(raw, folder, print, num_test=25, on_corrupt=skipped.append)
+    assert len(skipped) == 6
+    test = data.open_rows(folder, "test")[:, 1].tolist()
+    assert test == [*(i for i in range(1, 19) if i != 3), 0, 2, 3]
+    validation = data.open_rows(folder, "validation")[:, 1].tolist()
+    assert validation == [5, 6, *range(8, 20)]
+
+
 def test_damaged_files_and_missing_days_are_named(data_dir, raw, tmp_path):
     (tmp_path / "train.bin").write_bytes(b"123")
     with pytest.raises(DataError, match=r"train\.bin has 3 bytes"):

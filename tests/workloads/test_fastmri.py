@@ -1,6 +1,10 @@
 """MRI reconstruction: U-Net, similarity, undersampling, volumes on disk."""
 
+import dataclasses
+import functools
 import itertools
+import json
+from pathlib import Path
 
 import h5py
 import jax
@@ -13,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from algoperf import spec
+from algoperf import cli, spec
 from algoperf.data.examples import DataError, DataOptions
 from algoperf.data.pipeline import SKIPPED, batches
 from algoperf.data.source import write_manifest
@@ -363,10 +367,60 @@ def test_a_broken_slice_can_be_skipped(data_dir, tmp_path):
     data._open.cache_clear()
 
 
+def test_folders_are_taken_as_the_archives_call_them(tmp_path):
+    raw, folder = tmp_path / "raw", tmp_path / "out"
+    for name in ("singlecoil_train", "singlecoil_val"):
+        (raw / name).mkdir(parents=True)
+        for number in range(2):
+            volume(raw / name / f"file{number}.h5", number)
+        assert name in data.INSTRUCTIONS
+        assert f"knee_{name}" in data.INSTRUCTIONS
+    folder.mkdir()
+    data.prepare(raw, folder, print, validation_files=1)
+    assert data.count(folder) == {"train": 4, "validation": 2, "test": 2}
+    assert (folder / "knee_singlecoil_train" / "file0.h5").is_file()
+
+
+def test_a_volume_that_is_passed_over_moves_no_other_to_another_split(
+    tmp_path, monkeypatch
+):
+    raw = tmp_path / "raw"
+    for name, count in (("singlecoil_train", 2), ("singlecoil_val", 4)):
+        (raw / name).mkdir(parents=True)
+        for number in range(count):
+            volume(raw / name / f"file{number}.h5", number, slices=3)
+    (raw / "singlecoil_val" / "file0.h5").write_bytes(b"no HDF5")
+    source = dataclasses.replace(
+        data.DATA_SOURCE,
+        prepare=functools.partial(data.prepare, validation_files=2),
+        num_examples={"train": 6, "validation": 6, "test": 6},
+    )
+    monkeypatch.setattr("algoperf.cli.data._find", lambda name: source)
+    arguments = ["fastmri", f"--raw={raw}", f"--data_dir={tmp_path}", "--skip_corrupt"]
+    assert cli.main(["data", "prepare", *arguments]) == 0
+    index = json.loads((tmp_path / "fastmri" / data.INDEX).read_text())
+    names = {
+        split: [Path(file).name for file, _ in volumes]
+        for split, volumes in index.items()
+    }
+    assert names["validation"] == ["file1.h5"]
+    assert names["test"] == ["file2.h5", "file3.h5"]
+    assert source.num_skipped(tmp_path) == 1
+
+
+def test_a_split_without_a_volume_is_named(tmp_path):
+    for name in data.FOLDERS.values():
+        (tmp_path / name).mkdir()
+        volume(tmp_path / name / "file0.h5", 0)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="no good volume for test"):
+        data.prepare(tmp_path, tmp_path / "out", print)
+
+
 def test_missing_data_are_named(data_dir, tmp_path):
     with pytest.raises(UserError, match="algoperf data prepare fastmri"):
         read(tmp_path, "train")
-    with pytest.raises(UserError, match="knee_singlecoil_train holds no"):
+    with pytest.raises(UserError, match="singlecoil_train or knee_singlecoil_train"):
         data.prepare(tmp_path, tmp_path, print)
     (tmp_path / "knee_singlecoil_train").mkdir()
     (tmp_path / "knee_singlecoil_train" / "a.h5").write_bytes(b"no HDF5")

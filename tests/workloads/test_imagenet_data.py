@@ -1,6 +1,8 @@
 """ImageNet as tensorflow-datasets stores it, through the whole pipeline."""
 
 import io
+import sys
+import types
 
 import cv2
 import numpy as np
@@ -183,6 +185,38 @@ def test_missing_downloads_are_named(tmp_path):
     (tmp_path / "imagenet2012" / "5.1.0" / "a.tfrecord-00000-of-00001").touch()
     with pytest.raises(UserError, match="convert_format"):
         imagenet.prepare(tmp_path, tmp_path / "out", print)
+
+
+class _Builder:
+    """Leaves what tensorflow-datasets does: the set, and what it has unpacked."""
+
+    def __init__(self, name, data_dir, file_format):
+        assert file_format == "array_record"
+        self._part = data_dir / name.replace(":", "/")
+        self._unpacked = data_dir / "downloads" / "extracted" / "TAR_GZ.imagenetv2"
+
+    def download_and_prepare(self, download_config):
+        assert download_config.manual_dir.name == "raw"
+        self._unpacked.mkdir(parents=True, exist_ok=True)
+        (self._unpacked / "0.jpeg").touch()
+        self._part.mkdir(parents=True)
+        (self._part / "test.array_record-00000-of-00001").touch()
+
+
+def test_what_was_unpacked_to_build_the_set_is_no_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+    monkeypatch.setattr(tfds, "builder", _Builder)
+    raw, folder = tmp_path / "raw", tmp_path / "imagenet"
+    raw.mkdir()
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+        (raw / name).touch()
+    (raw / "imagenetv2-matched-frequency.tar.gz").touch()
+    imagenet.prepare(raw, folder, print)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.parent for path in files} == {
+        folder / imagenet.TRAIN_FOLDER,
+        folder / imagenet.TEST_FOLDER,
+    }
 
 
 def test_a_truncated_file_is_an_error(tmp_path):

@@ -248,6 +248,9 @@ def _build(part: Path, raw: Path, folder: Path) -> None:
     builder.download_and_prepare(
         download_config=tensorflow_datasets.download.DownloadConfig(manual_dir=raw)
     )
+    unpacked = folder / "downloads"  # of ImageNet-v2, 10,000 files beside the set
+    if unpacked.is_dir():
+        shutil.rmtree(unpacked)
 
 
 DATA_SOURCE = DataSource(

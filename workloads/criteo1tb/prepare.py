@@ -10,7 +10,7 @@ to one of many files at random, then each file is shuffled in memory.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ def prepare(
 ) -> None:
     """Writes `train.bin`, `test.bin` and `validation.bin`, rows of 40 int32.
 
+    The first `num_test` lines of the last day are for the test, whichever lines are
+    passed over.
+
     Raises:
       UserError: a day is missing, or a line is broken.
     """
@@ -64,13 +67,12 @@ def prepare(
     files = [file for files in days[:-1] for file in files]
     _shuffle(files, folder, say, bucket_bytes, on_corrupt)
     say(f"day {LAST_DAY}, in order")
-    left = num_test
     test_file, validation_file = folder / "test.bin", folder / "validation.bin"
     with test_file.open("wb") as test, validation_file.open("wb") as validation:
-        for rows in (r for file in days[-1] for r in read_rows(file, on_corrupt)):
-            test.write(rows[:left].tobytes())
-            validation.write(rows[left:].tobytes())
-            left = max(0, left - len(rows))
+        for rows, places in placed_rows(days[-1], on_corrupt):
+            of_test = np.searchsorted(places, num_test)
+            test.write(rows[:of_test].tobytes())
+            validation.write(rows[of_test:].tobytes())
 
 
 def _shuffle(
@@ -132,6 +134,26 @@ def read_rows(file: Path, on_corrupt: OnCorrupt = end) -> Iterator[np.ndarray]:
         no 8 digits; or what `on_corrupt` raises. A file that breaks off is always an
         error.
     """
+    for rows, _ in placed_rows([file], on_corrupt):
+        yield rows
+
+
+def placed_rows(
+    files: Sequence[Path], on_corrupt: OnCorrupt = end
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields rows as `read_rows` does, and the places (rows,) of their lines.
+
+    Places are counted from 0 through all files; lines that are passed over have theirs.
+    """
+    before = 0
+    for file in files:
+        before = yield from _placed_rows(file, before, on_corrupt)
+
+
+def _placed_rows(
+    file: Path, before: int, on_corrupt: OnCorrupt
+) -> Generator[tuple[np.ndarray, np.ndarray], None, int]:
+    """As `placed_rows`, of a file behind so many lines; returns the lines so far."""
     try:
         import pyarrow
         from pyarrow import csv
@@ -178,17 +200,19 @@ def read_rows(file: Path, on_corrupt: OnCorrupt = end) -> Iterator[np.ndarray]:
         for batch in reader:
             numbers = np.arange(first, first + len(batch) + len(left_out))
             lines = np.setdiff1d(numbers, left_out)[: len(batch)]
-            yield _convert(batch, file, lines, on_corrupt)
+            rows, good_lines = _convert(batch, file, lines, on_corrupt)
+            yield rows, before + good_lines - 1
             first = int(lines[-1]) + 1 if len(lines) else first
     except (pyarrow.ArrowInvalid, OSError, EOFError) as error:
         text = " ".join(str(error).split())[:300]
         raise DataError(f"{file} cannot be read: {text}") from error
+    return before + max(first - 1, *left_out, 0)
 
 
 def _convert(
     batch: Any, file: Path, lines: np.ndarray, on_corrupt: OnCorrupt
-) -> np.ndarray:
-    """Returns the rows of a pyarrow RecordBatch, from lines of these numbers."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of a pyarrow RecordBatch, and from which of its lines."""
     rows = np.empty((len(batch), ROW_INTEGERS), np.int32)
     is_fine = np.ones(len(batch), bool)
 
@@ -215,7 +239,7 @@ def _convert(
         keys = np.frombuffer(digits, np.uint8)[ends[0] : ends[-1]].reshape(-1, 8)
         rows[:, place] = buckets(keys, i)
     if is_fine.all():
-        return rows
+        return rows, lines
     return _convert(batch.filter(is_fine), file, lines[is_fine], on_corrupt)
 
 

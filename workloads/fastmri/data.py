@@ -41,6 +41,7 @@ NUM_TRAIN = 34_742
 NUM_EVAL_TRAIN = 3_584
 NUM_VALIDATION = 3_554
 NUM_TEST = 3_581
+NUM_SLICES = {"train": NUM_TRAIN, "validation": NUM_VALIDATION, "test": NUM_TEST}
 VALIDATION_FILES = 100  # of the published validation set; the others are the test set
 OPEN_FILES = 32
 INDEX = "index.json"
@@ -49,9 +50,10 @@ FOLDERS = {"train": "knee_singlecoil_train", "val": "knee_singlecoil_val"}
 INSTRUCTIONS = """
 fastMRI, single-coil knee (needs a form at https://fastmri.med.nyu.edu), 113 GB:
   knee_singlecoil_train.tar.xz and knee_singlecoil_val.tar.xz
-Unpack them, so that --raw holds the folders knee_singlecoil_train and
-knee_singlecoil_val with their .h5 files. They are linked, not copied, where --raw and
-the data directory are on one file system.
+Unpack them, so that --raw holds the folders singlecoil_train and singlecoil_val with
+their .h5 files; knee_singlecoil_train and knee_singlecoil_val, as the official code
+calls them, will do too. They are linked, not copied, where --raw and the data directory
+are on one file system.
 """
 
 
@@ -269,36 +271,48 @@ def prepare(
 ) -> None:
     """Links the volumes and writes how many slices each one has.
 
+    The first `validation_files` names of the published validation set are for
+    validation, the others for the test, whichever volumes are passed over.
+
     Raises:
-      UserError: a folder is missing, or a volume is broken.
+      UserError: a folder is missing, a volume is broken, or a split has none.
     """
-    index: dict[str, list[tuple[str, int]]] = {}
-    for name in FOLDERS.values():
-        files = sorted((raw / name).glob("*.h5"))
-        if not files:
-            raise UserError(
-                f"{raw / name} holds no .h5 files; algoperf data prepare fastmri says "
-                "what to download"
-            )
+    splits: dict[str, list[tuple[str, int]]] = {split: [] for split in NUM_SLICES}
+    for published, name in FOLDERS.items():
+        files = _volumes(raw, name)
         (folder / name).mkdir()
-        index[name] = []
-        for number, file in enumerate(files, start=1):
-            if number % 100 == 1:
-                say(f"{name}: volume {number} of {len(files)}")
+        for place, file in enumerate(files):
+            if place % 100 == 0:
+                say(f"{name}: volume {place + 1} of {len(files)}")
             try:
                 slices = _count_slices(file)
             except DataError as error:
                 on_corrupt(error)
                 continue
-            index[name].append((f"{name}/{file.name}", slices))
+            held_out = "validation" if place < validation_files else "test"
+            split = "train" if published == "train" else held_out
+            splits[split].append((f"{name}/{file.name}", slices))
             _link(file, folder / name / file.name)
-    published = index[FOLDERS["val"]]
-    splits = {
-        "train": index[FOLDERS["train"]],
-        "validation": published[:validation_files],
-        "test": published[validation_files:],
-    }
+    for split, volumes in splits.items():
+        if not volumes:
+            raise UserError(
+                f"{raw} holds no good volume for {split}; of the published validation "
+                f"set the first {validation_files} are for validation, the others for "
+                "the test"
+            )
     (folder / INDEX).write_text(json.dumps(splits, indent=1))
+
+
+def _volumes(raw: Path, name: str) -> list[Path]:
+    """Returns the volumes of a folder, which the archives call without 'knee_'."""
+    unpacked = name.removeprefix("knee_")
+    for folder in (raw / name, raw / unpacked):
+        if files := sorted(folder.glob("*.h5")):
+            return files
+    raise UserError(
+        f"{raw} holds no .h5 files in {unpacked} or {name}; algoperf data prepare "
+        "fastmri says what to download"
+    )
 
 
 def _count_slices(file: Path) -> int:
@@ -326,8 +340,7 @@ def _link(file: Path, target: Path) -> None:
 
 def count(folder: Path) -> dict[str, int]:
     """Returns the number of slices of each split."""
-    splits = ("train", "validation", "test")
-    return {split: len(Slices(folder, split)) for split in splits}
+    return {split: len(Slices(folder, split)) for split in NUM_SLICES}
 
 
 DATA_SOURCE = DataSource(
@@ -335,9 +348,6 @@ DATA_SOURCE = DataSource(
     instructions=INSTRUCTIONS,
     prepare=prepare,
     count=count,
-    num_examples={
-        "train": NUM_TRAIN,
-        "validation": NUM_VALIDATION,
-        "test": NUM_TEST,
-    },
+    num_examples=NUM_SLICES,
+    max_examples_skipped=None,  # the slices of a volume that cannot be read
 )

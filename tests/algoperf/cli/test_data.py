@@ -108,6 +108,25 @@ def test_skipping_does_not_hide_what_is_missing(run, tmp_path):
     assert "has 3 examples in train, expected 5" in err
 
 
+def test_a_skipped_record_may_stand_for_many_examples(run, tmp_path, monkeypatch):
+    volumes = dataclasses.replace(SOURCE, max_examples_skipped=None)
+    monkeypatch.setattr(_Workload, "data_source", volumes)
+    (tmp_path / "raw" / "train.bin").write_bytes(b"1\x0034")
+    code, out, _ = run("prepare", "numbers", "--raw=raw", "--skip_corrupt")
+    assert code == 0
+    assert "3 train, 1 skipped" in out
+    assert run("check", "numbers")[0] == 0
+
+
+def test_where_nothing_was_skipped_nothing_may_be_missing(run, tmp_path, monkeypatch):
+    volumes = dataclasses.replace(SOURCE, max_examples_skipped=None)
+    monkeypatch.setattr(_Workload, "data_source", volumes)
+    (tmp_path / "raw" / "train.bin").write_bytes(b"134")
+    code, _, err = run("prepare", "numbers", "--raw=raw", "--skip_corrupt")
+    assert code == 1
+    assert "has 3 examples in train, expected 5" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
