@@ -171,6 +171,7 @@ class Recorder:
         self.is_started = True
         part = self.record["preemption_count"]
         environment = _environment()
+        self.record.pop("traceback", None)  # of an earlier part
         if self.is_writer:
             records.make_folder(self.folder)
             self._write_measurements()  # a restored trial's, without a lost future

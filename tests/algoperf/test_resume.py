@@ -132,6 +132,29 @@ def test_stopping_right_after_a_checkpoint_leaves_it_alone(parts, monkeypatch):
     assert steps == [4, 5]
 
 
+@pytest.mark.parametrize("name", ["data_selection", "prepare_for_eval"])
+def test_an_error_after_the_request_to_stop_ends_no_trial(whole, parts, name):
+    """As of a process that makes batches, which the same signal has ended."""
+    function = getattr(parts.submission.functions, name)
+    asked = []
+
+    def interrupted(*arguments, **keywords):
+        if keywords.get("global_step", arguments[6] if arguments else None) == 8:
+            asked.append(True)
+            raise RuntimeError("Worker process was terminated unexpectedly")
+        return function(*arguments, **keywords)
+
+    stopped = replaced(parts, **{name: interrupted})
+    record = run_trial(stopped, should_stop=lambda: bool(asked))
+    assert record["status"] is Status.PREEMPTED
+    assert "asked to stop; go on with --resume (RuntimeError: W" in record["message"]
+    assert "interrupted" in record["traceback"]
+    record = run_trial(parts, resume=True)
+    assert record["status"] is Status.COMPLETED
+    assert "traceback" not in record
+    assert_same_results(whole, parts)
+
+
 @pytest.mark.parametrize("ends", ["max_steps", "target", "diverged"])
 def test_killed_between_the_last_checkpoint_and_the_end(
     make_config, tmp_path, monkeypatch, ends
