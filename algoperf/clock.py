@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.extend.backend import backends
 
 TOKEN_PERIOD = 4  # steps
 # A window of steps counts as contended when its mean step time is more than this
@@ -71,8 +72,12 @@ class Clock:
 
 
 def wait_for_devices() -> None:
-    """Waits for all that was dispatched, kept in a trial's state or anywhere else."""
-    jax.block_until_ready(jax.live_arrays())
+    """Waits for all that was dispatched, kept in a trial's state or anywhere else.
+
+    On all backends: beside an accelerator, the host's processor is one too.
+    """
+    clients = backends().values()
+    jax.block_until_ready([array for c in clients for array in c.live_arrays()])
 
 
 @jax.jit
