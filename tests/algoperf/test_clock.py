@@ -242,6 +242,35 @@ def test_jax_reports_what_its_cache_saves(tmp_path):
     assert read > 0
 
 
+AUTOTUNING_OF_GPUS = """
+from jax.extend.backend import get_compile_options
+
+from algoperf.clock import Clock, compile_time
+
+def cache():
+    options = get_compile_options(num_replicas=1, num_partitions=1)
+    debug_options = options.executable_build_options.debug_options
+    return debug_options.xla_gpu_per_fusion_autotune_cache_dir
+
+print([cache()])
+with compile_time(Clock()):
+    print([cache()])
+"""
+
+
+def test_what_no_event_reports_is_not_kept_on_disk(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AUTOTUNING_OF_GPUS],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, inside = done.stdout.split()
+    assert str(tmp_path) in before
+    assert inside == "['']"
+
+
 def test_what_compiles_within_another_is_counted_once():
     counted = CompileTime({"submission": 1.0})
     counted.add(Phase.SUBMISSION, end=3.0, duration=1.0)  # an inner function
