@@ -84,6 +84,8 @@ class Recorder:
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
         self._lock: locks.Lock | None = None
+        self._placement: dict[str, Any] = record["placement"]
+        self._goes_on = False  # from a checkpoint, with what an earlier part has done
 
     @classmethod
     @contextlib.contextmanager
@@ -120,6 +122,7 @@ class Recorder:
             folder, record, is_resumed = hosts.call(look)
             recorder = cls(folder, record, is_resumed, hosts.is_leader)
             recorder._lock = lock
+            recorder._placement = dataclasses.asdict(config.workload.placement)
             yield recorder
 
     @staticmethod
@@ -171,11 +174,17 @@ class Recorder:
         self.is_started = True
         part = self.record["preemption_count"]
         environment = _environment()
+        facts = {**environment, "placement": self._placement}
+        before = {name: self.record.get(name) for name in facts}
+        others = self.record.get("earlier_environments", []) if self._goes_on else []
+        if self._goes_on and before != facts and before not in others:
+            others = [*others, before]
         self.record.pop("traceback", None)  # of an earlier part
         if self.is_writer:
             records.make_folder(self.folder)
             self._write_measurements()  # a restored trial's, without a lost future
-        self.update({**environment, "status": Status.RUNNING, "message": ""})
+        facts["earlier_environments"] = others
+        self.update({**facts, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
             return
         hyperparameters = self.record["hyperparameters"] or {}
@@ -184,7 +193,8 @@ class Recorder:
         records.write_json(self.folder / f"meta_data_{part}.json", environment)
 
     def restore(self, history: Mapping[str, Any]) -> None:
-        """Goes back to the rows that a checkpoint had."""
+        """Goes back to the rows that a checkpoint had; {} where there is none."""
+        self._goes_on = bool(history)
         for row in history.get("eval_rows", []):
             self._add_row(row)
         self.metrics_logger.restore(history.get("scalar_rows", []))
