@@ -15,7 +15,8 @@ from algoperf.hosts import Hosts
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig
 
-# What must be equal for a run to go on in the folder of an earlier one.
+# What must be equal for a run to go on in the folder of an earlier one; `microbatches`
+# is part of `placement`.
 IDENTITY = (
     "submission",
     "workload",
@@ -28,6 +29,8 @@ IDENTITY = (
     "max_steps",
     "eval_period_steps",
     "target",
+    "step_hint",
+    "microbatches",
 )
 
 
@@ -84,7 +87,7 @@ class Recorder:
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
         self._lock: locks.Lock | None = None
-        self._placement: dict[str, Any] = record["placement"]
+        self._placement: dict[str, Any] = {}
         self._goes_on = False  # from a checkpoint, with what an earlier part has done
 
     @classmethod
@@ -131,7 +134,8 @@ class Recorder:
     ) -> tuple[str, dict[str, Any], bool]:
         folder = config.folder
         record = _new_record(config, seeds, batch_size)
-        if not folder.exists() or not any(folder.iterdir()):
+        # A hidden file is what a kill has left of the first write.
+        if not folder.exists() or all(f.name.startswith(".") for f in folder.iterdir()):
             return str(folder), record, False
         if not (folder / records.RECORD_FILE).exists():
             raise UserError(
@@ -144,12 +148,12 @@ class Recorder:
                 f"{folder} holds a run already ({earlier['status']}); go on with "
                 "--resume, or choose another --out"
             )
-        wanted = json.loads(json.dumps(records.finite(record)))
-        for name in IDENTITY:
-            if earlier.get(name) != wanted[name]:
+        found = _identity(earlier)
+        for name, wanted in _identity(record).items():
+            if found.get(name, wanted) != wanted:
                 raise OtherRunError(
-                    f"{folder} holds another run: its {name} is {earlier.get(name)}, "
-                    f"asked for is {wanted[name]}; choose another --out"
+                    f"{folder} holds another run: its {name} is {found[name]}, "
+                    f"asked for is {wanted}; choose another --out"
                 )
         earlier["preemption_count"] += not earlier["status"].is_final
         return str(folder), earlier, True
@@ -228,7 +232,7 @@ class Recorder:
     def _write_measurements(self) -> None:
         if not self.rows:
             return
-        self._check_lock()
+        self.check_lock()
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
         both = [*self.rows, *self.metrics_logger.rows()]
         both.sort(key=lambda row: row[records.GLOBAL_STEP])
@@ -242,10 +246,11 @@ class Recorder:
         """Adds facts to `record.json`."""
         self.record.update(facts)
         if self.is_writer:
-            self._check_lock()
+            self.check_lock()
             records.write_json(self.folder / records.RECORD_FILE, self.record)
 
-    def _check_lock(self) -> None:
+    def check_lock(self) -> None:
+        """Raises UserError if another process writes in the trial's folder."""
         if self._lock is not None:
             self._lock.check()
 
@@ -298,6 +303,13 @@ def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str,
         "preemption_count": 0,
         "start_time": _utc_now(),
     }
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a record says of IDENTITY; those of older versions lack some."""
+    record = json.loads(json.dumps(records.finite(record)))
+    facts = {**(record.get("placement") or {}), **record}
+    return {name: facts[name] for name in IDENTITY if name in facts}
 
 
 def _environment() -> dict[str, Any]:
