@@ -396,6 +396,7 @@ class _Trial:
             "last_eval_sec": self.last_eval_sec,
             **self.recorder.history(),
         }
+        self.recorder.check_lock()  # a save deletes older checkpoints
         self.checkpoints.save(self.state.step, self.state, facts)
         self.saved_step = self.state.step
         self.last_checkpoint = self.clock.now()
