@@ -30,10 +30,11 @@ RENAMED = {f"{PACKAGE}.sharding_utils": f"{PACKAGE}.jax_sharding_utils"}
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A submission's module, and whether its code names `pmap`."""
+    """A submission's module, whether its code names `pmap`, and the files that ran."""
 
     module: types.ModuleType
     uses_pmap: bool
+    files: Sequence[Path]
 
 
 def load(path: Path, name: str) -> Loaded:
@@ -56,7 +57,7 @@ def load(path: Path, name: str) -> Loaded:
         module = imports.run(path, name)
     except ModuleNotFoundError as error:
         raise UserError(_what_is_missing(path, error.name or "")) from error
-    return Loaded(module, "pmap" in imports.names)
+    return Loaded(module, "pmap" in imports.names, tuple(imports.files))
 
 
 def _what_is_missing(path: Path, missing: str) -> str:
@@ -78,6 +79,7 @@ class _Imports:
 
     def __init__(self, folder: Path, name: str):
         self.names: set[str] = set()  # all that the code of the files mentions
+        self.files: list[Path] = []  # that ran, in the order in which they began
         self._folder = folder
         self._name = name
         self._modules: dict[Path, types.ModuleType] = {}  # by file or folder
@@ -96,6 +98,7 @@ class _Imports:
         # A module's own builtins: Python asks them for every import in its code.
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": answer}
         self._modules[file] = module
+        self.files.append(file)
         sys.modules[name] = module  # dataclasses in it look themselves up here
         try:
             spec.loader.exec_module(module)

@@ -6,6 +6,7 @@ and resumed, while an observer looks at what goes in and out of its functions.
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,9 @@ def violations(
             hyperparameters=hyperparameters,
             max_steps=steps,
             eval_period_steps=steps,
+            # No time ends a run: one that is resumed compiles twice on its clock, and
+            # its budget could be over some steps before that of a whole one.
+            budget_ratio=math.inf,
         )
         if _run(config, observer, stop_at=None):
             whole = observer.params

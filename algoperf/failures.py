@@ -1,10 +1,32 @@
-"""What a failed trial says of its error."""
+"""How a trial ends in which an error was raised, and what it says of it."""
 
+import contextlib
 import traceback
 from pathlib import Path
 
 from algoperf import sharding, tuning
+from algoperf.errors import UserError
+from algoperf.hosts import Hosts
+from algoperf.records import Status
 from algoperf.trials import TrialConfig
+
+
+def outcome(
+    config: TrialConfig, error: BaseException, hosts: Hosts, is_asked_to_stop: bool
+) -> tuple[Status, str]:
+    """Returns how a trial ends on all hosts that an error has ended on this one.
+
+    A signal that asks a run to stop may reach all of its processes, and ends those that
+    make batches if they have only just begun. So a trial that was asked to stop can go
+    on; if the error is the submission's own, it comes again.
+    """
+    text = describe(config, error)
+    if not is_asked_to_stop:
+        return hosts.failure(error, text)
+    message = f"asked to stop; go on with --resume ({text})"
+    with contextlib.suppress(UserError):  # another host says the same
+        hosts.failure(UserError(message), message)
+    return Status.PREEMPTED, message
 
 
 def missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | None:

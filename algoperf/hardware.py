@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # of this container, as it sees itself
 PACKAGES = ("algoperf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -20,13 +21,43 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def core_count() -> int:
+    """Returns how many cores this process may keep busy, at least 1.
+
+    A container with a limit may run on all cores of the machine, and is stopped for the
+    rest of each period as soon as it has used its part.
+    """
+    limit = _container_limit()
+    cores = len(usable_cores())
+    return cores if limit is None else max(1, min(cores, int(limit)))
+
+
+def _container_limit() -> float | None:
+    """Returns the limit of a container, in cores, if this is one and has any.
+
+    Control groups of version 2 have quota and period (us) in one file ('max' is none),
+    those of version 1 in two (-1 is none).
+    """
+    try:
+        if (CONTROL_GROUP / "cpu.max").exists():
+            quota, period = (CONTROL_GROUP / "cpu.max").read_text().split()
+        else:
+            folder = CONTROL_GROUP / "cpu"
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        cores = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return cores if cores > 0 else None
+
+
 def describe_host() -> dict[str, Any]:
     """Returns processor, cores, memory in GiB and system; asks no accelerator."""
     import psutil
 
     return {
         "cpu": _cpu_model(),
-        "cores": len(usable_cores()),
+        "cores": core_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),

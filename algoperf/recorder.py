@@ -15,7 +15,8 @@ from algoperf.hosts import Hosts
 from algoperf.records import Row, Status
 from algoperf.trials import Seeds, TrialConfig
 
-# What must be equal for a run to go on in the folder of an earlier one.
+# What must be equal for a run to go on in the folder of an earlier one; `microbatches`
+# is part of `placement`.
 IDENTITY = (
     "submission",
     "workload",
@@ -28,6 +29,8 @@ IDENTITY = (
     "max_steps",
     "eval_period_steps",
     "target",
+    "step_hint",
+    "microbatches",
 )
 
 
@@ -84,6 +87,8 @@ class Recorder:
         self.metrics_logger = ScalarLog()
         self._eval_results: list[tuple[int, dict[str, float]]] = []
         self._lock: locks.Lock | None = None
+        self._placement: dict[str, Any] = {}
+        self._goes_on = False  # from a checkpoint, with what an earlier part has done
 
     @classmethod
     @contextlib.contextmanager
@@ -120,6 +125,7 @@ class Recorder:
             folder, record, is_resumed = hosts.call(look)
             recorder = cls(folder, record, is_resumed, hosts.is_leader)
             recorder._lock = lock
+            recorder._placement = dataclasses.asdict(config.workload.placement)
             yield recorder
 
     @staticmethod
@@ -128,7 +134,8 @@ class Recorder:
     ) -> tuple[str, dict[str, Any], bool]:
         folder = config.folder
         record = _new_record(config, seeds, batch_size)
-        if not folder.exists() or not any(folder.iterdir()):
+        # A hidden file is what a kill has left of the first write.
+        if not folder.exists() or all(f.name.startswith(".") for f in folder.iterdir()):
             return str(folder), record, False
         if not (folder / records.RECORD_FILE).exists():
             raise UserError(
@@ -141,12 +148,12 @@ class Recorder:
                 f"{folder} holds a run already ({earlier['status']}); go on with "
                 "--resume, or choose another --out"
             )
-        wanted = json.loads(json.dumps(records.finite(record)))
-        for name in IDENTITY:
-            if earlier.get(name) != wanted[name]:
+        found = _identity(earlier)
+        for name, wanted in _identity(record).items():
+            if found.get(name, wanted) != wanted:
                 raise OtherRunError(
-                    f"{folder} holds another run: its {name} is {earlier.get(name)}, "
-                    f"asked for is {wanted[name]}; choose another --out"
+                    f"{folder} holds another run: its {name} is {found[name]}, "
+                    f"asked for is {wanted}; choose another --out"
                 )
         earlier["preemption_count"] += not earlier["status"].is_final
         return str(folder), earlier, True
@@ -171,10 +178,17 @@ class Recorder:
         self.is_started = True
         part = self.record["preemption_count"]
         environment = _environment()
+        facts = {**environment, "placement": self._placement}
+        before = {name: self.record.get(name) for name in facts}
+        others = self.record.get("earlier_environments", []) if self._goes_on else []
+        if self._goes_on and before != facts and before not in others:
+            others = [*others, before]
+        self.record.pop("traceback", None)  # of an earlier part
         if self.is_writer:
             records.make_folder(self.folder)
             self._write_measurements()  # a restored trial's, without a lost future
-        self.update({**environment, "status": Status.RUNNING, "message": ""})
+        facts["earlier_environments"] = others
+        self.update({**facts, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
             return
         hyperparameters = self.record["hyperparameters"] or {}
@@ -183,7 +197,8 @@ class Recorder:
         records.write_json(self.folder / f"meta_data_{part}.json", environment)
 
     def restore(self, history: Mapping[str, Any]) -> None:
-        """Goes back to the rows that a checkpoint had."""
+        """Goes back to the rows that a checkpoint had; {} where there is none."""
+        self._goes_on = bool(history)
         for row in history.get("eval_rows", []):
             self._add_row(row)
         self.metrics_logger.restore(history.get("scalar_rows", []))
@@ -217,7 +232,7 @@ class Recorder:
     def _write_measurements(self) -> None:
         if not self.rows:
             return
-        self._check_lock()
+        self.check_lock()
         records.write_measurements(self.folder / records.EVAL_FILE, self.rows)
         both = [*self.rows, *self.metrics_logger.rows()]
         both.sort(key=lambda row: row[records.GLOBAL_STEP])
@@ -231,10 +246,11 @@ class Recorder:
         """Adds facts to `record.json`."""
         self.record.update(facts)
         if self.is_writer:
-            self._check_lock()
+            self.check_lock()
             records.write_json(self.folder / records.RECORD_FILE, self.record)
 
-    def _check_lock(self) -> None:
+    def check_lock(self) -> None:
+        """Raises UserError if another process writes in the trial's folder."""
         if self._lock is not None:
             self._lock.check()
 
@@ -287,6 +303,13 @@ def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str,
         "preemption_count": 0,
         "start_time": _utc_now(),
     }
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a record says of IDENTITY; those of older versions lack some."""
+    record = json.loads(json.dumps(records.finite(record)))
+    facts = {**(record.get("placement") or {}), **record}
+    return {name: facts[name] for name in IDENTITY if name in facts}
 
 
 def _environment() -> dict[str, Any]:

@@ -37,7 +37,7 @@ from algoperf.hosts import Hosts
 from algoperf.recorder import Recorder
 from algoperf.records import Row, Status
 from algoperf.training_step import recipe_facts
-from algoperf.trials import Seeds, TrialConfig, global_batch_size
+from algoperf.trials import Seeds, TrialConfig, global_batch_size, step_keys
 from algoperf.workload import Evaluator
 
 
@@ -150,7 +150,7 @@ def run_trial(
                     recorder.start(flags or {})
                 facts = trial.facts() if trial is not None else {}
                 facts["traceback"] = traceback.format_exc()
-                status, message = hosts.failure(error, failures.describe(config, error))
+                status, message = failures.outcome(config, error, hosts, should_stop())
             return recorder.finish(status, message, facts)
         except UserError as error:
             if recorder.is_started:
@@ -269,7 +269,7 @@ class _Trial:
     def _train_step(self) -> bool:
         """Selects data and updates; returns whether the submission is done."""
         state, workload = self.state, self.workload
-        data_key, update_key, self._eval_key = _step_keys(self._step_key, state.step)
+        data_key, update_key, self._eval_key = step_keys(self._step_key, state.step)
         batch = self.functions.data_selection(
             workload,
             self.queue,
@@ -396,6 +396,7 @@ class _Trial:
             "last_eval_sec": self.last_eval_sec,
             **self.recorder.history(),
         }
+        self.recorder.check_lock()  # a save deletes older checkpoints
         self.checkpoints.save(self.state.step, self.state, facts)
         self.saved_step = self.state.step
         self.last_checkpoint = self.clock.now()
@@ -442,9 +443,3 @@ class _Trial:
         """Stops threads."""
         self.queue.close()
         self.checkpoints.close()
-
-
-@jax.jit
-def _step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    data, update, evaluation = jax.random.split(jax.random.fold_in(key, step), 3)
-    return data, update, evaluation

@@ -16,8 +16,10 @@ The shortest submission is
 import dataclasses
 import hashlib
 import inspect
+import json
+import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -303,7 +305,7 @@ class Submission:
 
     name: str
     path: Path
-    sha256: str  # of the source file
+    sha256: str  # of the source file; of all that ran as it was loaded, if several did
     functions: SubmissionFunctions
     wants_train_state: bool  # update_params names the argument `train_state`
 
@@ -329,7 +331,7 @@ def load_submission(path: Path) -> Submission:
         path = path / "submission.py"
     name = path.parent.name if path.stem == "submission" else path.stem
     try:
-        source = path.read_bytes()
+        path.read_bytes()
     except OSError as error:
         raise UserError(f"no submission at {path}: {error.strerror}") from error
     loaded = _load(path, name)
@@ -358,7 +360,7 @@ def load_submission(path: Path) -> Submission:
     return Submission(
         name=name,
         path=path,
-        sha256=hashlib.sha256(source).hexdigest(),
+        sha256=_sha256(path, loaded.files),
         functions=functions,
         wants_train_state="train_state" in update_arguments,
     )
@@ -374,6 +376,21 @@ def _load(path: Path, name: str) -> compatibility.Loaded:
         raise UserError(
             f"submission {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+
+
+def _sha256(path: Path, files: Iterable[Path]) -> str:
+    """Returns the hash of a submission's file; of all its files, if it has several.
+
+    Then names count too, relative to the first file's folder.
+    """
+    contents = {os.path.relpath(f, path.parent): f.read_bytes() for f in files}
+    if len(contents) == 1:
+        return hashlib.sha256(*contents.values()).hexdigest()
+    hashes = [
+        (name, hashlib.sha256(content).hexdigest())
+        for name, content in sorted(contents.items())
+    ]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _unchanged(

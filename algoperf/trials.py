@@ -77,6 +77,13 @@ def _as_int(key: jax.Array) -> int:
     return int(jax.random.bits(key, (), "uint32"))
 
 
+@jax.jit
+def step_keys(key: jax.Array, step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns a step's keys from that of all steps: for data, update and evaluation."""
+    data, update, evaluation = jax.random.split(jax.random.fold_in(key, step), 3)
+    return data, update, evaluation
+
+
 def study_seed(seed: int, study: int) -> int:
     """Returns the seed that the search space of a study is sampled with."""
     return Seeds.derive(seed, study, 1).study_seed

@@ -7,7 +7,8 @@ a workload; where they differ from one workload to another, a warning says so:
   host's processor. How busy the machine was is not part of it.
 - code: the revision of this repository, and the versions of algoperf, jax, jaxlib and
   flax, which compile and define what is timed. Other packages are not: optax belongs to
-  a submission as its own code does, the rest never runs on the submission's clock.
+  a submission as its own code does, the rest never runs on the submission's clock. A
+  trial that went on on other hardware or with other code is a group of its own.
 - benchmark: the schema of the record, and the target of each workload.
 
 Official logs say nothing of these, nor do records that lack the fields: they are one
@@ -19,7 +20,7 @@ itself had a longer budget, and so had time for targets that others miss.
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from algoperf.errors import UserError
@@ -151,8 +152,24 @@ def _listed(groups: Mapping[str, Iterable[str]]) -> str:
 
 
 def hardware(trial: Trial) -> str:
-    """Returns the hardware of a trial, or 'unknown'."""
-    devices, host = _object(trial, "devices"), _object(trial, "host")
+    """Returns the hardware of a trial, or 'unknown'; all, if it went on elsewhere."""
+    return _of_all_parts(_hardware, trial)
+
+
+def code(trial: Trial) -> str:
+    """Returns revision and versions of a trial, or 'unknown'; all, if they changed."""
+    return _of_all_parts(_code, trial)
+
+
+def _of_all_parts(describe: Callable[[Mapping[str, Any]], str], trial: Trial) -> str:
+    """Describes what a trial ran on from its start, as far as it differs."""
+    record = trial.record or {}
+    parts = [*(record.get("earlier_environments") or []), record]
+    return ", then ".join(dict.fromkeys(describe(part or {}) for part in parts))
+
+
+def _hardware(record: Mapping[str, Any]) -> str:
+    devices, host = record.get("devices") or {}, record.get("host") or {}
     parts = []
     if devices:
         kind = devices.get("device_kind") or devices.get("platform") or "unnamed"
@@ -165,10 +182,9 @@ def hardware(trial: Trial) -> str:
     return ", ".join(parts) or UNKNOWN
 
 
-def code(trial: Trial) -> str:
-    """Returns revision and versions of a trial, or 'unknown'."""
-    versions = _object(trial, "versions")
-    revision = (trial.record or {}).get("git_revision")
+def _code(record: Mapping[str, Any]) -> str:
+    versions = record.get("versions") or {}
+    revision = record.get("git_revision")
     parts = [f"{name} {versions[name]}" for name in PACKAGES if versions.get(name)]
     if revision:
         parts.append(f"revision {_short(revision)}")

@@ -66,6 +66,7 @@ _FIELDS: Mapping[str, type] = {
     "step_time": dict,
     "skipped_examples": dict,
     "sizes": dict,
+    "earlier_environments": list,
     "study": int,
     "trial": int,
     "batch_size": int,
@@ -86,7 +87,13 @@ _TARGET_FIELDS: Mapping[str, type] = {
 # Objects of numbers, none negative.
 _TIMES = ("clock", "compile", "compile_saved", "step_time")
 _TEXTS = ("versions",)  # objects of texts
-_KINDS = {str: "text", dict: "an object", int: "a whole number", float: "a number"}
+_KINDS = {
+    str: "text",
+    dict: "an object",
+    list: "a list",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,9 +232,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         _check_fields(path, values, dict.fromkeys(values, float), f"{name}.")
         if any(value is not None and value < 0 for value in values.values()):
             raise RecordError(f"{path}: {name!r} has a number below zero")
-    for name in _TEXTS:
-        values = record.get(name) or {}
-        _check_fields(path, values, dict.fromkeys(values, str), f"{name}.")
+    _check_texts(path, record, "")
+    for number, earlier in enumerate(record.get("earlier_environments") or []):
+        where = f"earlier_environments[{number}]"
+        _check_fields(path, {where: earlier}, {where: dict}, "")
+        _check_fields(path, earlier or {}, _FIELDS, f"{where}.")
+        _check_texts(path, earlier or {}, f"{where}.")
     for name in ("budget_sec", "budget_ratio", "global_step"):
         if (record.get(name) or 0) < 0:
             raise RecordError(f"{path}: {name!r} is below zero")
@@ -251,6 +261,13 @@ def _check_fields(
             raise RecordError(
                 f"{path}: '{where}{name}' must be {_KINDS[kind]}, not {shown}"
             )
+
+
+def _check_texts(path: Path, values: Mapping[str, Any], where: str) -> None:
+    """Checks the objects that hold nothing but texts."""
+    for name in _TEXTS:
+        texts = values.get(name) or {}
+        _check_fields(path, texts, dict.fromkeys(texts, str), f"{where}{name}.")
 
 
 def _whole_lines(content: bytes) -> bytes:

@@ -103,7 +103,7 @@ def configured(workload: "Workload", values: flags.FlagValues) -> "Workload":
     """Returns the workload with data and target metric as the flags say."""
     from algoperf.data.examples import DataOptions
 
-    cores = len(hardware.usable_cores())
+    cores = hardware.core_count()
     reads_ahead = workload.scale != "mini"  # mini batches are made in no time
     workers = values.data_workers
     if workers is None:

@@ -3,6 +3,9 @@
 import collections
 import dataclasses
 import functools
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from algoperf.errors import UserError
+from algoperf.launch.jobs import STOP_SIGNALS
 from algoperf.sharding import put_batches
 
 Batch = dict[str, Any]  # trees of arrays that share their first axis
@@ -203,9 +207,30 @@ def batches(
         flags.FLAGS.mark_as_parsed()
     return iter(
         iterated.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_begin_worker,
         )
     )
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Makes a worker process live as long as the run that it makes batches for.
+
+    A signal that asks to stop often reaches all processes of a run: a terminal's, those
+    of Slurm and of service managers. The run still takes batches until it has ended its
+    step. And a run that is killed cannot end its workers.
+    """
+    del index, count
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
 
 
 def _burst(batch: Batch) -> int:

@@ -11,6 +11,7 @@ from algoperf.checkpoint import Checkpoints
 from algoperf.errors import UserError
 from algoperf.records import Status
 from algoperf.runner import run_trial
+from algoperf.sharding import Placement
 from algoperf.submission import load_submission
 from algoperf.workload import derive
 
@@ -56,6 +57,10 @@ def test_the_folder_of_another_run(killed, tmp_path):
         "eval_period_steps": {"eval_period_steps": 2},
         "batch_size": {"workload": derive(SYNTHETIC, default_batch_size=16)},
         "target": {"workload": derive(SYNTHETIC, target_metric_name="loss")},
+        "step_hint": {"workload": derive(SYNTHETIC, step_hint=25)},
+        "microbatches": {
+            "workload": derive(SYNTHETIC, placement=Placement(microbatches=2))
+        },
     }
     for name, change in changes.items():
         other = dataclasses.replace(killed, **change)
@@ -67,6 +72,23 @@ def test_the_folder_of_another_run(killed, tmp_path):
     other = dataclasses.replace(killed, submission=load_submission(path))
     _assert_refused(other, "holds another run: its submission is", resume=True)
     assert run_trial(killed, resume=True)["status"] is Status.COMPLETED
+
+
+def test_an_older_record_that_does_not_say_all_can_be_gone_on_with(killed):
+    path = killed.folder / records.RECORD_FILE
+    record = json.loads(path.read_text())
+    for name in ("step_hint", "placement", "earlier_environments", "numerics"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    assert run_trial(killed, resume=True)["status"] is Status.COMPLETED
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_kill_has_left_of_the_first_write_is_no_run(make_config, resume):
+    config = make_config(max_steps=4)
+    config.folder.mkdir(parents=True)
+    (config.folder / f".{records.RECORD_FILE}.0a1b.tmp").write_text('{"schema_ver')
+    assert run_trial(config, resume=resume)["status"] is Status.COMPLETED
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -123,6 +123,37 @@ def test_donated_outputs_can_still_be_waited_for():
     assert x[0, 0] == 5
 
 
+ON_ANOTHER_BACKEND = """
+import jax
+import jax.numpy as jnp
+from jax.extend.backend import register_backend_factory
+from jaxlib import xla_client
+
+from algoperf.clock import wait_for_devices
+
+register_backend_factory("another", xla_client.make_cpu_client, priority=-1)
+assert jax.default_backend() != "another"
+step = jax.jit(lambda x: jax.lax.fori_loop(0, 5, lambda i, y: y @ y / 1500, x))
+x = jax.device_put(jnp.ones((1500, 1500)), jax.devices("another")[0])
+step(x).block_until_ready()
+y = step(x)
+before = y.is_ready()
+wait_for_devices()
+print(before, y.is_ready())
+"""
+
+
+def test_work_on_another_backend_than_the_default_one_is_waited_for():
+    """As on the host's processor, beside an accelerator."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ANOTHER_BACKEND],
+        env=os.environ | {"JAX_PLATFORMS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
 @pytest.mark.parametrize("num_steps", [8, 10, 40])
 def test_steps_that_the_host_waits_for_itself_are_not_made_shorter(num_steps):
     """A line search say: when a step is dispatched, all before it are done."""
@@ -209,6 +240,35 @@ def test_jax_reports_what_its_cache_saves(tmp_path):
     compiled, read = map(int, done.stdout.split())
     assert compiled == 0
     assert read > 0
+
+
+AUTOTUNING_OF_GPUS = """
+from jax.extend.backend import get_compile_options
+
+from algoperf.clock import Clock, compile_time
+
+def cache():
+    options = get_compile_options(num_replicas=1, num_partitions=1)
+    debug_options = options.executable_build_options.debug_options
+    return debug_options.xla_gpu_per_fusion_autotune_cache_dir
+
+print([cache()])
+with compile_time(Clock()):
+    print([cache()])
+"""
+
+
+def test_what_no_event_reports_is_not_kept_on_disk(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AUTOTUNING_OF_GPUS],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, inside = done.stdout.split()
+    assert str(tmp_path) in before
+    assert inside == "['']"
 
 
 def test_what_compiles_within_another_is_counted_once():

@@ -1,10 +1,13 @@
 """`algoperf check`: every violation has a name, a good submission has none."""
 
+import dataclasses
+
 import pytest
 from synthetic import BATCH_NORM
 
 from algoperf import contract
 from algoperf.submission import load_submission
+from algoperf.workload import derive
 
 GOOD = """
 import functools
@@ -93,6 +96,24 @@ def _violations(tmp_path, text):
 
 def test_a_good_submission_has_none(tmp_path):
     assert _violations(tmp_path, GOOD) == []
+
+
+def test_no_time_ends_what_is_tried(tmp_path):
+    """Two compilations may take longer than the budget, and one need not."""
+    file = tmp_path / "attempt.py"
+    file.write_text(GOOD)
+    hurried = derive(BATCH_NORM, max_allowed_runtime_sec=1e-9)
+    submission, seen = load_submission(file), []
+    update = submission.functions.update_params
+
+    def counted(**arguments):
+        seen.append(arguments["global_step"])
+        return update(**arguments)
+
+    functions = submission.functions._replace(update_params=counted)
+    submission = dataclasses.replace(submission, functions=functions)
+    assert contract.violations(submission, hurried, {"x": 1.0}, steps=4) == []
+    assert seen == [0, 1, 2, 3] * 2
 
 
 @pytest.mark.parametrize("says", BAD)

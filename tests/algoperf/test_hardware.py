@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from algoperf import hardware
 
 
@@ -57,10 +59,38 @@ def test_the_revision_of_an_image_is_the_one_it_was_built_with(tmp_path, monkeyp
     assert hardware.git_revision() == "8034bf5"
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
+def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "CONTROL_GROUP", tmp_path)  # without a limit
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3}, raising=False)
     assert hardware.usable_cores() == [3, 7]
     assert hardware.describe_host()["cores"] == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert len(hardware.usable_cores()) == 128
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "something else\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "0\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n"}, 8),
+    ],
+)
+def test_a_container_has_the_cores_of_its_limit(monkeypatch, tmp_path, files, cores):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(hardware, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
+    assert hardware.core_count() == hardware.describe_host()["cores"] == cores
+    assert hardware.usable_cores() == [*range(8)]  # it may run on each of them

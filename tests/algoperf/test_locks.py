@@ -226,7 +226,8 @@ def _files(config):
     return {p: p.read_bytes() for p in files}
 
 
-def test_a_trial_that_lost_its_lock_writes_no_more(make_config):
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_trial_that_lost_its_lock_writes_no_more(make_config, is_stopped):
     """It stood still for minutes, and another host went on with the record."""
     config = make_config()
     assert run_until(config, 4)["status"] is Status.PREEMPTED
@@ -240,7 +241,12 @@ def test_a_trial_that_lost_its_lock_writes_no_more(make_config):
             before.update(_files(config))
 
     with pytest.raises(UserError, match=r"taken over by process .* on elsewhere"):
-        run_trial(config, resume=True, watch=watch)
+        run_trial(
+            config,
+            resume=True,
+            watch=watch,
+            should_stop=lambda: is_stopped and bool(before),
+        )
     assert before == _files(config)
     assert locks.path_of(config.folder).exists()  # the other's
     record = records.read_record(config.folder)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging as python_logging
+import math
 import random
 import shutil
 import signal
@@ -24,12 +25,13 @@ from synthetic import (
     saved,
 )
 
-from algoperf import records
+from algoperf import hardware, records
 from algoperf.checkpoint import Checkpoints
 from algoperf.recorder import Recorder
 from algoperf.records import Status
 from algoperf.registry import find_submission, find_workload
 from algoperf.runner import run_trial
+from algoperf.sharding import Placement
 from algoperf.submission import load_submission
 from algoperf.trials import TrialConfig
 from algoperf.tuning import load_search_space, trial_point
@@ -132,6 +134,29 @@ def test_stopping_right_after_a_checkpoint_leaves_it_alone(parts, monkeypatch):
     assert steps == [4, 5]
 
 
+@pytest.mark.parametrize("name", ["data_selection", "prepare_for_eval"])
+def test_an_error_after_the_request_to_stop_ends_no_trial(whole, parts, name):
+    """As of a process that makes batches, which the same signal has ended."""
+    function = getattr(parts.submission.functions, name)
+    asked = []
+
+    def interrupted(*arguments, **keywords):
+        if keywords.get("global_step", arguments[6] if arguments else None) == 8:
+            asked.append(True)
+            raise RuntimeError("Worker process was terminated unexpectedly")
+        return function(*arguments, **keywords)
+
+    stopped = replaced(parts, **{name: interrupted})
+    record = run_trial(stopped, should_stop=lambda: bool(asked))
+    assert record["status"] is Status.PREEMPTED
+    assert "asked to stop; go on with --resume (RuntimeError: W" in record["message"]
+    assert "interrupted" in record["traceback"]
+    record = run_trial(parts, resume=True)
+    assert record["status"] is Status.COMPLETED
+    assert "traceback" not in record
+    assert_same_results(whole, parts)
+
+
 @pytest.mark.parametrize("ends", ["max_steps", "target", "diverged"])
 def test_killed_between_the_last_checkpoint_and_the_end(
     make_config, tmp_path, monkeypatch, ends
@@ -158,6 +183,43 @@ def test_killed_between_the_last_checkpoint_and_the_end(
 
 def _killed(*_):
     raise KeyboardInterrupt
+
+
+@pytest.fixture
+def run_on(monkeypatch):
+    """Runs a trial on what says that it is such a device, up to a step if given."""
+
+    def run(kind, config, step=math.inf):
+        with monkeypatch.context() as patch:
+            patch.setattr(hardware, "describe_devices", lambda: {"device_kind": kind})
+            return run_until(config, step, resume=True)
+
+    return run
+
+
+def test_what_earlier_parts_ran_on_stays_in_the_record(parts, run_on):
+    parts = dataclasses.replace(parts, budget_ratio=math.inf)
+    assert run_on("A", parts, 2)["earlier_environments"] == []
+    assert run_on("A", parts, 3)["earlier_environments"] == []
+    sharded = dataclasses.replace(parts.workload, placement=Placement("fsdp"))
+    parts = dataclasses.replace(parts, workload=sharded)
+    for kind, step in [("B", 4), ("A", 6), ("B", 12)]:
+        record = run_on(kind, parts, step)
+        assert record["devices"] == {"device_kind": kind}
+        assert record["placement"]["kind"] == "fsdp"
+    assert record["status"] is Status.COMPLETED
+    written = records.read_record(parts.folder)["earlier_environments"]
+    found = [(e["devices"]["device_kind"], e["placement"]["kind"]) for e in written]
+    assert found == [("A", "replicated"), ("B", "fsdp"), ("A", "fsdp")]
+    names = {"host", "devices", "versions", "git_revision", "placement"}
+    assert all(set(environment) == names for environment in written)
+
+
+def test_what_begins_anew_has_no_earlier_part(parts, run_on):
+    kill_at(parts, 2)  # before the first checkpoint
+    record = run_on("B", parts)
+    assert record["status"] is Status.COMPLETED
+    assert record["earlier_environments"] == []
 
 
 def test_the_clock_goes_on_where_the_checkpoint_was(parts):

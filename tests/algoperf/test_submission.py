@@ -322,6 +322,26 @@ def test_a_submission_knows_where_it_comes_from(tmp_path, write_submission):
     assert submission.default_search_space == space
 
 
+def test_a_submission_of_several_files_is_known_by_all_of_them(
+    tmp_path, write_submission
+):
+    def loaded(**helpers):
+        for name, text in helpers.items():
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        text = "import first_helper\nfrom parts import second_helper\n"
+        return write_submission(text).sha256
+
+    before = loaded(first_helper="RATE = 1", **{"parts/second_helper": "RATE = 2"})
+    assert loaded(not_imported="RATE = 3") == before
+    assert loaded(first_helper="RATE = 4") != before
+    assert loaded(first_helper="RATE = 1") == before
+    assert loaded(**{"parts/second_helper": "RATE = 4"}) != before
+    swapped = loaded(first_helper="RATE = 2", **{"parts/second_helper": "RATE = 1"})
+    assert swapped != before
+
+
 def test_a_folder_gives_its_name_and_modules_beside_the_file(tmp_path):
     folder = tmp_path / "sgd"
     folder.mkdir()

@@ -57,6 +57,9 @@ FACTS = {
     "devices": {"platform": "cpu", "device_kind": "cpu", "device_count": 1},
     "versions": {"algoperf": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2"},
     "git_revision": None,
+    "earlier_environments": [
+        {"host": {"cores": 4}, "versions": {"jax": "0.10.1"}, "git_revision": None}
+    ],
     "global_step": 600,
     "clock": {"submission": 12.3, "evaluation": 2.0, "logging": 0.2},
     "compile": {"submission": 4.4, "evaluation": 1.0, "logging": 0.0},

@@ -69,6 +69,25 @@ def test_records_that_differ_are_refused_by_name(make_trial, key, value, message
     assert warning in text
 
 
+def test_a_trial_that_went_on_elsewhere_is_a_group_of_its_own(make_trial):
+    on_a_gpu = {**FACTS, "devices": {"device_kind": "H100", "device_count": 1}}
+    newer = {**FACTS, "versions": {**FACTS["versions"], "jax": "0.11"}}
+    moved = {**FACTS, "earlier_environments": [on_a_gpu]}
+    updated = {**newer, "earlier_environments": [FACTS, newer]}
+    warnings = guards.check_mixed(
+        _runs(make_trial, FACTS, moved, updated, newer), RULES, allow=True
+    )
+    assert len(warnings) == 2
+    told = "1 x H100, EPYC, 2 cores, then 1 x cpu, EPYC, 2 cores (s1)"
+    assert told in warnings[0]
+    of_s2, of_s3 = (f"jaxlib 0.10, revision c3b3a5c5ac08 ({s})" for s in ("s2", "s3"))
+    assert f"revision c3b3a5c5ac08, then algoperf 0.1, jax 0.11, {of_s2}" in warnings[1]
+    assert f"; algoperf 0.1, jax 0.11, {of_s3}" in warnings[1]
+    memory = {**FACTS, "host": {**FACTS["host"], "memory_gib": 8.0}}
+    same = {**FACTS, "earlier_environments": [memory, {**FACTS, "placement": None}]}
+    assert guards.check_mixed(_runs(make_trial, FACTS, same), RULES) == ()
+
+
 def test_workloads_may_have_run_on_different_machines(mini_runs):
     resnet, lm = RULES.base_workloads
     trials = [

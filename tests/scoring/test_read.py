@@ -398,13 +398,23 @@ def _deny(monkeypatch, name, function, path):
         ({"step_time": {"windows": True}}, "'step_time.windows' must be a number"),
         ({"host": "here"}, "'host' must be an object"),
         ({"versions": {"jax": 0.4}}, "'versions.jax' must be text, not 0.4"),
+        ({"earlier_environments": {}}, "'earlier_environments' must be a list"),
+        ({"earlier_environments": [{}, 1]}, "'earlier_environments[1]' must be an obj"),
+        (
+            {"earlier_environments": [None, {"versions": {"jax": 1}}]},
+            "'earlier_environments[1].versions.jax' must be text",
+        ),
+        (
+            {"earlier_environments": [{"git_revision": 1}]},
+            "'earlier_environments[0].git_revision' must be text",
+        ),
         ({"global_step": 1.5}, "'global_step' must be a whole number"),
         ({"global_step": 10**30}, "a number of 100 bits"),
         ({"budget_sec": -5}, "'budget_sec' is below zero"),
         ({"message": "\ud800"}, "half a character"),
         ({"host": {"a": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}}, "is nested too deep"),
     ],
-    ids=range(13),
+    ids=range(17),
 )
 def test_records_with_fields_of_a_wrong_kind(tmp_path, write_trial, facts, reason):
     write_trial(tmp_path, trial=1, status="reached", message="", target=None)

@@ -103,7 +103,7 @@ def check_code(store: Store, submission: "Submission") -> None:
     Much of a commit changes no number, so it is no reason to refuse.
 
     Raises:
-      UserError: they are of another version of the submission's file or of a package.
+      UserError: they are of another version of the submission's files or of a package.
     """
     known = {environment.get("submission_sha256") for environment in store.environments}
     if known - {submission.sha256}:

@@ -11,7 +11,7 @@ import time
 import pytest
 from absl import flags
 
-from algoperf import cli, registry
+from algoperf import cli, hardware, registry
 from algoperf.cli import common
 
 # What must not be imported to answer help or a mistake in a flag.
@@ -202,13 +202,19 @@ def test_help_is_quick_enough_to_be_asked():
     assert min(seconds() for _ in range(5)) < 0.5
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(7, 0), (8, 4)])
-def test_workers_are_for_the_cores_that_the_run_may_use(monkeypatch, cores, workers):
-    """As under Slurm, which gives a job some of a node's cores."""
+@pytest.mark.parametrize(
+    ("cores", "limit", "workers"), [(7, "max", 0), (8, "max", 4), (64, "8000", 4)]
+)
+def test_workers_are_for_the_cores_that_the_run_may_use(
+    monkeypatch, tmp_path, cores, limit, workers
+):
+    """As under Slurm, which gives a job some of a node's cores, or in a container."""
+    (tmp_path / "cpu.max").write_text(f"{limit} 1000\n")
+    monkeypatch.setattr(hardware, "CONTROL_GROUP", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     values = flags.FlagValues()
     common.define_data_flags(values)
     values.mark_as_parsed()
     data = common.configured(registry.find_workload("ogbg", "full"), values).data
-    assert (data.workers, data.threads) == (workers, cores)
+    assert (data.workers, data.threads) == (workers, min(cores, 8))
