@@ -241,6 +241,33 @@ def test_a_step_that_overflows_is_skipped():
     np.testing.assert_allclose(seen[first + 1], plain[1], atol=1e-3)
 
 
+def test_a_step_is_skipped_where_a_second_gradient_overflows():
+    """Far from where the first is taken, as that of SAM is; the scale is halved too."""
+
+    def build(workload, hyperparameters):
+        def update(updates, state, params=None, *, objective, **extra):
+            far = jax.tree.map(lambda x: 1000 * x, params)
+            return objective.gradient(far), state
+
+        farther = optax.GradientTransformationExtraArgs(
+            lambda params: optax.EmptyState(), update
+        )
+        return optax.chain(farther, optax.sgd(1e-6))
+
+    def skipped(build):
+        scale = DynamicLossScale(initial=2.0**15)
+        recipe = RECIPES["fp16"].replace(loss_scale=scale)
+        seen = _kernels(_train(from_optax(build), steps=16, recipe=recipe))
+        assert np.isfinite(seen).all()
+        return [np.array_equal(*pair) for pair in itertools.pairwise(seen)]
+
+    assert not any(skipped(_build))
+    is_skipped = skipped(build)
+    first = is_skipped.index(False)
+    assert 0 < first < 14
+    assert not any(is_skipped[first:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp8_delayed", "quartet"])
 def test_muon_keeps_the_contract_with_a_recipe(recipe):
