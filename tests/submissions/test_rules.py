@@ -376,14 +376,13 @@ def test_schedule_free_adamw():
     y = z = x = named(PARAMS)
     v, total = state(), 0.0
     for t in range(1, STEPS + 1):
-        g, rate = named(GRADIENTS[t - 1]), LR * min(1.0, t / 4)
+        g = named(GRADIENTS[t - 1])
+        rate = LR * np.sqrt(1 - 0.99**t) * min(1.0, t / 4)
         total += rate**2
         for name in g:
             v[name] = 0.99 * v[name] + 0.01 * g[name] ** 2
         direction = {
-            n: g[n] / (np.sqrt(v[n] / (1 - 0.99**t)) + 1e-8)
-            + DECAY * IS_DECAYED[n] * y[n]
-            for n in g
+            n: g[n] / (np.sqrt(v[n]) + 1e-8) + DECAY * IS_DECAYED[n] * y[n] for n in g
         }
         z = {n: z[n] - rate * direction[n] for n in z}
         c = rate**2 / total
