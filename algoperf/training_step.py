@@ -61,7 +61,7 @@ class Objective:
         return loss(full, self.model_state, self.batch, self.rng)
 
     def loss(self, params: Any) -> jax.Array:
-        """Returns the mean loss of the batch."""
+        """Returns the mean loss of the batch, all of it at once."""
         return self.loss_and_state(params)[0]
 
     def gradient(self, params: Any) -> Any:
@@ -105,6 +105,7 @@ class Objective:
     def logits(self, params: Any) -> Any:
         """Returns what the model says of the batch, with dropout as in the loss.
 
+        All of it at once: microbatches do not bound the memory of its gradient.
         By the recipe that rewrites the loss, if one does; `rewrite_loss` of a
         submission takes losses alone.
         """
