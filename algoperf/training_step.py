@@ -15,6 +15,7 @@ import optax
 
 from algoperf import numerics, reparam, spec
 from algoperf.errors import UserError
+from algoperf.numerics.state import rescaled
 
 Loss = Callable[..., Any]  # (params, model_state, batch, rng) -> (mean, model_state)
 RewriteLoss = Callable[[spec.Workload, Any, Loss, spec.RandomState], Loss]
@@ -60,7 +61,7 @@ class Objective:
         return loss(full, self.model_state, self.batch, self.rng)
 
     def loss(self, params: Any) -> jax.Array:
-        """Returns the mean loss of the batch."""
+        """Returns the mean loss of the batch, all of it at once."""
         return self.loss_and_state(params)[0]
 
     def gradient(self, params: Any) -> Any:
@@ -104,6 +105,7 @@ class Objective:
     def logits(self, params: Any) -> Any:
         """Returns what the model says of the batch, with dropout as in the loss.
 
+        All of it at once: microbatches do not bound the memory of its gradient.
         By the recipe that rewrites the loss, if one does; `rewrite_loss` of a
         submission takes losses alone.
         """
@@ -356,7 +358,10 @@ def train_step(
         after = new, new_params, new_model_state
         if isinstance(recipe.loss_scale, numerics.DynamicLossScale):
             before = state.transformation, params, model_state
-            keep = functools.partial(jnp.where, next_state.is_finite)
+            # A rule may take more gradients, of which one may overflow alone.
+            is_finite = next_state.is_finite & _stays_finite(before, after)
+            next_state = rescaled(recipe, state.recipe, next_state, is_finite)
+            keep = functools.partial(jnp.where, is_finite)
             after = jax.tree.map(keep, after, before)
         scalars = {
             "loss": loss,
@@ -370,6 +375,15 @@ def train_step(
     chosen = step_with_recipe_state if has_state else step
     # Params that are not used are kept, for the new ones take their place in memory.
     return jax.jit(chosen, donate_argnums=(0, 1, 2), keep_unused=True)
+
+
+def _stays_finite(before: Any, after: Any) -> jax.Array:
+    """Returns whether all numbers that were finite still are, of two trees alike."""
+    is_finite = jnp.bool_(True)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if jnp.issubdtype(new.dtype, jnp.inexact):
+            is_finite &= jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+    return is_finite
 
 
 def _options(workload: spec.Workload, rng: spec.RandomState) -> dict[str, Any]:

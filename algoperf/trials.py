@@ -19,7 +19,11 @@ SELF_TUNING_BUDGET_FACTOR = 1.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """Everything that decides what a trial computes, and where it is recorded."""
+    """Everything that decides what a trial computes, and where it is recorded.
+
+    Raises:
+      UserError: the hyperparameters name a recipe, which the submission would ignore.
+    """
 
     submission: Submission
     workload: Workload
@@ -33,6 +37,15 @@ class TrialConfig:
     eval_period_steps: int | None = None  # instead of the workload's own
     checkpoint_period_sec: float = 60.0  # of wall time; taken right after evaluations
     budget_ratio: float = 1.0  # of this machine's time to the reference machine's
+
+    def __post_init__(self) -> None:
+        recipe = (self.hyperparameters or {}).get("recipe")
+        if recipe is not None and not self.submission.is_from_optax:
+            raise UserError(
+                f"the hyperparameters name the recipe {recipe!r}, and "
+                f"{self.submission.name} computes its gradients itself, without; name "
+                "no recipe, or take a submission made by from_optax"
+            )
 
     @property
     def folder(self) -> Path:

@@ -23,8 +23,9 @@ class State(NamedTuple):
         where the recipe has no `amax_history`.
       loss_scale: float32 ().
       finite_steps: int32 (), in a row since the loss scale was changed.
-      is_finite: bool (), whether the last gradient was finite; if not, and the recipe
-        has a `DynamicLossScale`, its step should be skipped.
+      is_finite: bool (), whether the last gradient was finite, and what more is known
+        (`rescaled`); if not, and the recipe has a `DynamicLossScale`, its step should
+        be skipped.
     """
 
     histories: tuple[jax.Array, ...]
@@ -64,10 +65,24 @@ def next_state(recipe: Recipe, state: State, histories: Any, gradient: Any) -> S
         jnp.where(jnp.any(new > 0, axis=(-2, -1), keepdims=True), new, old)
         for new, old in zip(histories, state.histories, strict=True)
     )
-    scale, steps = state.loss_scale, state.finite_steps
+    return rescaled(recipe, state, state._replace(histories=kept), is_finite)
+
+
+def rescaled(
+    recipe: Recipe, before: State, after: State, is_finite: jax.Array
+) -> State:
+    """Returns the state after a step, with the loss scale that follows from it.
+
+    Args:
+      recipe: the recipe.
+      before: the state before the step.
+      after: the state after it; of this, the histories are taken.
+      is_finite: bool (), whether all that the step computed is.
+    """
+    scale, steps = before.loss_scale, before.finite_steps
     if isinstance(recipe.loss_scale, DynamicLossScale):
         scale, steps = next_scale(recipe.loss_scale, scale, steps, is_finite)
-    return State(kept, scale, steps, is_finite)
+    return State(after.histories, scale, steps, is_finite)
 
 
 def next_scale(

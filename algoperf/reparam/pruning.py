@@ -2,7 +2,8 @@
 
 A score says how much each weight matters; the weights with the largest scores over all
 chosen parameters together are kept. Scores are pure functions of the parameters and,
-for some, of a loss; masks are trees of booleans with None where nothing is pruned.
+for some, of a loss's gradient; masks are trees of booleans with None where nothing is
+pruned.
 """
 
 import functools
@@ -20,6 +21,7 @@ from algoperf.matrices import matrix_shape
 from algoperf.reparam.base import Reparametrisation, State
 
 Score = Callable[[Any], Any]  # params -> scores, a tree of the same shapes
+Gradient = Callable[[Any], Any]  # params -> gradient of the loss
 
 
 def magnitude(params: Any) -> Any:
@@ -27,21 +29,18 @@ def magnitude(params: Any) -> Any:
     return jax.tree.map(jnp.abs, params)
 
 
-def snip(loss: Callable[[Any], jax.Array], params: Any) -> Any:
+def snip(gradient: Gradient, params: Any) -> Any:
     """Returns |w dL/dw| (Lee et al. 2019, arXiv:1810.02340, equation 6)."""
-    gradient = jax.grad(loss)(params)
-    return jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient)
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient(params))
 
 
-def grasp(loss: Callable[[Any], jax.Array], params: Any) -> Any:
+def grasp(gradient: Gradient, params: Any) -> Any:
     """Returns w (H g), whose largest are kept (Wang et al. 2020, arXiv:2002.07376).
 
     The paper's S(-w) = -w H g estimates what removing w does to the norm of the
     gradient; it removes the largest S (algorithm 1), which are the smallest here.
     """
-    gradient = jax.grad(loss)
-    g = gradient(params)
-    _, curved = jax.jvp(gradient, (params,), (g,))
+    _, curved = jax.jvp(gradient, (params,), (gradient(params),))
     return jax.tree.map(jnp.multiply, params, curved)
 
 

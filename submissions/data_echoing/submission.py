@@ -1,9 +1,10 @@
 """Data echoing: batches used again (Choi et al. 2019, arXiv:1907.05550)."""
 
+import functools
+
 import jax
 import optax
 
-from algoperf import spec
 from algoperf.submission import from_optax, standard_chain
 
 
@@ -27,33 +28,25 @@ def build(workload, hyperparameters):
 ) = from_optax(build)
 
 
+@functools.wraps(update_once)  # which takes recipes and microbatches
 def update_params(
-    workload: spec.Workload,
-    current_param_container: spec.ParameterContainer,
-    current_params_types: spec.ParameterTypeTree,
-    model_state: spec.ModelAuxiliaryState,
-    hyperparameters: spec.Hyperparameters,
-    batch: spec.Batch,
-    loss_type: spec.LossType,
-    optimizer_state: spec.OptimizerState,
-    eval_results: spec.EvalResults,
-    global_step: int,
-    rng: spec.RandomState,
-) -> spec.UpdateReturn:
+    *,
+    current_param_container,
+    model_state,
+    hyperparameters,
+    optimizer_state,
+    rng,
+    **facts,
+):
     """Updates `echoes` times from one batch, each time with other dropout."""
     params = current_param_container
     for echo in range(hyperparameters.echoes):
         optimizer_state, params, model_state = update_once(
-            workload=workload,
             current_param_container=params,
-            current_params_types=current_params_types,
             model_state=model_state,
             hyperparameters=hyperparameters,
-            batch=batch,
-            loss_type=loss_type,
             optimizer_state=optimizer_state,
-            eval_results=eval_results,
-            global_step=global_step,
             rng=jax.random.fold_in(rng, echo),
+            **facts,
         )
     return optimizer_state, params, model_state

@@ -1,5 +1,6 @@
 """FedSpeed: local steps on shards of the batch (Sun et al. 2023, arXiv:2302.10429)."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +19,20 @@ class FedSpeedState(NamedTuple):
     correction: Any  # leaves (clients, ...): lambda times the paper's g-hat
 
 
-def split_batch(batch: Any, clients: int) -> Any:
+def split_batch(batch: Any, clients: int, microbatches: int = 1) -> Any:
     """Splits the first axis of each leaf: (b, ...) to (clients, b / clients, ...).
 
     Leaves may have several entries for each row: a row of molecules is a pack of them.
+
+    Raises:
+      UserError: the rows do not divide, each client's over its microbatches.
     """
     rows = min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
-    if rows % clients:
+    if rows % (clients * microbatches):
+        parts = f" in {microbatches} microbatches each" if microbatches > 1 else ""
         raise UserError(
-            f"a batch of {rows} cannot be split over {clients} clients; choose a "
-            "number of clients that divides it"
+            f"a batch of {rows} cannot be split over {clients} clients{parts}; choose "
+            f"a number of clients that divides {rows // microbatches}"
         )
     return jax.tree.map(
         lambda x: x.reshape(clients, x.shape[0] // clients, *x.shape[1:]), batch
@@ -55,7 +60,8 @@ def fedspeed(
     then g_hat <- g_hat - (x - x_t) / lambda, and with m the mean of the clients'
     x - lambda g_hat, x_{t+1} = x_t + schedule(t) (m - x_t). The paper's x_{t+1} is m.
     Without prox term that is FedAvg (McMahan et al. 2017), and with one client and one
-    step SGD.
+    step SGD. Each client draws dropout masks, and what a recipe rounds at random, of
+    its own at each step.
 
     The schedule is on the server's step: m - x_t holds g_hat of all earlier rounds, so
     that x moves at a local rate of 0 too.
@@ -84,10 +90,10 @@ def fedspeed(
         clip = jnp.minimum(1.0, grad_clip / jnp.maximum(optax.tree.norm(g), 1e-12))
         return jax.tree.map(lambda g: clip * g, g)
 
-    def train_client(objective, start, correction, batch):
+    def train_client(objective, start, client, correction, batch):
         x = start
         for step in range(local_steps):
-            here = objective.on(batch).reseeded(step)
+            here = objective.on(batch).reseeded(client * local_steps + step)
             x = jax.tree.map(
                 lambda x, g, h, x0: x - rate * (g - prox * h + prox * (x - x0)),
                 x,
@@ -106,9 +112,11 @@ def fedspeed(
 
     def update(updates, state, params=None, *, objective, **extra):
         share = schedule(state.steps)
-        sent, correction = jax.vmap(
-            lambda correction, batch: train_client(objective, params, correction, batch)
-        )(state.correction, split_batch(objective.batch, clients))
+        batches = split_batch(objective.batch, clients, objective.microbatches)
+        train = functools.partial(train_client, objective, params)
+        sent, correction = jax.vmap(train)(
+            jnp.arange(clients), state.correction, batches
+        )
         # As differences, so that what does not change stays as it is.
         updates = jax.tree.map(
             lambda s, x: share * jnp.mean(s - x, axis=0), sent, params
@@ -122,7 +130,8 @@ def build(workload, hyperparameters):
     """Returns FedSpeed; batch statistics are of the whole batch, before the round.
 
     A round costs as much as `local_steps` gradients of the batch, twice that with
-    perturbation.
+    perturbation, and one more, which every step takes, for the loss and those
+    statistics.
     """
     decay = jax.tree.map(
         lambda decayed: hyperparameters.weight_decay if decayed else 0.0,

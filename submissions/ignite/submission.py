@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from algoperf.errors import UserError
 from algoperf.submission import from_optax, standard_chain
 
 
@@ -53,7 +54,16 @@ def bounded_sharpness(
 
 
 def build(workload, hyperparameters):
-    """Returns AdamW on the regularised gradient; three gradients a step."""
+    """Returns AdamW on the regularised gradient; three gradients a step.
+
+    Raises:
+      UserError: the run is in microbatches.
+    """
+    if workload.placement.microbatches > 1:
+        raise UserError(
+            "ignite takes the gradient of the outputs of the whole batch at once; run "
+            "it with --microbatches 1"
+        )
     base = standard_chain(
         workload,
         hyperparameters,

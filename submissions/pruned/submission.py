@@ -80,8 +80,13 @@ def reparametrise(workload, hyperparameters):
                 pruning.with_unit_outputs(params, workload)
             )
         ),
-        "snip": once(lambda params, objective: pruning.snip(objective.loss, params)),
-        "grasp": once(lambda params, objective: pruning.grasp(objective.loss, params)),
+        # The objective's own gradient, which is computed in microbatches.
+        "snip": once(
+            lambda params, objective: pruning.snip(objective.gradient, params)
+        ),
+        "grasp": once(
+            lambda params, objective: pruning.grasp(objective.gradient, params)
+        ),
         "synflow": synflow,
     }
     if hyperparameters.score not in masks:

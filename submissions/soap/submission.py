@@ -35,20 +35,46 @@ def rotate(x: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
     return left.mT @ x @ right
 
 
+def largest_first(average: jax.Array) -> jax.Array:
+    """Returns the eigenvectors in the columns, those of the largest values first."""
+    return jnp.flip(jnp.linalg.eigh(average).eigenvectors, axis=-1)
+
+
+def renewed(average: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One step of orthogonal iteration, Q <- QR(L Q), and how it permutes columns.
+
+    It settles in descending order of the eigenvalues alone. So columns are sorted by
+    what they say of theirs, q' L q, as in the authors' code.
+    """
+    moved = average @ basis
+    order = jnp.argsort(jnp.sum(basis * moved, axis=-2), axis=-1, descending=True)
+    moved = jnp.take_along_axis(moved, order[:, None, :], axis=-1)
+    return jnp.linalg.qr(moved).Q, order
+
+
 def scale_by_soap(
     b1: float, b2: float, b_shampoo: float, every: int, eps: float = 1e-8
 ) -> optax.GradientTransformation:
     """SOAP of matrices (algorithm 3), with Adam's bias correction.
 
-    The first gradient only makes the bases. They are renewed every so many steps by
-    one step of orthogonal iteration, Q <- QR(L Q) (algorithm 4).
+    The first gradient only makes the bases. They are renewed every so many steps
+    (algorithm 4), and the second moment goes with the columns.
     """
 
     def start(g):
         left, right = (1 - b_shampoo) * g @ g.mT, (1 - b_shampoo) * g.mT @ g
         zeros = jnp.zeros_like(g)
-        bases = jnp.linalg.eigh(left)[1], jnp.linalg.eigh(right)[1]
+        bases = largest_first(left), largest_first(right)
         return SoapBlocks(zeros, zeros, left, right, *bases), zeros
+
+    def renew(old):
+        left_basis, rows = renewed(old.left, old.left_basis)
+        right_basis, columns = renewed(old.right, old.right_basis)
+        second = jnp.take_along_axis(old.second, rows[:, :, None], axis=1)
+        second = jnp.take_along_axis(second, columns[:, None, :], axis=2)
+        return old._replace(
+            second=second, left_basis=left_basis, right_basis=right_basis
+        )
 
     def advance(g, old, count):
         rotated = rotate(g, old.left_basis, old.right_basis)
@@ -58,15 +84,8 @@ def scale_by_soap(
         step = mean / (jnp.sqrt(second / (1 - b2**count)) + eps)
         left = b_shampoo * old.left + (1 - b_shampoo) * g @ g.mT
         right = b_shampoo * old.right + (1 - b_shampoo) * g.mT @ g
-        bases = jax.lax.cond(
-            count % every == 0,
-            lambda: (
-                jnp.linalg.qr(left @ old.left_basis).Q,
-                jnp.linalg.qr(right @ old.right_basis).Q,
-            ),
-            lambda: (old.left_basis, old.right_basis),
-        )
-        new = SoapBlocks(first, second, left, right, *bases)
+        new = SoapBlocks(first, second, left, right, old.left_basis, old.right_basis)
+        new = jax.lax.cond(count % every == 0, renew, lambda same: same, new)
         return new, rotate(step, old.left_basis.mT, old.right_basis.mT)
 
     def init(params):

@@ -177,7 +177,7 @@ def test_what_is_known_of_the_curvature_under_a_recipe(recipe):
     def look(objective, params):
         return {
             "sophia": sophia.hutchinson(objective, params, KEY),
-            "grasp": pruning.grasp(objective.loss, params),
+            "grasp": pruning.grasp(objective.gradient, params),
         }
 
     plain, quantised = _looked_at(look), _looked_at(look, recipe=recipe)
@@ -241,6 +241,33 @@ def test_a_step_that_overflows_is_skipped():
     np.testing.assert_allclose(seen[first + 1], plain[1], atol=1e-3)
 
 
+def test_a_step_is_skipped_where_a_second_gradient_overflows():
+    """Far from where the first is taken, as that of SAM is; the scale is halved too."""
+
+    def build(workload, hyperparameters):
+        def update(updates, state, params=None, *, objective, **extra):
+            far = jax.tree.map(lambda x: 1000 * x, params)
+            return objective.gradient(far), state
+
+        farther = optax.GradientTransformationExtraArgs(
+            lambda params: optax.EmptyState(), update
+        )
+        return optax.chain(farther, optax.sgd(1e-6))
+
+    def skipped(build):
+        scale = DynamicLossScale(initial=2.0**15)
+        recipe = RECIPES["fp16"].replace(loss_scale=scale)
+        seen = _kernels(_train(from_optax(build), steps=16, recipe=recipe))
+        assert np.isfinite(seen).all()
+        return [np.array_equal(*pair) for pair in itertools.pairwise(seen)]
+
+    assert not any(skipped(_build))
+    is_skipped = skipped(build)
+    first = is_skipped.index(False)
+    assert 0 < first < 14
+    assert not any(is_skipped[first:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp8_delayed", "quartet"])
 def test_muon_keeps_the_contract_with_a_recipe(recipe):
@@ -288,6 +315,19 @@ def test_microbatches_give_the_gradient_of_the_batch(microbatches):
     )
 
 
+@pytest.mark.parametrize("score", [pruning.snip, pruning.grasp])
+def test_scores_in_microbatches_are_those_of_the_batch(score):
+    params, _ = SYNTHETIC.init_model_fn(KEY)
+    whole, parts = (
+        score(_objective(SYNTHETIC, number).gradient, params) for number in (1, 8)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        parts,
+        whole,
+    )
+
+
 def test_microbatches_go_through_batch_norm_in_turn():
     params, model_state = BATCH_NORM.init_model_fn(KEY)
     (_, after), _ = _objective(BATCH_NORM, 2).value_and_gradient(params)
@@ -313,20 +353,36 @@ def test_training_in_microbatches_goes_the_same_way():
     assert not np.array_equal(seen[1][0], seen[1][3])
 
 
+def test_ignite_takes_no_microbatches():
+    """Its penalty is of the outputs of the whole batch, whose memory they would be."""
+    ignite = load_submission(registry.find_submission("ignite"))
+    (point, *_) = tuning.load_search_space(ignite.default_search_space)
+    with pytest.raises(UserError, match=r"ignite .* run it with --microbatches 1"):
+        _train(ignite.functions, steps=0, workload=_in_parts(2), **point)
+
+
 def test_a_recipe_with_state_takes_no_microbatches():
     with pytest.raises(UserError, match="run it with --microbatches 1"):
         _train(from_optax(_build), workload=_in_parts(2), recipe="fp8_delayed")
 
 
-def test_microbatches_hold_the_activations_of_one_part():
-    """XLA's own count, for a hidden layer of 8 numbers and 65,536 examples."""
+@pytest.mark.parametrize("score", [None, "snip", "grasp"])
+def test_microbatches_hold_the_activations_of_one_part(score):
+    """XLA's own count, for a hidden layer of 8 numbers and 65,536 examples.
+
+    With a score of the whole batch too, that the first step prunes by.
+    """
+    functions, point = from_optax(_build), as_namedtuple(POINT)
+    if score is not None:
+        pruned = load_submission(registry.find_submission("pruned"))
+        (usual, *_) = tuning.load_search_space(pruned.default_search_space)
+        functions, point = pruned.functions, as_namedtuple({**usual, "score": score})
     temporary = {}
     for parts in (1, 8):
         workload = _in_parts(parts)
         params, model_state = workload.init_model_fn(KEY)
-        functions = from_optax(_build)
         state, step = functions.init_optimizer_state(
-            workload, params, model_state, as_namedtuple(POINT), KEY
+            workload, params, model_state, point, KEY
         )
         batch = {
             "inputs": jax.ShapeDtypeStruct((65_536, 4), np.float32),
@@ -334,7 +390,8 @@ def test_microbatches_hold_the_activations_of_one_part():
         }
         compiled = step.lower(state, params, model_state, batch, KEY).compile()
         temporary[parts] = compiled.memory_analysis().temp_size_in_bytes
-    inputs = 65_536 * 5 * 4  # the parts, in another order
+    inputs = 65_536 * 5 * 4  # the parts, in another order; once for each gradient
+    inputs *= 1 if score is None else 2
     assert temporary[8] < inputs + temporary[1] / 4
 
 

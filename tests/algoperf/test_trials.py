@@ -7,10 +7,10 @@ import jax
 import pytest
 from synthetic import SYNTHETIC
 
-from algoperf import sharding
+from algoperf import registry, runner, sharding, tuning
 from algoperf.errors import UserError
 from algoperf.submission import load_submission
-from algoperf.trials import global_batch_size
+from algoperf.trials import global_batch_size, trial_configs
 from algoperf.workload import derive
 
 HERE = Path(__file__).resolve().parent
@@ -92,6 +92,31 @@ def test_microbatches_must_divide_and_are_for_from_optax(write_submission):
     with pytest.raises(UserError, match=r"times 3 microbatches; the nearest .* is: 33"):
         global_batch_size(ours, workload)
     assert global_batch_size(ours, SYNTHETIC) == 32
+
+
+@pytest.mark.parametrize("name", ["adapt_sgd", "infinite_compute"])
+def test_a_recipe_that_a_submission_would_ignore_is_refused(make_config, name):
+    submission = load_submission(registry.find_submission(name))
+    base = make_config(submission=submission)
+    space = [{"learning_rate": 0.1}, {"learning_rate": 0.1, "recipe": "mxfp8"}]
+    with pytest.raises(UserError, match=f"recipe 'mxfp8', and {name} computes its"):
+        trial_configs(base, space, [1, 2])
+
+
+def test_echoed_batches_take_recipes_and_microbatches(make_config):
+    """As one update of the batch does, for it is the step of from_optax."""
+    submission = load_submission(registry.find_submission("data_echoing"))
+    (point, *_) = tuning.load_search_space(submission.default_search_space)
+    parts = dataclasses.replace(SYNTHETIC, placement=sharding.Placement(microbatches=2))
+    config = make_config(
+        submission=submission,
+        workload=parts,
+        hyperparameters={**point, "recipe": "mxfp8"},
+        max_steps=2,
+    )
+    record = runner.run_trial(config)
+    assert record["numerics"]["recipe"] == "mxfp8"
+    assert record["global_step"] == 2
 
 
 def test_packs_must_divide_over_the_devices(write_submission, monkeypatch):

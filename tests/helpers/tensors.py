@@ -12,7 +12,7 @@ import optax
 import scripts
 from jax.flatten_util import ravel_pytree
 
-from algoperf import registry, spec
+from algoperf import registry, sharding, spec
 from algoperf.tuning import as_namedtuple
 
 STEPS = 20
@@ -47,6 +47,7 @@ def make_workload(parameters=PARAMETERS, step_hint=STEPS) -> Any:
             lambda pair: spec.ShapeTuple(pair[1]), parameters, is_leaf=_is_pair
         ),
         is_output_params=lambda key: key == "head",
+        placement=sharding.Placement(),
     )
 
 

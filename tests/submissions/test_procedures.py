@@ -290,6 +290,7 @@ class Clients:
     """The mean over a batch's rows c, H of (x - c)' H (x - c) / 2."""
 
     batch: Any  # 'targets': (rows, n); 'hessians': (rows, n, n)
+    microbatches: int = 1
 
     def on(self, batch):
         return Clients(batch)
@@ -453,12 +454,45 @@ def test_fedspeed_plans_as_many_rounds_as_the_plain_steps_have_gradients(point):
     workload = make_workload({"x": (spec.ParameterType.BIAS, (2,))})
     transformation, x = build("fedspeed", workload, **point), {"x": jnp.ones(2)}
     transformation.update(x, transformation.init(x), x, objective=Counted(CURVED))
-    assert point["step_hint_factor"] == 1 / len(taken)
+    # And that of the whole batch, which the step takes before the update.
+    wanted = 1 / (len(taken) + 1)
+    assert point["step_hint_factor"] == pytest.approx(wanted, rel=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeded(Clients):
+    """Clients whose gradients are 10 to the number that they were seeded with."""
+
+    number: Any = None
+
+    def on(self, batch):
+        return Seeded(batch)
+
+    def reseeded(self, number):
+        return dataclasses.replace(self, number=number)
+
+    def gradient(self, x):
+        return jnp.full(x.shape, 10.0**self.number)
+
+
+def test_fedspeed_seeds_each_step_of_each_client():
+    transformation = module_of("fedspeed").fedspeed(
+        1.0, lambda _: 1.0, 2, 2, 0.0, 0.0, 0.0, 0.0, 1e9
+    )
+    x = jnp.zeros(2)
+    updates, _ = transformation.update(
+        x, transformation.init(x), x, objective=Seeded(CURVED)
+    )
+    np.testing.assert_allclose(updates, -1111 / 2)
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
-    with pytest.raises(UserError, match="a batch of 4 cannot be split over 3 clients"):
-        module_of("fedspeed").split_batch(CURVED, 3)
+    split = module_of("fedspeed").split_batch
+    with pytest.raises(UserError, match="a batch of 4 cannot be split over 3 clients;"):
+        split(CURVED, 3)
+    says = "over 2 clients in 4 microbatches each; choose .* that divides 1"
+    with pytest.raises(UserError, match=says):
+        split(CURVED, 2, 4)
 
 
 # Which data.

@@ -376,14 +376,13 @@ def test_schedule_free_adamw():
     y = z = x = named(PARAMS)
     v, total = state(), 0.0
     for t in range(1, STEPS + 1):
-        g, rate = named(GRADIENTS[t - 1]), LR * min(1.0, t / 4)
+        g = named(GRADIENTS[t - 1])
+        rate = LR * np.sqrt(1 - 0.99**t) * min(1.0, t / 4)
         total += rate**2
         for name in g:
             v[name] = 0.99 * v[name] + 0.01 * g[name] ** 2
         direction = {
-            n: g[n] / (np.sqrt(v[n] / (1 - 0.99**t)) + 1e-8)
-            + DECAY * IS_DECAYED[n] * y[n]
-            for n in g
+            n: g[n] / (np.sqrt(v[n]) + 1e-8) + DECAY * IS_DECAYED[n] * y[n] for n in g
         }
         z = {n: z[n] - rate * direction[n] for n in z}
         c = rate**2 / total
@@ -504,8 +503,7 @@ def test_soap_of_square_matrices():
             left = averaged(s, "l", name, g @ g.T, b3)
             right = averaged(s, "r", name, g.T @ g, b3)
             if step == 0:
-                bases = np.linalg.eigh(left)[1], np.linalg.eigh(right)[1]
-                s["bases", name] = bases
+                s["bases", name] = [np.linalg.svd(a)[0] for a in (left, right)]
                 continue
             ql, qr = s["bases", name]
             m = averaged(s, "m", name, g, b1) / (1 - b1**step)
@@ -513,13 +511,43 @@ def test_soap_of_square_matrices():
             direction = ql @ ((ql.T @ m @ qr) / (np.sqrt(v) + 1e-8)) @ qr.T
             x[name] = x[name] + direction
             if step % every == 0:
-                s["bases", name] = (
-                    np.linalg.qr(left @ ql)[0],
-                    np.linalg.qr(right @ qr)[0],
-                )
+                # As in the authors' code: sorted by q' L q, the second moment too.
+                orders = [
+                    np.argsort(-np.diag(q.T @ a @ q))
+                    for a, q in ((left, ql), (right, qr))
+                ]
+                s["v", name] = s["v", name][np.ix_(*orders)]
+                s["bases", name] = [
+                    np.linalg.qr((a @ q)[:, order])[0]
+                    for a, q, order in zip((left, right), (ql, qr), orders, strict=True)
+                ]
     assert_close(path[-1], x, tolerance=1e-3)
     change = max(np.abs(x[name] - named(params)[name]).max() for name in x)
     assert change > 3  # directions are added as they are: that is 1e-4 of the way
+
+
+def test_steps_of_soap_stay_near_1_when_its_bases_are_renewed():
+    """Of gradients with a few strong directions; steps 11 to 19 are in new bases.
+
+    Columns that change places divide a large gradient by the small second moment of
+    another pair of them.
+    """
+    every, shape = 10, (24, 16)
+    parameters = {"a": {"kernel": (SQUARE["a"]["kernel"][0], shape)}}
+    generator = np.random.default_rng(0)
+    left, right = (np.linalg.qr(generator.normal(size=(n, n)))[0] for n in shape)
+    sizes = np.outer(0.6 ** np.arange(24), 0.6 ** np.arange(16))
+    gradients = [
+        {"a": {"kernel": np.float32(left @ (sizes * noise) @ right.T)}}
+        for noise in generator.normal(size=(STEPS, *shape))
+    ]
+    module = module_of("soap")
+    transformation = module.scale_by_soap(0.95, 0.95, 0.95, every)
+    path, last = trained(transformation, draw(99, parameters), gradients)
+    steps = np.diff([x["a/kernel"] for x in path], axis=0)[every + 1 :]
+    bases = last.blocks["a"]["kernel"]
+    rotated = np.asarray(bases.left_basis[0]).T @ steps @ bases.right_basis[0]
+    assert 0.3 < np.abs(rotated).max() < 2
 
 
 def test_soap_in_given_bases_is_adam_and_skips_the_first_gradient():
