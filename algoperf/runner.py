@@ -229,9 +229,8 @@ class _Trial:
             raise UserError(message) from error
         record = self.recorder.record
         record["sizes"] = reparam.sizes(params, optimizer_state)
-        record["numerics"] = recipe_facts(
-            self.workload, self.hyperparameters, params, model_state
-        )
+        point = self.config.submission.point(self.config.hyperparameters)
+        record["numerics"] = recipe_facts(self.workload, point, params, model_state)
         return TrainState(params, model_state, optimizer_state, 0)
 
     def run(self) -> tuple[Status, str]:

@@ -149,6 +149,8 @@ def from_optax(
         state = jax.jit(initialise, out_shardings=places)(*start)
         return (WithTrainingParams(state, model_params) if average else state), step
 
+    vars(init_optimizer_state)["self_tuned"] = self_tuned  # for `Submission.point`
+
     def update_params(
         workload,
         current_param_container,
@@ -318,6 +320,17 @@ class Submission:
     def is_from_optax(self) -> bool:
         """Whether its step is that of `from_optax`, which can take microbatches."""
         return self.functions.update_params.__module__ == from_optax.__module__
+
+    def point(self, hyperparameters: Mapping[str, Any] | None) -> Any:
+        """Returns hyperparameters as submissions read them.
+
+        Under the self-tuning ruleset, where they are None, those of `from_optax`; None
+        for other submissions, which keep their own to themselves.
+        """
+        if hyperparameters is None:
+            init = self.functions.init_optimizer_state
+            hyperparameters = getattr(init, "self_tuned", None)
+        return as_namedtuple(hyperparameters)
 
 
 def load_submission(path: Path) -> Submission:

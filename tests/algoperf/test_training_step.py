@@ -415,6 +415,18 @@ def test_a_record_says_which_units_a_recipe_runs_in(make_config, monkeypatch):
     }
 
 
+def test_a_record_names_the_recipe_of_a_submission_that_tunes_itself(make_config):
+    text = (
+        "(get_batch_size, init_optimizer_state, update_params, prepare_for_eval,\n"
+        " data_selection) = from_optax(\n"
+        "    build, self_tuned={'learning_rate': 0.01, 'recipe': 'int8'})\n"
+    )
+    config = make_config(text, ruleset="self", hyperparameters=None, max_steps=2)
+    record = runner.run_trial(config)
+    assert record["hyperparameters"] is None
+    assert record["numerics"]["recipe"] == "int8"
+
+
 def test_a_record_without_a_recipe_says_so(make_config):
     config = make_config(max_steps=2)
     runner.run_trial(config)
