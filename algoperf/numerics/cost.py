@@ -16,6 +16,8 @@ from typing import Any
 
 from algoperf.numerics.find import CONVOLUTION, DOT, Found
 from algoperf.numerics.formats import POWER_OF_TWO_SCALES, Format
+from algoperf.numerics.plans import plans_of
+from algoperf.numerics.products import product_of_found
 from algoperf.numerics.recipes import Recipe, Rotation, find_recipe
 
 # What an unquantised operand has: the widths of float32 operands as they are stored.
@@ -106,12 +108,14 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
     width = FULL_BITS
     if item.reason is not None:
         recipe, width = Recipe("kept"), kept_bits
+    forward, *gradients = plans_of(product_of_found(recipe, item))
+    of_x, of_w = gradients[::-1] if item.weight_is_left else gradients
     cost = _product(
         multiply_adds,
         (x, recipe.forward_x),
         (w, recipe.forward_w),
         out,
-        recipe.forward_rotation,
+        forward.rotation,
         width,
     )
     if training:
@@ -120,7 +124,7 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
             (out, recipe.input_gradient_g),
             (w, recipe.input_gradient_w),
             x,
-            recipe.input_gradient_rotation,
+            of_x.rotation,
             width,
         )
         cost += _product(
@@ -128,7 +132,7 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
             (out, recipe.weight_gradient_g),
             (x, recipe.weight_gradient_x),
             w,
-            recipe.weight_gradient_rotation,
+            of_w.rotation,
             width,
         )
     return cost.times(item.repeats)

@@ -68,20 +68,18 @@ def plans_of(product: Product) -> tuple[Plan, Plan, Plan]:
     # where the gradient of the OTHER operand is made, that product's rotation).
     as_x = (recipe.forward_x, recipe.weight_gradient_g, recipe.weight_gradient_x)
     as_w = (recipe.forward_w, recipe.input_gradient_g, recipe.input_gradient_w)
-    rotations = [recipe.weight_gradient_rotation, recipe.input_gradient_rotation]
     left, right = (as_w, as_x) if product.weight_is_left else (as_x, as_w)
-    if product.weight_is_left:
-        rotations.reverse()
+    lengths = _lengths(product)
+    rotations = _rotations(product, lengths)
     axes = _axes(product)
-    lengths: tuple[int, ...] = (0, 0, 0)
-    if not product.is_convolution:
-        (_, rows, inner), (_, _, columns) = product.shapes
-        turns = (recipe.forward_rotation, rotations[1], rotations[0])
-        lengths = tuple(map(_padded, (inner, columns, rows), turns))
+    if product.is_convolution:
+        lengths = (0, 0, 0)
+    else:
+        lengths = tuple(map(_padded, lengths, rotations))
     forward = Plan(
         Operand(left[0], *axes["left"]),
         Operand(right[0], *axes["right"]),
-        recipe.forward_rotation,
+        rotations[0],
         0,
         lengths[0],
     )
@@ -95,11 +93,42 @@ def plans_of(product: Product) -> tuple[Plan, Plan, Plan]:
     of_right = Plan(
         Operand(left[1], *axes["g_for_right"]),
         Operand(left[2], *axes["left_for_right"]),
-        rotations[0],
+        rotations[2],
         2,
         lengths[2],
     )
     return forward, of_left, of_right
+
+
+def _lengths(product: Product) -> tuple[int, ...]:
+    """Returns how much each product contracts, of channels those of one group."""
+    if not product.is_convolution:
+        (_, rows, inner), (_, _, columns) = product.shapes
+        return inner, columns, rows
+    params = dict(product.params)
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    left, right = product.shapes
+    out_channel, in_channel = numbers.rhs_spec[:2]
+    return right[in_channel], right[out_channel] // groups, left[numbers.lhs_spec[0]]
+
+
+def _rotations(
+    product: Product, lengths: tuple[int, ...]
+) -> tuple[Rotation | None, ...]:
+    """Returns the rotations of forward, gradients of left, and of right.
+
+    Where one channel is contracted, as in each group of a depthwise convolution, there
+    is nothing to rotate: one number would be spread over a block of padding. How many
+    examples the gradient of the weight contracts, the batch alone says; it is rotated.
+    """
+    recipe = product.recipe
+    inner, *outer = lengths
+    forward = None if inner == 1 else recipe.forward_rotation
+    of_x = recipe.input_gradient_rotation
+    of_w = recipe.weight_gradient_rotation
+    if outer[1 if product.weight_is_left else 0] == 1:
+        of_x = None
+    return (forward, of_w, of_x) if product.weight_is_left else (forward, of_x, of_w)
 
 
 def _padded(length: int, rotation: Rotation | None) -> int:

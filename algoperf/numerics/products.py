@@ -356,12 +356,20 @@ def units_of_found(
     recipe: Recipe, item: Found, device: units.Device
 ) -> tuple[str, ...]:
     """Returns where the three products of a product of a function run."""
+    product = product_of_found(recipe, item, device)
+    return tuple(units_of(product, plan) for plan in plans_of(product))
+
+
+def product_of_found(
+    recipe: Recipe, item: Found, device: units.Device = units.EMULATOR
+) -> Product:
+    """Returns a product of a function as a recipe quantises it, but for its dtypes."""
     dtypes = (jnp.float32, jnp.float32)  # does not matter
     if item.primitive == CONVOLUTION:
         kept, shapes = tuple(sorted(item.params.items())), item.shapes[:2]
     else:
         kept, shapes = (), _matrix_shapes(item.params, *item.shapes[:2])
-    product = Product(
+    return Product(
         recipe,
         item.primitive == CONVOLUTION,
         kept,
@@ -370,7 +378,6 @@ def units_of_found(
         dtypes,
         device,
     )
-    return tuple(units_of(product, plan) for plan in plans_of(product))
 
 
 def _matrix_shapes(params: Any, left: Any, right: Any) -> Any:

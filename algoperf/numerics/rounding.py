@@ -153,6 +153,9 @@ def element_codes(values: jax.Array, element: Element) -> jax.Array:
     mantissa = (bits & MANTISSA_MASK) >> (23 - element.mantissa_bits)
     subnormal = (magnitude * (1.0 / element.smallest)).astype(jnp.int32)
     code = jnp.where(is_normal, (field << element.mantissa_bits) | mantissa, subnormal)
+    if element.name == "fp16":
+        quiet = jnp.isnan(values).astype(jnp.int32) << (element.mantissa_bits - 1)
+        code = jnp.where(jnp.isfinite(values), code, _highest_codes(element) | quiet)
     return ((sign << (element.bits - 1)) | code).astype(kind)
 
 
@@ -167,6 +170,11 @@ def element_values(codes: jax.Array, element: Element) -> jax.Array:
     return _float_values(codes, element)
 
 
+def _highest_codes(element: FloatElement) -> int:
+    """Returns the code of infinity in an IEEE type; those above it are NaN."""
+    return ((1 << element.exponent_bits) - 1) << element.mantissa_bits
+
+
 def _float_values(codes: jax.Array, element: FloatElement) -> jax.Array:
     magnitude = codes & ((1 << (element.bits - 1)) - 1)
     field = magnitude >> element.mantissa_bits
@@ -174,6 +182,9 @@ def _float_values(codes: jax.Array, element: FloatElement) -> jax.Array:
     whole = jnp.where(field > 0, mantissa + (1 << element.mantissa_bits), mantissa)
     step = jnp.maximum(field, 1) - element.bias - element.mantissa_bits
     values = whole.astype(jnp.float32) * power_of_two(step)
+    if element.name == "fp16":
+        beyond = jnp.where(mantissa == 0, jnp.inf, jnp.nan)
+        values = jnp.where(magnitude < _highest_codes(element), values, beyond)
     sign = (codes >> (element.bits - 1)) & 1
     return lax.bitcast_convert_type(bits_of(values) | (sign << 31), jnp.float32)
 

@@ -1,9 +1,10 @@
 """Pruned at the start: kernels masked by a score (Frankle 2021, arXiv:2009.08576).
 
-`score` is 'magnitude', 'snip', 'grasp' or 'synflow'; those that need data take the
-first batch. A share `density` of the kernels' weights stays, by the largest scores of
-all kernels together. Scores take batch norm scales of 0 for 1 and a random output layer
-for one of 0, 'magnitude' an output layer of any scale for one of the usual.
+`score` is 'magnitude', 'snip', 'grasp' or, where inputs are images, 'synflow'; those
+that need data take the first batch. A share `density` of the kernels' weights stays, by
+the largest scores of all kernels together. Scores take batch norm scales of 0 for 1 and
+a random output layer for one of 0, 'magnitude' an output layer of any scale for one of
+the usual.
 
 `score` 'lottery_ticket' prunes by magnitude and rewinds, three times within the first
 three eighths of the training steps; what is left trains on (arXiv:1912.05671).
@@ -35,10 +36,11 @@ def build(workload, hyperparameters):
 def output_for_ones(objective, params):
     """Returns the sum of the model's outputs for inputs of ones, as in evaluation."""
     inputs = objective.batch["inputs"]
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    kind = getattr(inputs, "dtype", None)  # a graph has none
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
         raise UserError(
             "synflow needs inputs that may be all ones, such as images; this "
-            f"workload's are {inputs.dtype}: take another score"
+            f"workload's are {kind or type(inputs).__name__}: take another score"
         )
     batch = {**objective.batch, "inputs": jnp.ones_like(inputs[:1])}
     logits, _ = objective.workload.model_fn(

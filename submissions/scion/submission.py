@@ -1,5 +1,6 @@
 """Scion: steps of a given norm by layer (Pethick et al. 2025, arXiv:2502.07529)."""
 
+import math
 from typing import Any
 
 import jax
@@ -56,6 +57,27 @@ def kinds_of(workload: spec.Workload) -> Any:
     )
 
 
+def shares_of_positions(workload: spec.Workload) -> Any:
+    """Returns 1 / sqrt(kernel positions) for hidden convolutions, 1 for all else.
+
+    Of a kernel of k x k positions the ball is sqrt(out / in) / k^2, of channels in and
+    out, so that the sum over positions keeps the norm (the authors' code); `spectral`
+    has sqrt(out / (k^2 in)).
+    """
+
+    def share(is_hidden, kind, shape):
+        is_convolution = is_hidden and kind is spec.ParameterType.CONV_WEIGHT
+        positions = shape.shape_tuple[:-2] if is_convolution else ()
+        return 1.0 / math.sqrt(math.prod(positions))
+
+    return jax.tree.map(
+        share,
+        hidden_matrices(workload),
+        workload.model_params_types,
+        workload.param_shapes,
+    )
+
+
 def build(workload, hyperparameters):
     """Returns Scion on SCG steps with `constrained`, else on uSCG steps (section 3).
 
@@ -82,9 +104,11 @@ def build(workload, hyperparameters):
         )
         for name, (unit, radius) in balls.items()
     }
+    shares = shares_of_positions(workload)
     direction = optax.chain(
         optax.ema(1.0 - hyperparameters.one_minus_beta1, debias=False),
         optax.partition(steps, kinds_of(workload)),
+        optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, shares)),
     )
     return optax.chain(
         in_matrix_shape(workload, direction),

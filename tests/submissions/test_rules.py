@@ -335,6 +335,8 @@ def test_scion(constrained):
         if IS_HIDDEN[name]:
             u = newton_schulz(matrix(name, d))
             u = 5.0 * u.reshape(d.shape) * np.sqrt(u.shape[1] / u.shape[0])
+            if name == "conv/kernel":  # (2, 2, 3, 4)
+                u *= (np.sqrt(4 / 3) / 4) / np.sqrt(4 / 12)
         elif name == "head/kernel":
             u = 3.0 * np.sign(d) / d.shape[0]
         elif name == "embed/embedding":

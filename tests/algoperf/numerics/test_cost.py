@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from algoperf import numerics
-from algoperf.numerics import RECIPES, cost
+from algoperf.numerics import RECIPES, Rotation, cost
 
 PLAIN = RECIPES["mxfp4"].replace(keep_last=0, keep_types=(), weights_only=False)
 
@@ -87,6 +87,14 @@ def test_loops_and_groups_count():
 
     found = _cost(PLAIN, grouped, _shape(2, 10, 8), _shape(1, 2, 12), training=False)
     assert found.multiply_adds == 2 * 10 * 12 * 2
+    # One channel in each group is not rotated; its three output channels are.
+    rotated = PLAIN.replace(
+        forward_rotation=Rotation(), input_gradient_rotation=Rotation()
+    )
+    shapes = _shape(2, 10, 4), _shape(1, 1, 12)
+    more = _cost(rotated, grouped, *shapes).overhead_bit_operations
+    more -= _cost(PLAIN, grouped, *shapes).overhead_bit_operations
+    assert more == (2 * 10 * 12 + 12) * 5 * 32
 
 
 def test_what_is_kept_counts_in_full_and_the_text_says_modelled():

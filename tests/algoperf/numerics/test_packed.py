@@ -55,6 +55,21 @@ def test_round_trip(name):
         assert stored.scales.nbytes == elements / 32
 
 
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_floats_that_have_them_keep_infinities_and_nan(name):
+    """Also what rounds past the largest number, and the smallest ones."""
+    x = np.float32([np.inf, 65504, 65519.9, 65520, 1e30, 3.4e38, 1e-7, 6.2e-5, 0])
+    x = np.concatenate([x, -x, np.float32([np.nan])])
+    back = jax.jit(lambda x: packed.unpack(packed.pack(x, name)))(x)
+    kind = jnp.bfloat16 if name == "bf16" else np.float16
+    with np.errstate(over="ignore"):
+        wanted = x.astype(kind).astype(np.float32)
+    np.testing.assert_array_equal(back, wanted)
+    direct = jax.jit(numerics.quantize, static_argnums=1)(x, name)
+    np.testing.assert_array_equal(back, direct)
+    assert np.isinf(wanted).sum() == (4 if name == "bf16" else 8)
+
+
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
 def test_nan_comes_back(name):
     x = jnp.ones((2, 64)).at[0, 3].set(jnp.nan)

@@ -222,6 +222,50 @@ def test_rotations_alone_change_nothing(backward_from, is_convolution):
         np.testing.assert_allclose(one, other, atol=5e-5)
 
 
+def _depthwise(x, w):
+    return lax.conv_general_dilated(
+        x,
+        w,
+        (1,),
+        "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=24,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "w", "g"),
+    [
+        (_depthwise, (4, 9, 24), (3, 1, 24), (4, 9, 24)),
+        (lambda x, w: x @ w, (36, 1), (1, 24), (36, 24)),
+        (lambda x, w: x @ w, (36, 24), (24, 1), (36, 1)),
+        (lambda x, w: (w.T @ x.T).T, (36, 1), (1, 24), (36, 24)),
+        (lambda x, w: (w.T @ x.T).T, (36, 24), (24, 1), (36, 1)),
+    ],
+)
+def test_one_channel_is_not_rotated(fn, x, w, g):
+    """Nor padded to a block; the many on the product's other axes are."""
+    x, w, g = _normal(0, *x), _normal(1, *w), _normal(2, *g)
+    rotations = ("forward_rotation", "input_gradient_rotation")
+    is_single = w.shape[-2] == 1, w.shape[-1] == 1 or fn is _depthwise
+    recipe = DIFFERENT.replace(
+        weight_gradient_rotation=Rotation(16),
+        **dict.fromkeys(rotations, Rotation(32, random=True)),
+    )
+    without = recipe.replace(
+        **{
+            name: None
+            for name, single in zip(rotations, is_single, strict=True)
+            if single
+        }
+    )
+    key = jax.random.key(0)
+    found = _out_and_gradients(recipe, fn, x, w, g, key=key)
+    wanted = _out_and_gradients(without, fn, x, w, g, key=key)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_quartet_by_its_algorithm():
     """arXiv:2505.14669, algorithm 1, with nearest rounding instead of stochastic."""
     backward = FORMATS["mxfp4_stochastic"].replace(rounding="nearest_even")

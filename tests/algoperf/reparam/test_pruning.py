@@ -179,6 +179,26 @@ def test_scores_that_tell_nothing_are_refused():
             _train(pruned, as_namedtuple({**point, "score": score}), 1, params)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "kind"),
+    [
+        (jnp.zeros((2, 8), jnp.int32), "int32"),
+        ((jnp.zeros((2, 8)), jnp.zeros(2)), "tuple"),
+        ({"floats": jnp.zeros((2, 8))}, "dict"),
+    ],
+)
+def test_synflow_of_inputs_that_are_no_image_is_refused(inputs, kind):
+    objective = types.SimpleNamespace(batch={"inputs": inputs})
+    with pytest.raises(UserError, match=f"workload's are {kind}: take another score"):
+        pruned.output_for_ones(objective, {})
+
+
+def test_no_point_of_the_search_space_is_for_some_workloads_alone():
+    """One that a workload's inputs refuse would end the study."""
+    points = load_search_space(Path(pruned.__file__).parent / SPACE_FILE)
+    assert "synflow" not in {point["score"] for point in points}
+
+
 def test_a_submission_that_looks_at_its_masks_still_takes_microbatches():
     assert load_submission(Path(pruned.__file__)).is_from_optax
 
