@@ -110,7 +110,8 @@ def check(runs: Sequence["TrialConfig"]) -> None:
     """Raises UserError where a finished record is of another run than is asked for."""
     from algoperf import runner
 
-    runner.run_study([run for run in runs if is_done(run)], resume=True)
+    if done := [run for run in runs if is_done(run)]:
+        runner.run_study(done, resume=True)
 
 
 def make(runs: Sequence["TrialConfig"]) -> bool:
