@@ -297,8 +297,11 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
     """
     reader, writer = os.pipe()
     errors, error_writer = os.pipe()
+    # Held back until there are handlers: the child may train before there are.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         os.close(reader)
         os.close(errors)
         os.dup2(error_writer, 2)
@@ -326,6 +329,7 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
         number: signal.signal(number, lambda number, _: _pass_on(child, number))
         for number in STOP_SIGNALS
     }
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     said: list[Mapping[str, Any]] = []
     # In threads: a full pipe would stop the child; and a process that the child has
     # left behind may hold it open.
