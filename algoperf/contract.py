@@ -6,6 +6,7 @@ and resumed, while an observer looks at what goes in and out of its functions.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -100,13 +101,20 @@ class _Observer:
         self.found[violation] = None
 
     def functions(self) -> SubmissionFunctions:
-        """Returns the submission's functions, looked at."""
-        return self._functions._replace(
-            init_optimizer_state=self._init_optimizer_state,
-            update_params=self._update_params,
-            prepare_for_eval=self._prepare_for_eval,
-            data_selection=self._data_selection,
-        )
+        """Returns the submission's functions, looked at.
+
+        They keep what is known of the own ones, such as who made them.
+        """
+
+        def looked_at(name: str) -> Any:
+            look = getattr(self, f"_{name}")
+            return functools.wraps(getattr(self._functions, name))(
+                lambda *positional, **named: look(*positional, **named)
+            )
+
+        names = ["init_optimizer_state", "update_params", "prepare_for_eval"]
+        names.append("data_selection")
+        return self._functions._replace(**{name: looked_at(name) for name in names})
 
     def try_get_batch_size(self) -> None:
         """Asks for the batch size of a workload that nobody knows."""
