@@ -103,7 +103,7 @@ class _Observer:
     def functions(self) -> SubmissionFunctions:
         """Returns the submission's functions, looked at.
 
-        They keep what is known of the own ones, such as who made them.
+        They keep what is known of the originals, such as who made them.
         """
 
         def looked_at(name: str) -> Any:
@@ -112,9 +112,12 @@ class _Observer:
                 lambda *positional, **named: look(*positional, **named)
             )
 
-        names = ["init_optimizer_state", "update_params", "prepare_for_eval"]
-        names.append("data_selection")
-        return self._functions._replace(**{name: looked_at(name) for name in names})
+        return self._functions._replace(
+            init_optimizer_state=looked_at("init_optimizer_state"),
+            update_params=looked_at("update_params"),
+            prepare_for_eval=looked_at("prepare_for_eval"),
+            data_selection=looked_at("data_selection"),
+        )
 
     def try_get_batch_size(self) -> None:
         """Asks for the batch size of a workload that nobody knows."""
