@@ -288,12 +288,12 @@ def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -
     head = HEAD.format(**_protocol(runs))
     head += OVER_WORDS.format(r_max=result.rules.r_max) if over else ""
     warned = ""
-    if warnings := [*_unhealthy(runs), *result.warnings]:
+    if warnings := [*unhealthy(runs), *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
     return f"{head}\n{table}{warned}{_field_words(result)}"
 
 
-def _unhealthy(runs: scoring.Runs) -> list[str]:
+def unhealthy(runs: scoring.Runs) -> list[str]:
     """Returns a line for each trial that failed or diverged: they count as misses."""
     return [
         f"{trial.submission}/{trial.place} {trial.status}"
@@ -308,14 +308,18 @@ def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
         len({getattr(trial, name) for trial in runs.trials})
         for name in ("study", "trial")
     )
-    hosts = [trial.record["host"] for trial in runs.trials if trial.record]
-    machines = sorted({f"{_cores(host)} of an {host['cpu']}" for host in hosts})
     return {
         "trials": str(len(runs.trials)),
         "studies": "one study" if studies == 1 else f"{studies} studies",
         "points": "one point" if points == 1 else f"{points} points",
-        "machine": " and ".join(machines),
+        "machine": machines(runs),
     }
+
+
+def machines(runs: scoring.Runs) -> str:
+    """Returns what the trials ran on, in words."""
+    hosts = [trial.record["host"] for trial in runs.trials if trial.record]
+    return " and ".join(sorted({f"{_cores(h)} of an {h['cpu']}" for h in hosts}))
 
 
 def _cores(host: Mapping[str, Any]) -> str:

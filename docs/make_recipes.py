@@ -110,7 +110,7 @@ def combined(
                 f"`{recipe}`",
                 f"{costs[recipe]:.3f}",
                 f"{of_quantised[recipe]:.3f}",
-                shown(recipe, compared.mean_ratio(ratios)),
+                shown(compared.mean_ratio(ratios), recipe),
                 f"{there} of {len(ratios)}",
                 f"{sum(row.reached for row in own)} of {sum(row.runs for row in own)}",
                 "yes" if recipe in front else "",
@@ -136,8 +136,8 @@ def each(rows: Iterable[compared.Row]) -> str:
             f"`{row.recipe}`",
             f"{row.reached} of {row.runs}",
             f"{row.steps:.0f}" if math.isfinite(row.steps) else NOTHING,
-            shown(row.recipe, row.to_target),
-            shown(row.recipe, row.to_level),
+            shown(row.to_target, row.recipe),
+            shown(row.to_level, row.recipe),
             f"{row.final:.4g}",
         ]
         for row in rows
@@ -185,7 +185,7 @@ def of_scaling(store: Store) -> list[str]:
     ]
 
 
-def shown(recipe: str, ratio: compared.Ratio) -> str:
+def shown(ratio: compared.Ratio, recipe: str = "") -> str:
     """Returns a recipe's ratio with its interval, as far as they are known."""
     if recipe == BASELINE or not math.isfinite(ratio.value):
         return NOTHING

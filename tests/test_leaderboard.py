@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scripts
+from mini_runs import RULES, write_runs
 from scipy import stats
 
 import scoring
@@ -20,41 +21,6 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 leaderboard = scripts.load("docs/make_leaderboard.py")
-RULES = scoring.load_rules("mini")
-
-
-def write_runs(root, factors, missed=()):
-    """Writes a trial of each submission on each workload; they reach it in `factor`."""
-    for name, factor in factors.items():
-        for w, workload in enumerate(RULES.base_workloads):
-            goal = RULES.goals[workload]
-            worse = goal.target * (2 if goal.direction == "minimize" else 0.5)
-            is_missed = (name, workload) in missed
-            folder = root / name / "study_0" / f"{workload}_jax" / "trial_1"
-            folder.mkdir(parents=True)
-            step = round(100 * (w + 1) * factor)
-            columns = ",".join(
-                (
-                    records.SUBMISSION_TIME,
-                    records.GLOBAL_STEP,
-                    f"validation/{goal.metric}",
-                    "train/loss",
-                )
-            )
-            value = worse if is_missed else goal.target
-            text = f"{columns}\n0,0,{worse},1\n{step / 100},{step},{value},1\n"
-            (folder / records.EVAL_FILE).write_text(text)
-            (folder / records.HPARAMS_FILE).write_text("{}")
-            record = {
-                "schema_version": records.SCHEMA_VERSION,
-                "status": "budget" if is_missed else "reached",
-                "workload": workload,
-                "step_time": {"seconds": 0.1},
-                "host": {"cpu": "Abacus", "cores": 2},
-            }
-            (folder / records.RECORD_FILE).write_text(json.dumps(record))
-            (folder / "checkpoint").write_text("large")
-    return root
 
 
 def test_records_go_in_and_come_out(tmp_path):
@@ -100,7 +66,7 @@ def test_a_trial_that_failed_before_its_first_evaluation_is_packed(tmp_path):
     found = scoring.read_runs([tmp_path / "out"])
     first = RULES.base_workloads[0]
     warned = [f"adamw/study_0/{first}/trial_1 failed"]
-    assert leaderboard._unhealthy(found) == warned
+    assert leaderboard.unhealthy(found) == warned
     text = leaderboard.page(found, *results_of(tmp_path / "out"))
     assert f"## What the scorer warns of\n\n- {warned[0]}\n" in text
 

@@ -1,0 +1,258 @@
+"""Writes docs/reparam_suite.md from the records in docs/reparam/suite.tar.xz.
+
+    python docs/make_methods.py --pack RUNS
+
+RUNS is what `algoperf sweep` leaves of the submissions of docs/reparam.md and of
+`adamw`, on any workloads of the mini suite. Without `--pack` the page is written from
+what is kept.
+"""
+
+import argparse
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import make_leaderboard
+import make_recipes
+import numpy as np
+
+import scoring
+from algoperf.errors import UserError
+from scoring import recipes as compared
+from scoring import time_to_target
+from scoring.rules import Goal
+
+DOCS = Path(__file__).resolve().parent
+ARCHIVE = DOCS / "reparam" / "suite.tar.xz"
+PAGE = DOCS / "reparam_suite.md"
+DENSE = "adamw"
+STEPS = make_leaderboard.STEPS
+HEAD = """# Small and low-rank training on the mini suite
+
+Written by `python docs/make_methods.py` from the records in
+`docs/reparam/suite.tar.xz`; none of these numbers was typed in. What the methods are is
+in [reparam.md](reparam.md).
+
+    algoperf sweep --submissions {submissions} \\
+      --suite mini --out runs/methods
+
+{trials} trials on {machine}: the first point of each search space, the same on all
+workloads, {seeds}.
+{stop}
+- **Steps** are to the target, interpolated between evaluations. Those of a method over
+  those of `adamw` are a ratio of medians, with the 95 % interval over seeds (Student's
+  t on logarithms) where a workload has several.
+- **To its level**: the same to a goal that more of them reach, the median metric that
+  `adamw` had after half of its steps.
+- **A step** is its undisturbed time over that of `adamw`, on the same machine; **time**
+  is both together, to the target.
+- **Trained** and **stored** are parameters, and bytes, over those of `adamw`, and
+  **state** the bytes of the optimizer's state over its.
+"""
+COMBINED = """## All workloads
+
+Geometric means over workloads. Those of steps and time are over the workloads where
+half of a method's runs get there, and half of those of `adamw`; in brackets the 95 %
+interval over these workloads, and of how many.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A submission on a workload beside the dense one, as shares of the dense one's."""
+
+    in_steps: compared.Row
+    time: float  # to the target
+    step: float
+    sizes: dict[str, float]
+
+
+def page(runs: scoring.Runs) -> str:
+    """Returns the text of the page."""
+    rules = scoring.load_rules("mini")
+    found = {
+        workload: methods(own, rules.goals[workload])
+        for workload in rules.workloads
+        if (own := [t for t in runs.trials if t.workload == workload])
+    }
+    sections = [_head(runs), COMBINED, combined(list(found.values()))]
+    for workload, own in found.items():
+        sections += [f"### {workload}\n\nTarget: {rules.goals[workload]}.\n", each(own)]
+    return "\n".join(sections)
+
+
+def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
+    """Compares the trials of a workload with the dense ones, which come first.
+
+    Raises:
+      UserError: there are no dense ones.
+    """
+    names = sorted(
+        {trial.submission for trial in trials}, key=lambda n: (n != DENSE, n)
+    )
+    if DENSE not in names:
+        raise UserError(f"no trial of {DENSE} on {trials[0].workload} to compare with")
+    by_name = {name: [t for t in trials if t.submission == name] for name in names}
+    easier = dataclasses.replace(goal, target=level(by_name[DENSE], goal))
+    rows = compared.summarise(
+        (
+            compared.RecipeRun(
+                workload=trial.workload,
+                recipe=name,
+                seed=trial.study,
+                steps=time_to_target.trial_time(trial, goal, STEPS),
+                level_steps=time_to_target.trial_time(trial, easier, STEPS),
+                final=float(metric(trial, goal)[-1]),
+            )
+            for name in names
+            for trial in by_name[name]
+        ),
+        DENSE,
+    )
+    seconds = {name: _step_seconds(own) for name, own in by_name.items()}
+    sizes = {name: _sizes(own[0]) for name, own in by_name.items()}
+    return [
+        Method(
+            in_steps=row,
+            time=row.to_target.value * seconds[row.recipe] / seconds[DENSE],
+            step=seconds[row.recipe] / seconds[DENSE],
+            sizes={
+                key: value / sizes[DENSE][key]
+                for key, value in sizes[row.recipe].items()
+            },
+        )
+        for row in rows
+    ]
+
+
+def level(trials: Iterable[scoring.Trial], goal: Goal) -> float:
+    """Returns the median metric after half of the trials' steps."""
+    found = []
+    for trial in trials:
+        steps_E = time_to_target.evaluation_times(trial, STEPS.kind)
+        half = np.searchsorted(steps_E, steps_E[-1] / 2)
+        found.append(metric(trial, goal)[half])
+    return float(np.median(found))
+
+
+def metric(trial: scoring.Trial, goal: Goal) -> np.ndarray:
+    """Returns the target's metric at each evaluation, [E]."""
+    return np.asarray(trial.columns[goal.column])
+
+
+def _step_seconds(trials: Iterable[scoring.Trial]) -> float:
+    known = [time_to_target.step_seconds(trial) for trial in trials]
+    return float(np.median([math.nan if one is None else one for one in known]))
+
+
+SIZES = ("trainable_parameters", "stored_bytes", "optimizer_state_bytes")
+
+
+def _sizes(trial: scoring.Trial) -> dict[str, float]:
+    """Returns what the record says of sizes; it is the same in all of a method's."""
+    recorded = (trial.record or {}).get("sizes") or {}
+    return {key: float(recorded.get(key, math.nan)) for key in SIZES}
+
+
+def combined(by_workload: Sequence[Sequence[Method]]) -> str:
+    """Returns the table over all workloads."""
+    rows = []
+    for name in dict.fromkeys(m.in_steps.recipe for own in by_workload for m in own):
+        own = [m for ms in by_workload for m in ms if m.in_steps.recipe == name]
+        runs = sum(m.in_steps.runs for m in own)
+        rows.append(
+            [
+                f"`{name}`",
+                f"{sum(m.in_steps.reached for m in own)} of {runs}",
+                _mean(name, [m.in_steps.to_target.value for m in own]),
+                _mean(name, [m.time for m in own]),
+                _mean(name, [m.in_steps.to_level.value for m in own]),
+                *(
+                    f"{compared.mean_ratio(values).value:.2f}"
+                    for values in (
+                        [m.step for m in own],
+                        *([m.sizes[key] for m in own] for key in SIZES),
+                    )
+                ),
+            ]
+        )
+    columns = ("method", "reached", "steps", "time", "steps to its level")
+    sizes = ("a step", "trained", "stored", "state")
+    return make_recipes.table((*columns, *sizes), rows)
+
+
+def _mean(name: str, ratios: Sequence[float]) -> str:
+    """Returns the geometric mean of the finite ratios, in words."""
+    there = sum(map(math.isfinite, ratios))
+    words = make_recipes.shown(compared.mean_ratio(ratios))
+    return "-" if name == DENSE or not there else f"{words}, {there}"
+
+
+def each(own: Sequence[Method]) -> str:
+    """Returns the table of a workload's methods."""
+    rows = [
+        [
+            f"`{row.recipe}`",
+            f"{row.reached} of {row.runs}",
+            f"{row.steps:.0f}" if math.isfinite(row.steps) else "-",
+            *(
+                ("-", "-", "-")
+                if row.recipe == DENSE
+                else (
+                    make_recipes.shown(row.to_target),
+                    f"{m.time:.2f}" if math.isfinite(m.time) else "-",
+                    make_recipes.shown(row.to_level),
+                )
+            ),
+            f"{row.final:.4g}",
+            *(f"{value:.2f}" for value in (m.step, *m.sizes.values())),
+        ]
+        for m in own
+        for row in [m.in_steps]
+    ]
+    columns = ("method", "reached", "steps", "times dense", "time")
+    more = ("to its level", "metric at the end", "a step", "trained", "stored", "state")
+    return make_recipes.table((*columns, *more), rows)
+
+
+def _head(runs: scoring.Runs) -> str:
+    """Returns what the page says of the runs."""
+    seeds: dict[int, list[str]] = {}
+    for workload in sorted({trial.workload for trial in runs.trials}):
+        count = len({t.study for t in runs.trials if t.workload == workload})
+        seeds.setdefault(count, []).append(workload.removesuffix("_mini"))
+    words = [
+        f"{count} {'seed' if count == 1 else 'seeds'} of {', '.join(names)}"
+        for count, names in sorted(seeds.items())
+    ]
+    unhealthy = make_leaderboard.unhealthy(runs)
+    return HEAD.format(
+        submissions=",".join(sorted(runs.submissions)),
+        trials=len(runs.trials),
+        machine=make_leaderboard.machines(runs),
+        seeds="; ".join(words),
+        stop="".join(f"\n- {line}" for line in unhealthy) + "\n" * bool(unhealthy),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Packs, and writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pack", type=Path, metavar="RUNS", help="keep these records")
+    options = parser.parse_args(arguments)
+    if options.pack:
+        count = make_leaderboard.pack(options.pack, ARCHIVE)
+        print(f"packed {count} trials into {ARCHIVE}")
+    with tempfile.TemporaryDirectory() as folder:
+        make_leaderboard.unpack(ARCHIVE, Path(folder))
+        PAGE.write_text(page(scoring.read_runs([folder])), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"ERROR: {error}") from error
