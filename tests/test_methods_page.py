@@ -24,7 +24,7 @@ def read(root):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two seeds; `small` takes 1.5 and 1.2 times as many steps, and misses one workload."""
+    """Two seeds; `small` takes 4/3 of the steps, and misses a workload."""
     for study, (dense, factor) in enumerate([(1.0, 1.5), (1.25, 1.5)]):
         write_runs(
             tmp_path,
