@@ -1,7 +1,12 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and what asks a run to stop."""
 
 import difflib
+import signal
 from collections.abc import Iterable
+
+# A terminal's, a service manager's, and those that Slurm can send some time ahead
+# (sbatch --signal).
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class UserError(Exception):

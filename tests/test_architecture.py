@@ -158,6 +158,13 @@ def test_the_harness_knows_no_workload_and_no_submission(module):
         assert not _is_in(found, *above), found
 
 
+@pytest.mark.parametrize("module", _modules("algoperf.data"))
+def test_data_knows_nothing_of_what_launches_it(module):
+    above = ("launch", "runner", "trials", "inference", "numerics", "reparam")
+    for found in ours(module):
+        assert not _is_in(found, *(f"algoperf.{name}" for name in above)), found
+
+
 def test_there_are_no_circles():
     graph = {module: ours(module, module_level=True) for module in FILES}
     graphlib.TopologicalSorter(graph).prepare()

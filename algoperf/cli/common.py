@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from algoperf import hardware, records
-from algoperf.errors import UserError
+from algoperf.errors import STOP_SIGNALS, UserError
 
 if TYPE_CHECKING:
     from algoperf.launch.hosts import HostConfig
@@ -303,8 +303,6 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        from algoperf.launch.jobs import STOP_SIGNALS
-
         for number in STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._ask)
         return self

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from algoperf.errors import UserError
-from algoperf.launch.jobs import STOP_SIGNALS
+from algoperf.errors import STOP_SIGNALS, UserError
 from algoperf.sharding import put_batches
 
 Batch = dict[str, Any]  # trees of arrays that share their first axis

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from algoperf import records
-from algoperf.errors import UserError
+from algoperf.errors import STOP_SIGNALS, UserError
 from algoperf.hosts import LOST, Hosts, OtherHostError
-from algoperf.launch.jobs import STOP_SIGNALS
 from algoperf.records import Status
 
 CONNECT_SEC = 45.0  # from the start until all hosts must be there

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import logging
 
 from algoperf import locks, records
-from algoperf.errors import UserError
+from algoperf.errors import STOP_SIGNALS, UserError
 from algoperf.records import Status
 
 FOLDER = ".sweep"  # hidden: scoring passes over it
@@ -25,9 +25,6 @@ UNREADABLE = "unreadable"  # its record or lock is broken; the message says whic
 # The exit status of a process that was stopped before its trial had a result
 # (EX_TEMPFAIL of sysexits.h): run it again.
 UNFINISHED = 75
-# Ask a run to stop: a terminal's, a service manager's, and those that Slurm can send
-# some time ahead (sbatch --signal).
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Arguments that a trial's result depends on: others may differ from call to call.
 _BINDING = (
     "scale",

@@ -15,7 +15,7 @@ from sources import Numbers, noisy
 
 from algoperf.data.examples import DataOptions, train_examples
 from algoperf.data.pipeline import batches
-from algoperf.launch.jobs import STOP_SIGNALS
+from algoperf.errors import STOP_SIGNALS
 
 pytestmark = pytest.mark.slow
 

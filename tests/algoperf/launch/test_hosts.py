@@ -13,10 +13,9 @@ import pytest
 from shards import largest_difference
 
 from algoperf import records
-from algoperf.errors import OtherRunError, UserError
+from algoperf.errors import STOP_SIGNALS, OtherRunError, UserError
 from algoperf.launch import hosts
 from algoperf.launch.hosts import HostConfig
-from algoperf.launch.jobs import STOP_SIGNALS
 from algoperf.records import Status
 
 HELPERS = Path(__file__).resolve().parents[2] / "helpers"
