@@ -6,7 +6,7 @@
 # make test-slurm start a Slurm on this machine (Debian's slurmctld, slurmd, munge)
 # make lint    ruff and mypy
 # make leaderboard  score the committed records, draw their page in runs/
-# make clean   remove what the above have made
+# make clean   remove what the above have made; other runs in runs/ stay
 #
 # Needs Python 3.11 or newer; uv is used where it is found, else pip. All goes to .venv.
 
@@ -57,7 +57,7 @@ leaderboard: .venv/dev
 		--report runs/leaderboard.html
 
 clean:
-	rm -rf .venv .venv-oldest runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
+	rm -rf .venv .venv-oldest runs/demo* runs/leaderboard* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or \

@@ -36,8 +36,8 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
 - **Step** is the time of a training step beside AdamW's on the mini language model, and
   **Memory** that of parameters and state. All took turns in one run of
   `python tests/benchmarks/submissions_cost.py --json docs/algorithm_costs.json`
-  ({rounds} rounds of {steps_per_round} steps, {cores} cores of an {cpu}); the median of
-  the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model (AdamW
+  (`--rounds {rounds} --steps {steps_per_round}`, {cores} cores of an {cpu}); the median
+  of the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model (AdamW
   takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large batch,
   and more gradients per step are counted as they come.
 - The steps timed are the first of a trial. Two submissions have cheaper ones later:

@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN.md, section 2), read off the source files."""
+"""Who may import whom (CONTRIBUTING.md), read off the source files."""
 
 import ast
 import functools

@@ -158,12 +158,14 @@ def take_apart(
         return Parts(elements, jnp.abs(x) <= element.max, None, one)
     axis = checked_axis(x.ndim, axis)
     axes: tuple[int, ...] | None = (axis,)
+    counts = None
     if isinstance(fmt.group, int):
         if x.shape[axis] % fmt.group and not fmt.pad:
             raise UserError(
                 f"blocks of {fmt.group} do not divide an axis of {x.shape[axis]}; take "
                 "another block size or a format with pad=True"
             )
+        counts = _counts(x.shape, axis, fmt.group)
         x = split_axis(x, axis, fmt.group)
         noise = None if noise is None else split_axis(noise, axis, fmt.group)
         axes = (axis + 1,)
@@ -176,7 +178,7 @@ def take_apart(
         if fmt.tensor_scale:
             x = x * reciprocal(tensor_scale)
         of_infinity = HIGHEST_SCALE if subnormals else HIGHEST_SCALE + 1
-        scale = _scale_exponent(x, fmt, axes, of_infinity)
+        scale = _scale_exponent(x, fmt, axes, of_infinity, counts)
         if subnormals:
             scaled = rounding.divide_by_power_of_two(x, scale - implied_exponent(fmt))
         else:
@@ -279,18 +281,37 @@ def _scale(
     return jnp.where(jnp.isinf(per_element), jnp.nan, scale), tensor_scale
 
 
+def _counts(shape: tuple[int, ...], axis: int, block: int) -> np.ndarray | None:
+    """Returns how many numbers blocks hold without padding; None if all are full."""
+    length = shape[axis]
+    if length % block == 0:
+        return None
+    counts = np.full(-(-length // block), block, np.float32)
+    counts[-1] = length % block
+    return counts.reshape(-1, *(1,) * (len(shape) - axis))
+
+
 def _scale_exponent(
-    x: jax.Array, fmt: Format, axes: tuple[int, ...] | None, of_infinity: int
+    x: jax.Array,
+    fmt: Format,
+    axes: tuple[int, ...] | None,
+    of_infinity: int,
+    counts: np.ndarray | None = None,
 ) -> jax.Array:
     """Returns the exponents of E8M0 scales, int32; above 127 stands for NaN.
 
-    All on the bits of the largest magnitude, m 2^e with 1 <= m < 2, so exact.
+    All on the bits of the largest magnitude, m 2^e with 1 <= m < 2, so exact. Where the
+    scale follows from a mean, that is of `counts` numbers, not of padding.
     """
     if fmt.scale == "fixed":
         fixed = implied_exponent(fmt) - fmt.fraction_bits
         return jnp.full((1,) * x.ndim, fixed, jnp.int32)
     if fmt.scale == "e8m0_quest":
-        mean = jnp.mean(jnp.square(x), axis=axes, keepdims=True)
+        squares = jnp.square(x)
+        if counts is None:
+            mean = jnp.mean(squares, axis=axes, keepdims=True)
+        else:
+            mean = jnp.sum(squares, axis=axes, keepdims=True) / counts
         number = jnp.sqrt(mean) * np.float32(QUEST_SCALE)
     else:
         number = largest_magnitude(x, axes)

@@ -16,7 +16,7 @@ from typing import Any
 
 from algoperf.numerics.find import CONVOLUTION, DOT, Found
 from algoperf.numerics.formats import POWER_OF_TWO_SCALES, Format
-from algoperf.numerics.plans import plans_of
+from algoperf.numerics.plans import plans_of, stretches
 from algoperf.numerics.products import product_of_found
 from algoperf.numerics.recipes import Recipe, Rotation, find_recipe
 
@@ -33,12 +33,13 @@ class Cost:
     """Modelled costs; the sum of two is the cost of both.
 
     Attributes:
-      multiply_adds: of all products.
-      bit_operations: of all products, each multiply-add weighted by its operands' bits.
-      full_bit_operations: the same with operands of 32 bits.
+      multiply_adds: of all products, without padding.
+      bit_operations: of all products, each multiply-add weighted by its operands' bits,
+        those of the padding included with which rotations fill blocks.
+      full_bit_operations: with operands of 32 bits and no padding.
       overhead_bit_operations: of rotations and of quantising, in float32.
-      bytes: of the products' operands, with their scales, read once, and of the
-        results in float32, written once.
+      bytes: of the products' operands, with their scales and padding, read once, and
+        of the results in float32, written once.
       full_bytes: the same in float32.
     """
 
@@ -108,14 +109,16 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
     width = FULL_BITS
     if item.reason is not None:
         recipe, width = Recipe("kept"), kept_bits
-    forward, *gradients = plans_of(product_of_found(recipe, item))
+    product = product_of_found(recipe, item)
+    plans = zip(plans_of(product), stretches(product), strict=True)
+    forward, *gradients = ((plan.rotation, stretch) for plan, stretch in plans)
     of_x, of_w = gradients[::-1] if item.weight_is_left else gradients
     cost = _product(
         multiply_adds,
         (x, recipe.forward_x),
         (w, recipe.forward_w),
         out,
-        forward.rotation,
+        *forward,
         width,
     )
     if training:
@@ -124,7 +127,7 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
             (out, recipe.input_gradient_g),
             (w, recipe.input_gradient_w),
             x,
-            of_x.rotation,
+            *of_x,
             width,
         )
         cost += _product(
@@ -132,7 +135,7 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
             (out, recipe.weight_gradient_g),
             (x, recipe.weight_gradient_x),
             w,
-            of_w.rotation,
+            *of_w,
             width,
         )
     return cost.times(item.repeats)
@@ -154,15 +157,18 @@ def _product(
     second: tuple[float, Format | None],
     out: float,
     rotation: Rotation | None,
+    stretch: float,
     width: int,
 ) -> Cost:
     """One product: (elements, format) of its operands, elements of its result.
 
-    `width` is that of an operand without format, in bits.
+    Rotated operands are `stretch` times as long, and so is what they contract. `width`
+    is that of an operand without format, in bits.
     """
     bits = [_bits(fmt, width) for _, fmt in (first, second)]
+    stretched = [(size * stretch, fmt) for size, fmt in (first, second)]
     overhead = 0.0
-    for size, fmt in (first, second):
+    for size, fmt in stretched:
         if rotation is not None:
             # Fast Walsh-Hadamard: log2(block) additions for each element.
             overhead += size * math.log2(rotation.block) * ADDITION
@@ -170,11 +176,11 @@ def _product(
             overhead += size * quantising(fmt)
     moved = [
         size * (width if fmt is None else fmt.bits_per_element()) / 8
-        for size, fmt in (first, second)
+        for size, fmt in stretched
     ]
     return Cost(
         multiply_adds=multiply_adds,
-        bit_operations=multiply_adds * bits[0] * bits[1],
+        bit_operations=multiply_adds * stretch * bits[0] * bits[1],
         full_bit_operations=multiply_adds * FULL_BITS**2,
         overhead_bit_operations=overhead,
         bytes=sum(moved) + out * FULL_BITS / 8,

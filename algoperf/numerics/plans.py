@@ -131,6 +131,14 @@ def _rotations(
     return (forward, of_w, of_x) if product.weight_is_left else (forward, of_x, of_w)
 
 
+def stretches(product: Product) -> tuple[float, ...]:
+    """Returns how much longer rotations make what forward and gradients contract."""
+    lengths = _lengths(product)
+    padded = map(_padded, lengths, _rotations(product, lengths))
+    pairs = zip(padded, lengths, strict=True)
+    return tuple(long / short if short else 1.0 for long, short in pairs)
+
+
 def _padded(length: int, rotation: Rotation | None) -> int:
     block = 1 if rotation is None else rotation.block
     return -(-length // block) * block

@@ -6,6 +6,7 @@ of those.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 import math
 import statistics
@@ -277,6 +278,14 @@ def worst_shown(values: Sequence[float], direction: Direction) -> float:
     return best + math.copysign(reach, worst - best)
 
 
+def find_matplotlib() -> None:
+    """Raises a UserError if there is no matplotlib, which `plot` needs."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(
+            "a plot needs matplotlib: pip install matplotlib, or give --noplot"
+        )
+
+
 def plot(
     lines: Sequence[Mapping[str, Any]],
     x_name: str,
@@ -293,12 +302,9 @@ def plot(
     Raises:
       UserError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(
-            "a plot needs matplotlib: pip install matplotlib, or give --noplot"
-        ) from error
+    find_matplotlib()
+    import matplotlib
+
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "algoperf"  # the same runs, the same file
     from matplotlib import pyplot

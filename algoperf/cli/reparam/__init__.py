@@ -115,11 +115,14 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Runs what is missing, writes table and plot; returns 1 if a run failed."""
     common.no_arguments(positional)
     from algoperf import registry
+    from algoperf.reparam import studies
 
     base = registry.find_workload(values.workload, values.scale)
     axis = _axis(values, AXES[values.study][1])
     if values.rates and values.study not in comparison.RATES:
         raise UserError(f"the {values.study} study tries no rates; leave --rates out")
+    if values.plot:
+        studies.find_matplotlib()
     records.make_folder(common.out_folder(values))
     if values.study == "federated":
         from algoperf.cli.reparam import federated

@@ -343,7 +343,12 @@ def _write(task: Task) -> None:
     print(f"best: trial {best.trial}, score {score:.4f}, {json.dumps(best.point)}")
     print(f"wrote {out / SPACE_FILE} and {out / REPORT_FILE}")
     if task.values.write:
+        folder = task.submission.path.parent
+        if not task.values.ranges and not (folder / RANGES_FILE).exists():
+            # The ranges stand where the points go.
+            ranges = (folder / SPACE_FILE).read_bytes()
+            records.write_bytes(folder / RANGES_FILE, ranges)
         for name in COPIED:
             content = (out / name).read_bytes()
-            records.write_bytes(task.submission.path.with_name(name), content)
-        print(f"wrote {' and '.join(COPIED)} into {task.submission.path.parent}")
+            records.write_bytes(folder / name, content)
+        print(f"wrote {' and '.join(COPIED)} into {folder}")

@@ -94,7 +94,21 @@ def test_loops_and_groups_count():
     shapes = _shape(2, 10, 4), _shape(1, 1, 12)
     more = _cost(rotated, grouped, *shapes).overhead_bit_operations
     more -= _cost(PLAIN, grouped, *shapes).overhead_bit_operations
-    assert more == (2 * 10 * 12 + 12) * 5 * 32
+    stretch = 32 / 3
+    rotating, quantising = stretch * 5 * 32, (stretch - 1) * 4 * 32
+    assert more == pytest.approx((2 * 10 * 12 + 12) * (rotating + quantising))
+
+
+def test_what_a_rotation_pads_is_multiplied_too():
+    recipe = PLAIN.replace(forward_rotation=Rotation())
+    shapes = _shape(64, 8), _shape(8, 16)
+    found = _cost(recipe, lambda x, w: x @ w, *shapes, training=False)
+    assert found.multiply_adds == 64 * 8 * 16
+    assert found.bit_operations == 64 * 32 * 16 * 4 * 4
+    assert found.full_bit_operations == 64 * 8 * 16 * 32 * 32
+    operands = 64 * 32 + 32 * 16
+    assert found.overhead_bit_operations == operands * (5 + 4) * 32
+    assert found.bytes == operands * 4.25 / 8 + 64 * 16 * 4
 
 
 def test_what_is_kept_counts_in_full_and_the_text_says_modelled():

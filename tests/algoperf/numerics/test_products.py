@@ -266,6 +266,19 @@ def test_one_channel_is_not_rotated(fn, x, w, g):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["quartet", "mxfp4_design_space", "nvint4_hadamard"])
+def test_one_channel_learns(name):
+    """Its values and gradients are rounded, not clipped to a share of themselves."""
+    recipe = numerics.RECIPES[name].replace(keep_last=0, keep_types=())
+    x, w, g = _normal(0, 64, 1), _normal(1, 1, 8), _normal(2, 64, 8)
+    found = _out_and_gradients(
+        recipe, lambda x, w: x @ w, x, w, g, key=jax.random.key(0)
+    )
+    for one, exact in zip(found, (x @ w, g @ w.T, x.T @ g), strict=True):
+        error = np.linalg.norm(one - exact) / np.linalg.norm(exact)
+        assert error < 0.5  # clipped ones had 0.7 and 1
+
+
 def test_quartet_by_its_algorithm():
     """arXiv:2505.14669, algorithm 1, with nearest rounding instead of stochastic."""
     backward = FORMATS["mxfp4_stochastic"].replace(rounding="nearest_even")

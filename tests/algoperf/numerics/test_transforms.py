@@ -83,6 +83,20 @@ def test_quest_by_its_definition():
     assert 0 < np.sum(~np.asarray(mask)) < 0.02 * x.size
 
 
+def test_the_quest_scale_is_of_what_a_block_holds_without_padding():
+    x = np.random.default_rng(0).normal(size=(5, 3 * 32 + 1)).astype(np.float32)
+    values, mask = transforms.quest(jnp.asarray(x))
+    whole, _ = transforms.quest(jnp.asarray(x[:, :-1]))
+    np.testing.assert_array_equal(values[:, :-1], whole)
+    # A block of one: 1.45 to 2.9 scales, between which the grid has 1.5, 2 and 3.
+    last = x[:, -1]
+    scale = 2.0 ** np.round(np.log2(2.92247856 / 6 * np.abs(last)))
+    grid = np.array([1.5, 2.0, 3.0])
+    nearest = grid[np.abs(np.abs(last / scale)[:, None] - grid).argmin(axis=1)]
+    np.testing.assert_array_equal(values[:, -1], np.sign(last) * nearest * scale)
+    assert mask[:, -1].all()
+
+
 def test_the_quest_scale_is_the_best_for_a_gaussian():
     """Panferov et al. 2025: scale 0.487079 and error 0.0126849, by integration."""
     grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
