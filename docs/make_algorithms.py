@@ -37,9 +37,9 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
   **Memory** that of parameters and state. All took turns in one run of
   `python tests/benchmarks/submissions_cost.py --json docs/algorithm_costs.json`
   (`--rounds {rounds} --steps {steps_per_round}`, {cores} cores of an {cpu}); the median
-  of the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model (AdamW
-  takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large batch,
-  and more gradients per step are counted as they come.
+  of the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model
+  (AdamW takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large
+  batch, and more gradients per step are counted as they come.
 - The steps timed are the first of a trial. Two submissions have cheaper ones later:
   `kron`, once it no longer fits its preconditioner at every step, and
   `infinite_compute`, once its members are done and the student learns.

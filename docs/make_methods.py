@@ -104,7 +104,7 @@ def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
                 seed=trial.study,
                 steps=time_to_target.trial_time(trial, goal, STEPS),
                 level_steps=time_to_target.trial_time(trial, easier, STEPS),
-                final=float(metric(trial, goal)[-1]),
+                final=last(trial, goal),
             )
             for name in names
             for trial in by_name[name]
@@ -112,7 +112,7 @@ def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
         DENSE,
     )
     seconds = {name: _step_seconds(own) for name, own in by_name.items()}
-    sizes = {name: _sizes(own[0]) for name, own in by_name.items()}
+    sizes = {name: _sizes(name, own) for name, own in by_name.items()}
     return [
         Method(
             in_steps=row,
@@ -128,18 +128,21 @@ def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
 
 
 def level(trials: Iterable[scoring.Trial], goal: Goal) -> float:
-    """Returns the median metric after half of the trials' steps."""
+    """Returns the median metric after half of the trials' steps; NaN without any."""
     found = []
     for trial in trials:
+        if goal.column not in trial.columns:  # it failed before its first evaluation
+            continue
         steps_E = time_to_target.evaluation_times(trial, STEPS.kind)
         half = np.searchsorted(steps_E, steps_E[-1] / 2)
-        found.append(metric(trial, goal)[half])
-    return float(np.median(found))
+        found.append(trial.columns[goal.column][half])
+    return float(np.median(found)) if found else math.nan
 
 
-def metric(trial: scoring.Trial, goal: Goal) -> np.ndarray:
-    """Returns the target's metric at each evaluation, [E]."""
-    return np.asarray(trial.columns[goal.column])
+def last(trial: scoring.Trial, goal: Goal) -> float:
+    """Returns the metric of the last evaluation; NaN of a trial that had none."""
+    values_E = trial.columns.get(goal.column, [math.nan])
+    return float(values_E[-1])
 
 
 def _step_seconds(trials: Iterable[scoring.Trial]) -> float:
@@ -150,10 +153,12 @@ def _step_seconds(trials: Iterable[scoring.Trial]) -> float:
 SIZES = ("trainable_parameters", "stored_bytes", "optimizer_state_bytes")
 
 
-def _sizes(trial: scoring.Trial) -> dict[str, float]:
-    """Returns what the record says of sizes; it is the same in all of a method's."""
-    recorded = (trial.record or {}).get("sizes") or {}
-    return {key: float(recorded.get(key, math.nan)) for key in SIZES}
+def _sizes(name: str, trials: Iterable[scoring.Trial]) -> dict[str, float]:
+    """Returns what the first record that has sizes says; they all say the same."""
+    recorded = ((trial.record or {}).get("sizes") for trial in trials)
+    # Masks are kept dense: of `pruned` they say nothing.
+    found = next(filter(None, recorded), {}) if name != "pruned" else {}
+    return {key: float(found.get(key, math.nan)) for key in SIZES}
 
 
 def combined(by_workload: Sequence[Sequence[Method]]) -> str:
@@ -170,7 +175,7 @@ def combined(by_workload: Sequence[Sequence[Method]]) -> str:
                 _mean(name, [m.time for m in own]),
                 _mean(name, [m.in_steps.to_level.value for m in own]),
                 *(
-                    f"{compared.mean_ratio(values).value:.2f}"
+                    _number(compared.mean_ratio(values).value)
                     for values in (
                         [m.step for m in own],
                         *([m.sizes[key] for m in own] for key in SIZES),
@@ -190,6 +195,10 @@ def _mean(name: str, ratios: Sequence[float]) -> str:
     return "-" if name == DENSE or not there else f"{words}, {there}"
 
 
+def _number(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
 def each(own: Sequence[Method]) -> str:
     """Returns the table of a workload's methods."""
     rows = [
@@ -202,12 +211,12 @@ def each(own: Sequence[Method]) -> str:
                 if row.recipe == DENSE
                 else (
                     make_recipes.shown(row.to_target),
-                    f"{m.time:.2f}" if math.isfinite(m.time) else "-",
+                    _number(m.time),
                     make_recipes.shown(row.to_level),
                 )
             ),
             f"{row.final:.4g}",
-            *(f"{value:.2f}" for value in (m.step, *m.sizes.values())),
+            *map(_number, (m.step, *m.sizes.values())),
         ]
         for m in own
         for row in [m.in_steps]

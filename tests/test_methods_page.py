@@ -1,5 +1,6 @@
 """docs/make_methods.py: methods beside the dense one, as planted."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,6 +66,26 @@ def test_a_study_without_the_dense_one_is_a_clear_error(tmp_path):
     write_runs(tmp_path, {"small": 1.0})
     with pytest.raises(UserError, match="no trial of adamw on criteo1tb"):
         make_methods.page(read(tmp_path))
+
+
+def test_a_trial_that_failed_before_its_first_evaluation_is_a_miss(runs):
+    folder = runs / "small" / "study_0" / "wmt_mini_jax" / "trial_1"
+    record = json.loads((folder / records.RECORD_FILE).read_text())
+    record |= {"status": "failed", "sizes": {}}
+    (folder / records.RECORD_FILE).write_text(json.dumps(record))
+    (folder / records.EVAL_FILE).unlink()
+    text = make_methods.page(read(runs))
+    assert "- small/study_0/wmt_mini/trial_1 failed\n" in text
+    assert "| `small` | 1 of 2 | - | - | - |" in text.split("### wmt_mini")[1]
+    assert "| 0.25 | 0.25 | 0.25 |\n" in text.split("### wmt_mini")[1]
+
+
+def test_masks_have_no_sizes(tmp_path):
+    factors = {"adamw": 1.0, "pruned": 1.1}
+    write_runs(tmp_path, factors, sizes=dict.fromkeys(factors, DENSE_SIZES))
+    text = make_methods.page(read(tmp_path))
+    line = next(line for line in text.splitlines() if line.startswith("| `pruned`"))
+    assert line.endswith("| 1.00 | - | - | - |")
 
 
 def test_the_level_is_the_median_of_values_after_half_of_the_steps():

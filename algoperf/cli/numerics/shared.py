@@ -1,7 +1,8 @@
 """What the actions of `algoperf numerics` share."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ from absl import flags
 
 from algoperf import records
 from algoperf.cli import common
+from algoperf.errors import UserError
 
 if TYPE_CHECKING:
     from algoperf.numerics.cost import Cost
     from algoperf.numerics.find import Found
+    from algoperf.run_store import Run, Store
     from algoperf.workload import Workload
 
 
@@ -80,6 +83,21 @@ def statistics_cost(
     whole = cost.modelled_cost("identity", kept, training=False, kept_bits=kept_bits)
     part = whole.times(1 / STATISTICS_PART)
     return dataclasses.replace(part, full_bit_operations=0.0, full_bytes=0.0)
+
+
+def check_point(store: "Store", runs: "Iterable[Run]", file: Path) -> None:
+    """Checks that stored runs took the point of a file of `points_file`.
+
+    Raises:
+      UserError: one took another, of a search space as it was before.
+    """
+    (point,) = json.loads(file.read_text(encoding="utf-8"))
+    for run in runs:
+        if dict(run.hyperparameters) != point:
+            raise UserError(
+                f"{store.path} has a run of {run.space} at another point than the "
+                "first of the search space as it is now; give another --out"
+            )
 
 
 def points_file(values: flags.FlagValues, recipe: str) -> Path:

@@ -200,13 +200,14 @@ def series_of(values: flags.FlagValues, workload: "Workload") -> "list[Series]":
 
 
 def _ranks() -> "list[Series]":
-    """Returns what trains or remembers at a low rank, each at its own first rate."""
+    """Returns what trains or remembers at a low rank."""
     from algoperf.reparam.studies import Series
 
-    found = [
-        Series(name, name, "rank", RECIPE) for name in ("lora", "relora", "factorised")
-    ]
-    projected = RECIPE | {"gap": GAP}
+    rate = RECIPE | {"learning_rate": 0.01}
+    small = RECIPE | {"learning_rate": 0.003}
+    found = [Series(name, name, "rank", rate) for name in ("lora", "relora")]
+    found.append(Series("factorised", "factorised", "rank", small))
+    projected = rate | {"gap": GAP}
     found += [Series(name, name, "rank", projected) for name in ("galore", "fira")]
 
     def scale(share: float) -> dict[str, float]:
@@ -229,8 +230,9 @@ def _compressions(workload: "Workload") -> "list[Series]":
     found = [Series(DENSE_SGD, DENSE_SGD, None, SGD | {"nesterov": True})]
     found.append(Series(NARROW, NARROW, "compression", ADAMW, above=1.0))
     layouts = {SHARED: "fold", "roast": "tiles", "hashed": "elements"}
+    shared: dict[str, dict[str, Any]]
     shared = {name: SHARED_ADAMW | {"layout": x} for name, x in layouts.items()}
-    shared["stable_rps_sgd"] = SGD | {"layout": "fold", "rule": "sgd"}
+    shared["stable_rps_sgd"] = SGD | {"layout": "fold", "rule": "sgd", "init_std": 0.02}
     found += [
         Series(name, SHARED, "share", fixed, inverse=True)
         for name, fixed in shared.items()

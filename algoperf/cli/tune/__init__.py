@@ -328,6 +328,17 @@ def listed(points: Sequence[dict[str, Any]]) -> str:
     return "[\n" + ",\n".join(f"  {json.dumps(point)}" for point in points) + "\n]\n"
 
 
+def _keep_ranges(folder: Path) -> None:
+    """Moves ranges that stand where the points go."""
+    from algoperf import tuning
+
+    points, kept = folder / SPACE_FILE, folder / RANGES_FILE
+    if kept.exists() or not points.is_file():
+        return
+    if not isinstance(tuning.load_search_space(points), list):
+        records.write_bytes(kept, points.read_bytes())
+
+
 def _write(task: Task) -> None:
     """Writes what came out, and says where."""
     from algoperf.cli.tune import report
@@ -344,10 +355,7 @@ def _write(task: Task) -> None:
     print(f"wrote {out / SPACE_FILE} and {out / REPORT_FILE}")
     if task.values.write:
         folder = task.submission.path.parent
-        if not task.values.ranges and not (folder / RANGES_FILE).exists():
-            # The ranges stand where the points go.
-            ranges = (folder / SPACE_FILE).read_bytes()
-            records.write_bytes(folder / RANGES_FILE, ranges)
+        _keep_ranges(folder)
         for name in COPIED:
             content = (out / name).read_bytes()
             records.write_bytes(folder / name, content)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from algoperf import cli, numerics, registry
+from algoperf import cli, numerics, registry, tuning
 from algoperf.calibration import facts_of
 from algoperf.cli.numerics import scaling, shared
 from algoperf.cli.numerics.scaling import layer_parameters, sized, tokens
@@ -22,12 +22,19 @@ def _rows(path):
         return list(csv.DictReader(file))
 
 
+SPACE = registry.find_submission("quantized_adamw").with_name(
+    "tuning_search_space.json"
+)
+FIRST_POINT = tuning.load_search_space(SPACE)[0]
+
+
 def _run(phase, recipe, seed, rows):
     evaluations = [
         {"step": s, "time": 0.0, "train_loss": v, "validation": v, "test": v}
         for s, v in rows
     ]
-    return Run(phase, recipe, seed, {}, "completed", evaluations, None, 0.0)
+    point = {**FIRST_POINT, "recipe": recipe}
+    return Run(phase, recipe, seed, point, "completed", evaluations, None, 0.0)
 
 
 def test_all_recipes_and_formats_are_listed(capsys):
@@ -122,6 +129,18 @@ def test_a_sweep_that_is_done_is_only_shown(tmp_path, capsys):
     again = ["--recipes=mxfp4", f"--out={tmp_path}", "--share=0.5"]
     assert cli.main([*arguments, *again]) == 1
     assert "share" in capsys.readouterr().err
+
+
+def test_runs_of_another_point_are_not_mixed_in(tmp_path, capsys):
+    workload = registry.find_workload("finewebedu_lm", "mini")
+    facts = {"submission": "quantized_adamw", "share": 1.0, "max_steps": None}
+    path = tmp_path / "finewebedu_lm_mini.json.xz"
+    run = _run("sweep", "bf16", 1, [(0, 1e3), (2000, 10.0)])
+    run.hyperparameters["learning_rate"] *= 2
+    Store.open(path, facts_of(workload) | facts).add(run, ENVIRONMENT)
+    arguments = ["numerics", "sweep", "--workloads=finewebedu_lm", "--seeds=1"]
+    assert cli.main([*arguments, "--recipes=mxfp4", f"--out={tmp_path}"]) == 1
+    assert "a run of bf16 at another point" in capsys.readouterr().err
 
 
 def test_running_statistics_cost_an_eighth_of_a_forward_pass_in_16_bits():

@@ -177,9 +177,8 @@ def test_each_method_takes_the_best_rate_that_it_tried(tmp_path, monkeypatch, ca
     assert {run.seed for run in tried} == {1}
     assert {run.seed for run in study} == {0}
     assert {run.hyperparameters.get("rank", 0.25) for run in tried} == {0.25}
-    (lora,) = {training.point("lora")["learning_rate"]}
     rates = {(r.submission.name, r.hyperparameters["learning_rate"]) for r in study}
-    assert rates == {("adamw", 0.008 / 3), ("lora", lora)}
+    assert rates == {("adamw", 0.008 / 3), ("lora", 0.01)}
     text = (tmp_path / "rank.md").read_text()
     assert "| 0.000889: 10 | **0.00267: 10** | 0.008: 10.01 |" in text
     assert "0.03: diverged |" in text

@@ -269,10 +269,13 @@ def test_results_go_beside_the_submission(call, machine, adam):
     assert Store.read(adam / tune.STORE_FILE).runs == store.runs
 
 
-def test_ranges_that_points_replace_are_kept(call, machine, adam):
+@pytest.mark.parametrize("is_given", [False, True])
+def test_ranges_that_points_replace_are_kept(call, machine, adam, tmp_path, is_given):
     (adam / tune.RANGES_FILE).rename(adam / tune.SPACE_FILE)
     ranges = (adam / tune.SPACE_FILE).read_bytes()
-    assert call("--write", budget=6) == 0
+    (tmp_path / "mine.json").write_bytes(ranges)
+    given = [f"--ranges={tmp_path / 'mine.json'}"] if is_given else []
+    assert call("--write", *given, budget=6) == 0
     assert (adam / tune.RANGES_FILE).read_bytes() == ranges
     assert len(tuning.load_search_space(adam / tune.SPACE_FILE)) == 5
     assert call("--write", budget=6) == 0  # the same command goes on
