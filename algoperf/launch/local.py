@@ -197,11 +197,16 @@ def _places(side_by_side: int, devices: Sequence[str]) -> list[_Place]:
 
 
 def _shares_of_cores(count: int) -> list[set[int] | None]:
-    """Returns which cores each of the processes gets; None where all are free to it."""
+    """Returns which cores each of the processes gets; None where all are free to it.
+
+    As many each, at least one, though some may be left over: records name the number,
+    and those of one workload with different ones do not compare.
+    """
     if count == 1 or not hasattr(os, "sched_setaffinity"):
         return [None] * count
     cores = hardware.usable_cores()
-    return [set(cores[place::count] or cores) for place in range(count)]
+    size = max(1, len(cores) // count)
+    return [set(cores[place % len(cores) :: count][:size]) for place in range(count)]
 
 
 def accelerators(root: Path = Path("/dev")) -> list[str]:
