@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from algoperf import records
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 
 BEAT_SEC = 15.0
 STALE_SEC = 120.0  # eight beats: a file server may be slow, clocks do not matter
@@ -107,7 +107,8 @@ def hold(folder: Path, wait_sec: float = 0.0) -> Iterator[Lock]:
       wait_sec: how long to wait for another process.
 
     Raises:
-      UserError: another process holds it, or the lock cannot be written.
+      OtherWriterError: another process holds it.
+      UserError: the lock cannot be written.
     """
     path = path_of(folder)
     made = _make_folders(path.parent)
@@ -156,7 +157,7 @@ def _acquire(path: Path, owner: Owner, until: float) -> None:
             if time.monotonic() < until:
                 time.sleep(0.05)
                 continue
-            raise UserError(
+            raise OtherWriterError(
                 f"{_record(path)} is being written by {found}; wait for it, or end it "
                 f"(if it cannot be alive, remove {path})"
             )

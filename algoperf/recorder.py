@@ -110,8 +110,8 @@ class Recorder:
 
         Raises:
           OtherRunError: the folder holds another run.
-          UserError: it holds this one and not `resume`, or another process writes
-            there.
+          OtherWriterError: another process writes there.
+          UserError: it holds this one and not `resume`.
         """
         with contextlib.ExitStack() as stack:
             lock: locks.Lock | None = None

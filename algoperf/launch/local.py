@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from algoperf import hardware, locks
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 from algoperf.launch.jobs import Job, mark_killed
 
 __all__ = [
@@ -83,8 +83,12 @@ def run_jobs(
                     job, process = running.pop(place)
                     code = process.returncode
                     _end_what_it_left(process.pid)
-                    if code > 0 and _owner_of(job) is not None:
-                        waiting.append(job)  # another process was first, by a moment
+                    # Another process was first, by a moment; it may be done by now, so
+                    # that who holds the lock does not say that one did.
+                    if code == OtherWriterError.exit_status or (
+                        code > 0 and _owner_of(job) is not None  # took it over
+                    ):
+                        waiting.append(job)
                         continue
                     if code < 0 and process.pid not in signalled:
                         mark_killed(job, -code)

@@ -12,7 +12,7 @@ import pytest
 from synthetic import run_until
 
 from algoperf import locks, records
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 from algoperf.records import Status
 from algoperf.runner import run_trial
 
@@ -211,7 +211,7 @@ def test_a_trial_is_locked_while_it_runs_and_free_when_it_ended(make_config):
         seen.append(locks.owner_of(config.folder))
         if progress.step == 2:
             before = _files(config)
-            with pytest.raises(UserError, match="is being written by"):
+            with pytest.raises(OtherWriterError, match="is being written by"):
                 run_trial(config, resume=True)
             assert _files(config) == before
 

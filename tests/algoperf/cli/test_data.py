@@ -10,6 +10,7 @@ from algoperf import cli, locks, registry
 from algoperf.cli import data
 from algoperf.data.examples import DataError, end
 from algoperf.data.source import MANIFEST, DataSource
+from algoperf.errors import OtherWriterError
 
 
 def _prepare(raw, folder, say, on_corrupt=end):
@@ -174,7 +175,7 @@ def test_a_set_is_prepared_by_one_process_at_a_time(run, tmp_path):
         partial.mkdir()
         (partial / "train.bin").write_bytes(b"12")  # the work of the other one
         code, _, err = run("prepare", "numbers", "--raw=raw")
-        assert code == 1
+        assert code == OtherWriterError.exit_status
         assert f"numbers is being written by process {os.getpid()}" in err
         assert (partial / "train.bin").read_bytes() == b"12"
     assert run("prepare", "numbers", "--raw=raw")[0] == 0  # what is left is not kept

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from algoperf import hardware, locks, records
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 from algoperf.launch import local
 from algoperf.records import Status
 
@@ -248,6 +248,14 @@ def test_a_trial_that_another_was_first_at_is_run_again(job, tmp_path):
     done = list(local.run_jobs([wanted], lambda: False))
     assert done == [(wanted, 0)]
     assert tries.read_text().count("\n") == 2
+
+
+def test_a_trial_that_another_has_finished_meanwhile_is_no_failure(job, tmp_path):
+    """The other one held the lock as this one began, and has left it since."""
+    tries = tmp_path / "tries"
+    refused = OtherWriterError.exit_status
+    wanted = job(f"[ -e {tries} ] && exit 0\ntouch {tries}; exit {refused}")
+    assert list(local.run_jobs([wanted], lambda: False)) == [(wanted, 0)]
 
 
 def test_a_broken_lock_stops_no_other_trial(job, tmp_path):
