@@ -25,6 +25,12 @@ class OtherRunError(UserError):
     exit_status = 73  # EX_CANTCREAT of sysexits.h; 1 is also a run that diverged
 
 
+class OtherWriterError(UserError):
+    """Another process writes where this one is to; what it leaves may be enough."""
+
+    exit_status = 69  # EX_UNAVAILABLE of sysexits.h
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Returns the error for a name that is not among `known`, nearest names first."""
     names = sorted(known)

@@ -8,24 +8,25 @@ every `BEAT_SEC` seconds from a thread of its own.
 A lock is stale, and is taken over, if its owner is dead, which only its own system can
 tell; for any other system if it was not touched for `STALE_SEC` seconds, or for
 `RESTART_SEC` if that was another boot of this host. A lock is made with `link`, which
-fails if the name is there, on shared file systems too. Two processes that find the
-same stale lock are told apart by a claim, made the same way and named after the lock's
-token: one of them gets it.
+fails if the name is there, on shared file systems too; `_rename` stands in for it where
+no records lie. Two processes that find the same stale lock are told apart by a claim,
+made the same way and named after the lock's token: one of them gets it.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from algoperf import records
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 
 BEAT_SEC = 15.0
 STALE_SEC = 120.0  # eight beats: a file server may be slow, clocks do not matter
@@ -99,18 +100,27 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, wait_sec: float = 0.0) -> Iterator[Lock]:
+def hold(
+    folder: Path,
+    wait_sec: float = 0.0,
+    flag: str = "--out",
+    needs_links: bool = True,
+) -> Iterator[Lock]:
     """Holds the lock of a trial's folder or a file, which need not exist.
 
     Args:
       folder: what to hold.
       wait_sec: how long to wait for another process.
+      flag: that chose the place, for messages.
+      needs_links: refuse a file system without hard links; else make the lock there by
+        other means, which not every file server keeps to.
 
     Raises:
-      UserError: another process holds it, or the lock cannot be written.
+      OtherWriterError: another process holds it.
+      UserError: the lock cannot be written.
     """
     path = path_of(folder)
-    made = _make_folders(path.parent)
+    made = _make_folders(path.parent, flag)
     owner = Owner(
         host=socket.gethostname(),
         system=_system(),
@@ -118,7 +128,8 @@ def hold(folder: Path, wait_sec: float = 0.0) -> Iterator[Lock]:
         started=_start_time(os.getpid()) or 0.0,
         token=uuid.uuid4().hex,
     )
-    _acquire(path, owner, time.monotonic() + wait_sec)
+    link = functools.partial(_link, flag=flag, needs_links=needs_links)
+    _acquire(path, owner, time.monotonic() + wait_sec, link)
     lock = Lock(path, owner)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
@@ -136,32 +147,34 @@ def hold(folder: Path, wait_sec: float = 0.0) -> Iterator[Lock]:
                 empty.rmdir()
 
 
-def _make_folders(folder: Path) -> list[Path]:
+def _make_folders(folder: Path, flag: str) -> list[Path]:
     """Makes a folder and those above it; returns the new ones, the deepest first."""
     made = []
     for above in (folder, *folder.parents):
         if above.exists():
             break
         made.append(above)
-    records.make_folder(folder)
+    records.make_folder(folder, flag)
     return made
 
 
-def _acquire(path: Path, owner: Owner, until: float) -> None:
+def _acquire(
+    path: Path, owner: Owner, until: float, link: Callable[[Path, Owner], bool]
+) -> None:
     """Makes the lock, or takes over a stale one; gives up at a moment."""
-    while (found := _read(path)) is not None or not _link(path, owner):
+    while (found := _read(path)) is not None or not link(path, owner):
         if found is None:
             continue  # another process was faster
         if not _is_stale(path, found):
             if time.monotonic() < until:
                 time.sleep(0.05)
                 continue
-            raise UserError(
+            raise OtherWriterError(
                 f"{_record(path)} is being written by {found}; wait for it, or end it "
                 f"(if it cannot be alive, remove {path})"
             )
         claim = path.with_name(f"{path.name}.{found.token}")
-        if not _link(claim, owner):
+        if not link(claim, owner):
             if _age_sec(claim) > STALE_SEC:  # its maker died within this very moment
                 claim.unlink(missing_ok=True)
             time.sleep(0.05)
@@ -175,7 +188,7 @@ def _acquire(path: Path, owner: Owner, until: float) -> None:
             claim.unlink(missing_ok=True)
 
 
-def _link(path: Path, owner: Owner) -> bool:
+def _link(path: Path, owner: Owner, flag: str, needs_links: bool) -> bool:
     """Makes a file that names the owner, whole; returns False if one is there."""
     temporary = _write_temporary(path, owner)
     try:
@@ -185,13 +198,40 @@ def _link(path: Path, owner: Owner) -> bool:
         found = _read(path)
         return found is not None and found.token == owner.token
     except OSError as error:
+        if not needs_links:
+            return _rename(temporary, path)
         raise UserError(
             f"cannot lock {_record(path)} ({error.strerror}): its file system must "
-            "know hard links"
+            f"know hard links; choose another {flag}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _rename(temporary: Path, path: Path) -> bool:
+    """Does what `link` does, where there are no hard links: on exFAT or CIFS, say.
+
+    Renaming replaces what is there. So whoever looks whether there is something has to
+    make a file first that only one can make.
+    """
+    turn = path.with_name(f"{path.name}.turn")
+    try:
+        os.close(os.open(turn, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        if _age_sec(turn) > STALE_SEC:  # its maker died within this very moment
+            turn.unlink(missing_ok=True)
+        time.sleep(0.05)
+        return False
+    except OSError as error:
+        raise UserError(f"cannot lock {_record(path)}: {error.strerror}") from error
+    try:
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
+    finally:
+        turn.unlink(missing_ok=True)
 
 
 def _replace(path: Path, owner: Owner) -> None:

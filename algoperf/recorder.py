@@ -32,6 +32,8 @@ IDENTITY = (
     "step_hint",
     "microbatches",
 )
+# What tells the parts of a trial that went on elsewhere from each other.
+ENVIRONMENT = ("host", "devices", "versions", "git_revision", "placement")
 
 
 class ScalarLog:
@@ -88,7 +90,8 @@ class Recorder:
         self._eval_results: list[tuple[int, dict[str, float]]] = []
         self._lock: locks.Lock | None = None
         self._placement: dict[str, Any] = {}
-        self._goes_on = False  # from a checkpoint, with what an earlier part has done
+        # What the state ran on that this part goes on with; None: not restored so far.
+        self._parts: list[Mapping[str, Any]] | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -107,8 +110,8 @@ class Recorder:
 
         Raises:
           OtherRunError: the folder holds another run.
-          UserError: it holds this one and not `resume`, or another process writes
-            there.
+          OtherWriterError: another process writes there.
+          UserError: it holds this one and not `resume`.
         """
         with contextlib.ExitStack() as stack:
             lock: locks.Lock | None = None
@@ -178,16 +181,17 @@ class Recorder:
         self.is_started = True
         part = self.record["preemption_count"]
         environment = _environment()
-        facts = {**environment, "placement": self._placement}
-        before = {name: self.record.get(name) for name in facts}
-        others = self.record.get("earlier_environments", []) if self._goes_on else []
-        if self._goes_on and before != facts and before not in others:
-            others = [*others, before]
+        facts: dict[str, Any] = {**environment, "placement": self._placement}
+        if self._parts is None and self.is_resumed:
+            # An error came before the checkpoint was read: this part has added nothing,
+            # and the record goes on saying what the trained ones ran on.
+            facts = {}
+        else:
+            facts["earlier_environments"] = _before(facts, self._parts or [])
         self.record.pop("traceback", None)  # of an earlier part
         if self.is_writer:
             records.make_folder(self.folder)
             self._write_measurements()  # a restored trial's, without a lost future
-        facts["earlier_environments"] = others
         self.update({**facts, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
             return
@@ -197,15 +201,27 @@ class Recorder:
         records.write_json(self.folder / f"meta_data_{part}.json", environment)
 
     def restore(self, history: Mapping[str, Any]) -> None:
-        """Goes back to the rows that a checkpoint had; {} where there is none."""
-        self._goes_on = bool(history)
+        """Goes back to what a checkpoint had; {} where there is none."""
+        # Not from the record: a part may have begun since, and added nothing.
+        self._parts = history.get("environments", [])
+        if history and not self._parts:  # of an older version, which did not save it
+            self._parts = self._environments()
         for row in history.get("eval_rows", []):
             self._add_row(row)
         self.metrics_logger.restore(history.get("scalar_rows", []))
 
-    def history(self) -> dict[str, list[Row]]:
-        """Returns the rows so far, for a checkpoint."""
-        return {"eval_rows": self.rows, "scalar_rows": self.metrics_logger.rows()}
+    def history(self) -> dict[str, Any]:
+        """Returns the rows so far and what they were made on, for a checkpoint."""
+        return {
+            "eval_rows": self.rows,
+            "scalar_rows": self.metrics_logger.rows(),
+            "environments": self._environments(),
+        }
+
+    def _environments(self) -> list[Mapping[str, Any]]:
+        """Returns what the record says that it ran on: earlier parts, then this one."""
+        now = {name: self.record.get(name) for name in ENVIRONMENT}
+        return [*self.record.get("earlier_environments", []), now]
 
     def eval_results(self) -> list[tuple[int, dict[str, float]]]:
         """Returns (step, metrics) of every evaluation, as submissions see it."""
@@ -310,6 +326,14 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     record = json.loads(json.dumps(records.finite(record)))
     facts = {**(record.get("placement") or {}), **record}
     return {name: facts[name] for name in IDENTITY if name in facts}
+
+
+def _before(
+    now: Mapping[str, Any], parts: list[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Returns the earlier environments of a part: others than its own, each once."""
+    *others, last = parts or [now]
+    return others if last == now or last in others else [*others, last]
 
 
 def _environment() -> dict[str, Any]:

@@ -149,6 +149,15 @@ def finite(value: Any) -> Any:
     return value
 
 
+def parts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns what a trial ran on from its start: earlier parts, then the record.
+
+    Each has `devices`, `host`, `versions` and `git_revision`, as far as they are known.
+    """
+    earlier = record.get("earlier_environments") or []
+    return [*(part or {} for part in earlier), record]
+
+
 def write_measurements(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV: columns are the sorted union, missing values empty."""
     columns = sorted({column for row in rows for column in row})

@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from algoperf import records
 from algoperf.errors import UserError
 from scoring.parse import one_line
 from scoring.read import Runs, Trial
@@ -163,9 +164,8 @@ def code(trial: Trial) -> str:
 
 def _of_all_parts(describe: Callable[[Mapping[str, Any]], str], trial: Trial) -> str:
     """Describes what a trial ran on from its start, as far as it differs."""
-    record = trial.record or {}
-    parts = [*(record.get("earlier_environments") or []), record]
-    return ", then ".join(dict.fromkeys(describe(part or {}) for part in parts))
+    parts = records.parts(trial.record or {})
+    return ", then ".join(dict.fromkeys(map(describe, parts)))
 
 
 def _hardware(record: Mapping[str, Any]) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from algoperf import records
 from algoperf.errors import UserError, unknown_name
 from scoring.guards import rulesets
 from scoring.parse import one_line
-from scoring.read import FloatArray, Runs, Trial
+from scoring.read import FloatArray, Runs
 from scoring.rules import Rules, load_rules
 from scoring.time_to_target import MISS, SUBMISSION_TIME, Mode, Timing
 
@@ -178,7 +179,9 @@ def hardware_warning(runs: Runs, rules: Rules, published: Published) -> str | No
     has the last word of the published device in it ('V100').
     """
     trials = [trial for trial in runs.trials if trial.workload in rules.workloads]
-    found = sorted({_hardware(trial) for trial in trials})
+    # Of a trial that went on elsewhere, every part counts.
+    ran_on = [part for trial in trials for part in records.parts(trial.record or {})]
+    found = sorted(set(map(_hardware, ran_on)))
     count, device = published.hardware.device_count, published.hardware.device
     model = device.split()[-1].lower()
     if all(x.startswith(f"{count} x ") and model in x.lower() for x in found):
@@ -189,8 +192,8 @@ def hardware_warning(runs: Runs, rules: Rules, published: Published) -> str | No
     )
 
 
-def _hardware(trial: Trial) -> str:
-    devices: Mapping[str, Any] = (trial.record or {}).get("devices") or {}
+def _hardware(record: Mapping[str, Any]) -> str:
+    devices: Mapping[str, Any] = record.get("devices") or {}
     kind = devices.get("device_kind")
     if not kind:
         return "hardware that the records do not name"

@@ -92,7 +92,8 @@ def _prepare(source: "DataSource", data_dir: Path, values: flags.FlagValues) -> 
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}")
     _refuse_to_delete(raw, folder, partial_folder(folder))
-    with locks.hold(folder) as lock:
+    # Data may lie where records do not: a disk of exFAT, a mounted bucket.
+    with locks.hold(folder, flag="--data_dir", needs_links=False) as lock:
         # Another process may have prepared it since.
         if not _is_prepared(source, folder):
             _convert(source, raw, folder, values, lock)

@@ -269,12 +269,13 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
     count = values.studies * values.trials * len(values.submissions)
     sweeps = []
     for hardware, workloads in parts.items():
-        if hardware.kubernetes.data_claim:
-            folders["data_dir"] = kubernetes.DATA
+        mounts = dict(folders)
+        if hardware.kubernetes.data_claim:  # pods of other types have no such mount
+            mounts["data_dir"] = kubernetes.DATA
         given = [
-            f"--{name}={folders.get(name, values[name].value)}"
+            f"--{name}={mounts.get(name, values[name].value)}"
             for name in (*_PASSED_ON, "studies", "devices")
-            if name in folders or values[name].value is not None
+            if name in mounts or values[name].value is not None
         ]
         names = [
             f"--{name}={','.join(items)}"

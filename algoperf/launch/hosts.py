@@ -345,12 +345,15 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
         listener.join(timeout=5)
     status = os.waitstatus_to_exitcode(code)
     if status < 0:
-        print(f"algoperf: {_aborted(said, signal.Signals(-status))}", file=sys.stderr)
-    return 1 if status < 0 else status
+        status, message = _aborted(said, signal.Signals(-status))
+        print(f"algoperf: {message}", file=sys.stderr)
+    return status
 
 
-def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> str:
-    """Returns what to say of an aborted host, and writes it into its trial's record.
+def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> tuple[int, str]:
+    """Returns the exit status of an aborted host, and what to say of it.
+
+    Writes it into its trial's record, too.
 
     Args:
       said: {"folder": path} when a trial began, {"failure": [status, text]} when
@@ -361,10 +364,12 @@ def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> str:
     of_trial = said[starts[-1] :] if starts else said
     heard = [what["failure"] for what in of_trial if "failure" in what]
     if not starts:
-        return heard[0][1] if heard else f"{NOT_TOGETHER} ({by.name})"
+        if by in STOP_SIGNALS and not heard:  # it came before there were handlers
+            return 0, "asked to stop before training"
+        return 1, heard[0][1] if heard else f"{NOT_TOGETHER} ({by.name})"
     lost = Status.PREEMPTED, KILLED if by is signal.SIGKILL else f"{LOST} ({by.name})"
     status, message = heard[0] if heard else lost
-    return mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
+    return 1, mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
 
 
 def mark_ended(folder: Path, status: Status, message: str) -> str:

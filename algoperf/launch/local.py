@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from algoperf import hardware, locks
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 from algoperf.launch.jobs import Job, mark_killed
 
 __all__ = [
@@ -83,8 +83,12 @@ def run_jobs(
                     job, process = running.pop(place)
                     code = process.returncode
                     _end_what_it_left(process.pid)
-                    if code > 0 and _owner_of(job) is not None:
-                        waiting.append(job)  # another process was first, by a moment
+                    # Another process was first, by a moment; it may be done by now, so
+                    # that who holds the lock does not say that one did.
+                    if code == OtherWriterError.exit_status or (
+                        code > 0 and _owner_of(job) is not None  # took it over
+                    ):
+                        waiting.append(job)
                         continue
                     if code < 0 and process.pid not in signalled:
                         mark_killed(job, -code)
@@ -197,11 +201,16 @@ def _places(side_by_side: int, devices: Sequence[str]) -> list[_Place]:
 
 
 def _shares_of_cores(count: int) -> list[set[int] | None]:
-    """Returns which cores each of the processes gets; None where all are free to it."""
+    """Returns which cores each of the processes gets; None where all are free to it.
+
+    As many each, at least one, though some may be left over: records name the number,
+    and those of one workload with different ones do not compare.
+    """
     if count == 1 or not hasattr(os, "sched_setaffinity"):
         return [None] * count
     cores = hardware.usable_cores()
-    return [set(cores[place::count] or cores) for place in range(count)]
+    size = max(1, len(cores) // count)
+    return [set(cores[place % len(cores) :: count][:size]) for place in range(count)]
 
 
 def accelerators(root: Path = Path("/dev")) -> list[str]:

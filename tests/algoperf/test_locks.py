@@ -1,6 +1,7 @@
 """Two writers never meet on one record."""
 
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ import pytest
 from synthetic import run_until
 
 from algoperf import locks, records
-from algoperf.errors import UserError
+from algoperf.errors import OtherWriterError, UserError
 from algoperf.records import Status
 from algoperf.runner import run_trial
 
@@ -122,15 +123,53 @@ def test_a_zombie_holds_nothing(folder):
     process.wait()
 
 
+@pytest.fixture
+def no_links(monkeypatch):
+    def link(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_records_need_a_file_system_with_hard_links(folder, no_links):
+    with pytest.raises(UserError, match="must know hard links; choose another --out"):
+        locks.hold(folder).__enter__()
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_one_of_many_gets_the_lock_without_hard_links(folder, is_new, no_links):
+    _one_of_many(folder, is_new, needs_links=False)
+
+
+def test_who_died_while_making_a_lock_without_hard_links(folder, no_links):
+    folder.parent.mkdir(parents=True)
+    turn = folder.with_name(f"{locks.path_of(folder).name}.turn")
+    turn.touch()
+    then = turn.stat().st_mtime - locks.STALE_SEC - 60
+    os.utime(turn, (then, then))
+    with locks.hold(folder, needs_links=False) as lock:
+        lock.check()
+    assert not turn.exists()
+
+
 def test_one_of_many_takes_a_stale_lock_over(folder):
-    _write(folder, pid=_dead())
+    _one_of_many(folder, is_new=False)
+
+
+def _one_of_many(folder, is_new, **options):
+    """Eight at once ask for a lock that is new, or a dead process's."""
+    if not is_new:
+        with locks.hold(folder, **options) as lock:
+            owner = dataclasses.replace(lock.owner, token="other", pid=_dead())
+        lock.path.parent.mkdir(parents=True)
+        lock.path.write_text(json.dumps(dataclasses.asdict(owner)))
     start, release = threading.Barrier(8), threading.Event()
     holders, refused = [], []
 
     def take():
         start.wait()
         try:
-            with locks.hold(folder) as lock:
+            with locks.hold(folder, **options) as lock:
                 holders.append(lock)
                 release.wait(20)
                 lock.check()
@@ -211,7 +250,7 @@ def test_a_trial_is_locked_while_it_runs_and_free_when_it_ended(make_config):
         seen.append(locks.owner_of(config.folder))
         if progress.step == 2:
             before = _files(config)
-            with pytest.raises(UserError, match="is being written by"):
+            with pytest.raises(OtherWriterError, match="is being written by"):
                 run_trial(config, resume=True)
             assert _files(config) == before
 

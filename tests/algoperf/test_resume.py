@@ -222,6 +222,66 @@ def test_what_begins_anew_has_no_earlier_part(parts, run_on):
     assert record["earlier_environments"] == []
 
 
+def _kinds(environments):
+    return [environment["devices"]["device_kind"] for environment in environments]
+
+
+def test_an_error_before_the_checkpoint_is_read_forgets_no_part(
+    parts, run_on, monkeypatch
+):
+    """Asked to stop while it begins, on a third machine; then it goes on on the 2nd."""
+    parts = dataclasses.replace(parts, budget_ratio=math.inf)
+    run_on("A", parts, 4)
+    assert _kinds(run_on("B", parts, 6)["earlier_environments"]) == ["A"]
+
+    def interrupted(*_):
+        raise RuntimeError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", interrupted)
+        record = run_on("C", parts, 0)
+    assert record["status"] is Status.PREEMPTED
+    assert record["devices"] == {"device_kind": "B"}
+    assert _kinds(record["earlier_environments"]) == ["A"]
+    record = run_on("B", parts)
+    assert record["status"] is Status.COMPLETED
+    assert _kinds(record["earlier_environments"]) == ["A"]
+
+
+def test_a_part_that_was_killed_before_it_saved_anything_is_none(
+    parts, run_on, monkeypatch
+):
+    run_on("A", parts, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_on("B", parts, 6)
+    written = records.read_record(parts.folder)
+    assert _kinds([*written["earlier_environments"], written]) == ["A", "B"]
+    record = run_on("A", parts)
+    assert record["status"] is Status.COMPLETED
+    assert record["earlier_environments"] == []
+
+
+def test_a_checkpoint_of_an_older_version_does_not_say_what_it_ran_on(
+    parts, run_on, monkeypatch
+):
+    history = Recorder.history
+
+    def without(self):
+        rows = history(self)
+        del rows["environments"]
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "history", without)
+        run_on("A", parts, 4)
+        run_on("B", parts, 6)
+    record = run_on("C", parts)
+    assert record["status"] is Status.COMPLETED
+    assert _kinds(record["earlier_environments"]) == ["A", "B"]
+
+
 def test_the_clock_goes_on_where_the_checkpoint_was(parts):
     ticks = itertools.count()
     run_until(parts, 6, now=lambda: float(next(ticks)))

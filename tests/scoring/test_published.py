@@ -155,6 +155,17 @@ def test_a_difference_in_hardware_is_warned_of(make_trial, kind, count, says):
     assert all(says in warning for warning in found)
 
 
+def test_an_earlier_part_on_other_hardware_is_warned_of(make_trial):
+    same = {"devices": {"device_kind": "Tesla V100-SXM2-16GB", "device_count": 8}}
+    other = {"devices": {"device_kind": "NVIDIA H100 80GB HBM3", "device_count": 8}}
+    record = {"status": "reached", **same, "earlier_environments": [other]}
+    warnings = score_runs(
+        _complete(make_trial, record=record), RULES, published=FIELD
+    ).warnings
+    (found,) = [w for w in warnings if "equal hardware" in w]
+    assert "yours on 8 x NVIDIA H100 80GB HBM3 and on 8 x Tesla V100" in found
+
+
 def test_mini_runs_are_no_match(mini_runs):
     with pytest.raises(UserError, match="mini runs cannot be compared with the full"):
         score_runs(mini_runs({"a": (1, 1)}), RULES, published=FIELD)

@@ -89,8 +89,9 @@ def define_flags(values: flags.FlagValues) -> None:
         "the validation data.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
-        "data_dir", None, "Where the data of a trial at scale full is, to evaluate; by "
-        "default $ALGOPERF_DATA_DIR, else ./data.", flag_values=values,
+        "data_dir", None, "Where the data of scale full is, to evaluate a trial or for "
+        "speculate and first_token; by default $ALGOPERF_DATA_DIR, else ./data.",
+        flag_values=values,
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def models(values: flags.FlagValues, names: Sequence[str]) -> Iterator[Model]:
     if name in SHAPES:
         yield _of_shape(SHAPES[name], recipe)
     else:
-        yield _of_workload(_workload(name, values), recipe)
+        yield _of_workload(find_workload(name, values), recipe)
 
 
 def _of_shape(shape: "DecoderShape", recipe: "Recipe") -> Model:
@@ -240,7 +241,7 @@ def _trials(values: flags.FlagValues, folders: list[Path]) -> Iterator[Model]:
     for path in found:
         try:
             record = records.read_record(path)
-            workload = _workload(record["workload"], values, record["scale"])
+            workload = find_workload(record["workload"], values, record["scale"])
             shape = trained.trained_shape(workload.name, workload.model)
             left = trial.read_trial(path)
         except UserError as error:
@@ -305,7 +306,8 @@ def _facts(recipe: "Recipe", dtype: str, params: Any) -> dict[str, Any]:
     return {"recipe": recipe.label(dtype), **serving.described(params)}
 
 
-def _workload(name: str, values: flags.FlagValues, scale: str = "") -> "Workload":
+def find_workload(name: str, values: flags.FlagValues, scale: str = "") -> "Workload":
+    """Returns a workload that reads its data where the flags say."""
     from algoperf import registry
     from algoperf.data.examples import DataOptions
 

@@ -10,7 +10,7 @@ from absl import flags
 
 from algoperf import records
 from algoperf.cli import common, printing
-from algoperf.cli.infer import machine
+from algoperf.cli.infer import machine, serving
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,12 +136,10 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 def workload_of(values: flags.FlagValues, positional: Sequence[str]) -> "Workload":
     """Returns the language model that is named, or the usual one."""
-    from algoperf import registry
-
     if len(positional) > 1:
         raise UserError(f"give one workload, not {len(positional)}")
     name = positional[0] if positional else WORKLOAD
-    return registry.find_workload(name, values.scale)
+    return serving.find_workload(name, values)
 
 
 def _plan(values: flags.FlagValues, longest_text: int) -> Plan:

@@ -264,7 +264,9 @@ def _run(
         for name in tuning.goals
     }
     stopping = tuning.goals if task.values.early_stop else {}
-    reader = trial_runs.Reader(points, stopping)
+    reader = trial_runs.Reader(
+        points, stopping, task.submission.sha256, task.tuning.plan.seed
+    )
     return missing_runs.make(
         wanted,
         should_stop,

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from algoperf import hardware, records, run_store, tuned
-from algoperf.errors import UserError
+from algoperf.errors import OtherRunError, UserError
 from algoperf.launch.local import Job
 from algoperf.run_store import Run, Store
 from algoperf.tuned import Goal
@@ -58,10 +58,14 @@ class Reader:
     Attributes:
       points: the point of each trial.
       goals: of the workloads whose runs may be stopped, by their names in records.
+      sha256: of the submission's file.
+      seed: of all trials.
     """
 
     points: Mapping[int, Mapping[str, Any]]
     goals: Mapping[str, Goal]
+    sha256: str
+    seed: int
 
     def read(
         self, folder: Path, key: tuple[str, str, int]
@@ -72,12 +76,12 @@ class Reader:
         the process ended after it, nor what it still reached.
 
         Raises:
-          UserError: the record is of another run, or the run failed.
+          OtherRunError: the record is of another run.
+          UserError: the run failed.
         """
         _, workload, trial = key
         record = records.read_record(folder)
-        if record["hyperparameters"] != self.points[trial]:
-            raise UserError(f"{folder} holds another run; give another --out")
+        self._check(folder, record, trial)
         goal = self.goals.get(workload)
         found = None if goal is None else hopeless_at(folder, goal)
         if found is not None and not record["status"].is_final:
@@ -96,6 +100,39 @@ class Reader:
         }
         return run, run_store.environment(folder) | code
 
+    def _check(self, folder: Path, record: Mapping[str, Any], trial: int) -> None:
+        """Raises OtherRunError unless the record is of the run that is asked for.
+
+        The run's own process looks too, at more than this. But none is started for one
+        that is hopeless already, and none compares versions: who moved the store away
+        after a change may have left the records of what was before.
+        """
+        from algoperf.trials import Seeds
+
+        if record["hyperparameters"] != self.points[trial]:
+            raise OtherRunError(f"{folder} holds another run; give another --out")
+        seeds = dataclasses.asdict(Seeds.derive(self.seed, 0, trial))
+        if record["submission"]["sha256"] != self.sha256:
+            what = "another version of the submission"
+        elif record.get("seeds", seeds) != seeds:
+            what = "another --seed"
+        elif other := _other_version(record["versions"]):
+            what = other
+        else:
+            return
+        raise OtherRunError(
+            f"{folder} holds a run of {what}; give another --out, or remove the folder"
+        )
+
+
+def _other_version(versions: Mapping[str, str | None]) -> str | None:
+    """Returns the first package that is not installed as it was, and both versions."""
+    installed = hardware.describe_versions()
+    for package, version in versions.items():
+        if version != installed.get(package):
+            return f"{package} {version}, and {installed.get(package)} is installed now"
+    return None
+
 
 def check_code(store: Store, submission: "Submission") -> None:
     """Warns if runs in the store are of another commit.
@@ -111,15 +148,12 @@ def check_code(store: Store, submission: "Submission") -> None:
             f"{store.path} has runs of another version of {submission.path}; give "
             "another --out, or move it away to begin anew"
         )
-    installed = hardware.describe_versions()
     for environment in store.environments:
-        for package, version in environment["versions"].items():
-            if version != installed.get(package):
-                raise UserError(
-                    f"{store.path} has runs with {package} {version}, and "
-                    f"{installed.get(package)} is installed now; give another --out, "
-                    "or move it away to begin anew"
-                )
+        if other := _other_version(environment["versions"]):
+            raise UserError(
+                f"{store.path} has runs with {other}; give another --out, or move it "
+                "away to begin anew"
+            )
     revision = hardware.git_revision()
     before = {environment.get("git_revision") for environment in store.environments}
     if others := before - {revision, None}:

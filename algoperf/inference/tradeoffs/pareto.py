@@ -38,7 +38,7 @@ class Run:
       identity: what tells it from others, see `trial.identity`.
       metric, direction, target: of the validation data; target None: there is none.
       rows: its evaluations.
-      hardware: where it was trained.
+      hardware: where it was trained; all, if it went on elsewhere.
       num_devices: that it was trained on together.
     """
 
@@ -219,11 +219,6 @@ def _read_run(folder: Path) -> tuple[Run | None, str]:
             "submission": submission,
             "trial_seed": record["seeds"]["trial_seed"],
         }
-        devices = record["devices"]
-        count = int(devices["device_count"])
-        hardware = f"{count} x {devices.get('device_kind')}"
-        if devices.get("platform") == "cpu":
-            hardware = str(record["host"].get("cpu"))
         return Run(
             folder=folder,
             submission=submission,
@@ -235,13 +230,22 @@ def _read_run(folder: Path) -> tuple[Run | None, str]:
             direction=Direction(target["direction"]),
             target=target["validation"],
             rows=tuple(rows),
-            hardware=hardware,
-            num_devices=count,
+            hardware=", then ".join(
+                dict.fromkeys(_hardware(part) for part in records.parts(record))
+            ),
+            num_devices=int(record["devices"]["device_count"]),
         ), ""
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder / records.RECORD_FILE} lacks what a run needs ({error!r})"
         ) from error
+
+
+def _hardware(record: Mapping[str, Any]) -> str:
+    devices = record["devices"]
+    if devices.get("platform") == "cpu":
+        return str(record["host"].get("cpu"))
+    return f"{int(devices['device_count'])} x {devices.get('device_kind')}"
 
 
 def check_comparable(runs: Sequence[Run], profiles: Mapping[str, Profile]) -> None:

@@ -1,6 +1,7 @@
 """`algoperf data`: what to download, preparing, checking."""
 
 import dataclasses
+import errno
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ from algoperf import cli, locks, registry
 from algoperf.cli import data
 from algoperf.data.examples import DataError, end
 from algoperf.data.source import MANIFEST, DataSource
+from algoperf.errors import OtherWriterError
 
 
 def _prepare(raw, folder, say, on_corrupt=end):
@@ -174,7 +176,7 @@ def test_a_set_is_prepared_by_one_process_at_a_time(run, tmp_path):
         partial.mkdir()
         (partial / "train.bin").write_bytes(b"12")  # the work of the other one
         code, _, err = run("prepare", "numbers", "--raw=raw")
-        assert code == 1
+        assert code == OtherWriterError.exit_status
         assert f"numbers is being written by process {os.getpid()}" in err
         assert (partial / "train.bin").read_bytes() == b"12"
     assert run("prepare", "numbers", "--raw=raw")[0] == 0  # what is left is not kept
@@ -185,16 +187,33 @@ def test_a_set_is_prepared_by_one_process_at_a_time(run, tmp_path):
 def test_a_set_that_another_process_has_prepared_meanwhile_stays(run, monkeypatch):
     hold, codes = locks.hold, []
 
-    def late(folder):
+    def late(folder, **options):
         monkeypatch.setattr(locks, "hold", hold)
         codes.append(run("prepare", "numbers", "--raw=raw")[0])
-        return hold(folder)
+        return hold(folder, **options)
 
     monkeypatch.setattr(locks, "hold", late)
     code, out, _ = run("prepare", "numbers", "--raw=raw")
     assert (code, codes) == (0, [0])
     assert "numbers is prepared" in out
     assert run("check", "numbers")[0] == 0
+
+
+def test_a_disk_without_hard_links_will_do(run, tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    assert run("prepare", "numbers", "--raw=raw")[0] == 0
+    assert run("check", "numbers")[0] == 0
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["numbers"]
+
+
+def test_a_folder_that_cannot_be_made_is_of_the_flag_that_named_it(run, tmp_path):
+    (tmp_path / "sets").touch()
+    code, _, err = run("prepare", "numbers", "--raw=raw")
+    assert code == 1
+    assert "choose another --data_dir" in err
 
 
 def test_a_process_that_passed_for_dead_makes_no_set(run, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from algoperf import cli, locks, records
 from algoperf.cli import missing_runs
-from algoperf.errors import OtherRunError, UserError
+from algoperf.errors import OtherRunError, OtherWriterError, UserError
 from algoperf.launch import local
 from algoperf.launch.jobs import Job
 from algoperf.records import Status
@@ -165,6 +165,7 @@ def test_a_second_call_beside_the_first_changes_nothing(
     arguments, store, tmp_path, capsys
 ):
     with locks.hold(tmp_path / store):
-        assert cli.main([*arguments, f"--out={tmp_path}"]) == 1
+        refused = OtherWriterError.exit_status
+        assert cli.main([*arguments, f"--out={tmp_path}"]) == refused
         assert f"{store} is being written by process" in capsys.readouterr().err
         assert not [path for path in tmp_path.rglob("*") if "lock" not in path.name]

@@ -143,21 +143,24 @@ def test_a_survivor_writes_how_the_trial_ended(tmp_path, status, expected, messa
     ],
 )
 def test_an_aborted_host_says_what_it_heard_of_the_last_trial(said, expected):
-    assert expected in hosts._aborted(said, signal.SIGABRT)
+    status, message = hosts._aborted(said, signal.SIGABRT)
+    assert status == 1
+    assert expected in message
 
 
 def test_a_program_that_failed_elsewhere_is_no_preemption(tmp_path):
     record = {"schema_version": records.SCHEMA_VERSION, "status": Status.RUNNING}
     records.write_json(tmp_path / records.RECORD_FILE, record)
     said = [{"folder": str(tmp_path)}, {"failure": ["failed", "on host 1: bug"]}]
-    assert hosts._aborted(said, signal.SIGABRT) == "on host 1: bug"
+    assert hosts._aborted(said, signal.SIGABRT) == (1, "on host 1: bug")
     assert records.read_record(tmp_path)["status"] is Status.FAILED
 
 
 def test_a_host_that_was_killed_does_not_call_another_lost():
-    said = hosts._aborted([{"folder": "a"}], signal.SIGKILL)
-    assert "this host was killed" in said
-    assert "--resume" in said
+    status, message = hosts._aborted([{"folder": "a"}], signal.SIGKILL)
+    assert status == 1
+    assert "this host was killed" in message
+    assert "--resume" in message
 
 
 def test_the_stack_of_an_abort_is_not_passed_on(capfd):
@@ -389,6 +392,19 @@ def run(hosts, announce):
 
 raise SystemExit(hosts.supervised(None, run))
 """
+CONNECTING = """
+import contextlib, time
+from algoperf.launch import hosts
+
+@contextlib.contextmanager
+def waiting(config, heard):
+    print("connecting", flush=True)
+    time.sleep(60)
+    yield
+
+hosts._together = waiting
+raise SystemExit(hosts.supervised(None, lambda hosts, announce: 1))
+"""
 REFUSED = f"""{ALONE}
 def run(hosts, announce):
     raise OtherRunError("the folder holds another run")
@@ -414,6 +430,22 @@ def test_signals_that_ask_to_stop_reach_the_host_that_trains(number):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.communicate(timeout=60) == ("saved\n", None)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_stop_that_is_asked_while_hosts_connect_is_no_failure(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONNECTING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "connecting\n"
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert errors == "algoperf: asked to stop before training\n"
     assert process.returncode == 0
 
 

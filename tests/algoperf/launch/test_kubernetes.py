@@ -217,6 +217,24 @@ def test_the_command_prints_a_manifest(cluster, capsys, kind):
     assert "--max_steps=4" in args
 
 
+def test_only_pods_that_mount_the_data_look_for_it_there(cluster, capsys):
+    content = json.loads(cluster.read_text())
+    content["gpu"]["kubernetes"] = {**content["gpu"]["kubernetes"], "data_claim": "d"}
+    cluster.write_text(json.dumps(content))
+    arguments = ["sweep", "--submissions=adamw", "--workloads=wmt,ogbg", "--out=runs"]
+    arguments += ["--executor=kubernetes", f"--cluster={cluster}"]
+    assert cli.main(arguments) == 0
+    pods = [
+        item["spec"]["template"]["spec"]["containers"][0]
+        for item in json.loads(capsys.readouterr().out)["items"]
+    ]
+    assert len(pods) == 2
+    for pod in pods:
+        is_mounted = "/data" in [mount["mountPath"] for mount in pod["volumeMounts"]]
+        assert ("--workloads=wmt_mini" in pod["args"]) == is_mounted
+        assert ("--data_dir=/data" in pod["args"]) == is_mounted
+
+
 def test_a_folder_that_a_dot_names_has_its_name_in_the_cluster(
     cluster, capsys, tmp_path, monkeypatch
 ):

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from algoperf import locks, records
-from algoperf.errors import UserError
+from algoperf import hardware, locks, records
+from algoperf.errors import OtherWriterError, UserError
 from algoperf.launch import local
 from algoperf.records import Status
 
@@ -117,6 +117,20 @@ def test_side_by_side_each_has_its_share_of_the_cores(job, tmp_path):
     assert done == [(wanted, 0)] * 2
     if len(os.sched_getaffinity(0)) > 1:
         assert len(set((tmp_path / "cores").read_text().splitlines())) == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "size"),
+    [(124, 8, 15), (8, 8, 1), (15, 8, 1), (7, 2, 3), (2, 3, 1), (1, 5, 1)],
+)
+def test_all_processes_have_as_many_cores(monkeypatch, cores, count, size):
+    """Else `score` takes their records for those of different hardware."""
+    monkeypatch.setattr(hardware, "usable_cores", lambda: list(range(100, 100 + cores)))
+    shares = local._shares_of_cores(count)
+    assert [len(share) for share in shares] == [size] * count
+    used = set().union(*shares)
+    assert used <= set(range(100, 100 + cores))
+    assert len(used) == min(cores, size * count)
 
 
 def test_stopping_ends_all_that_run_side_by_side(job, tmp_path):
@@ -234,6 +248,14 @@ def test_a_trial_that_another_was_first_at_is_run_again(job, tmp_path):
     done = list(local.run_jobs([wanted], lambda: False))
     assert done == [(wanted, 0)]
     assert tries.read_text().count("\n") == 2
+
+
+def test_a_trial_that_another_has_finished_meanwhile_is_no_failure(job, tmp_path):
+    """The other one held the lock as this one began, and has left it since."""
+    tries = tmp_path / "tries"
+    refused = OtherWriterError.exit_status
+    wanted = job(f"[ -e {tries} ] && exit 0\ntouch {tries}; exit {refused}")
+    assert list(local.run_jobs([wanted], lambda: False)) == [(wanted, 0)]
 
 
 def test_a_broken_lock_stops_no_other_trial(job, tmp_path):

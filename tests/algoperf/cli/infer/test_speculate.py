@@ -76,3 +76,11 @@ def test_a_mistake_is_one_line(arguments, says, tmp_path, capsys):
     assert says in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("action", ["speculate", "first_token"])
+def test_the_data_of_scale_full_is_where_the_flag_says(action, tmp_path, capsys):
+    command = ["infer", action, "--scale=full", "--draft_width=128", "--cores=0"]
+    command += [f"--out={tmp_path / 'out'}", f"--data_dir={tmp_path / 'sets'}"]
+    assert cli.main(command) == 1
+    assert f"is missing in {tmp_path / 'sets'}: " in capsys.readouterr().err

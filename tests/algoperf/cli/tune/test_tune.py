@@ -16,9 +16,11 @@ from algoperf import cli, hardware, records, registry, tuning
 from algoperf.cli import tune
 from algoperf.cli.tune import report
 from algoperf.cli.tune.report import draw
+from algoperf.errors import OtherRunError
 from algoperf.launch import local
 from algoperf.records import Status
 from algoperf.run_store import Store
+from algoperf.trials import Seeds
 from scoring import stopping
 
 RANGES = {
@@ -109,6 +111,9 @@ class Machine:
             "hyperparameters": point,
             "target": {"metric": "accuracy"},
             "submission": {"sha256": sha256_of(Path(flags["submission"]))},
+            "seeds": dataclasses.asdict(
+                Seeds.derive(int(flags["seed"]), 0, int(flags["trial_index"]))
+            ),
             "git_revision": self.revision,
             "versions": {"optax": self.optax},
             **{name: {} for name in ("host", "devices")},
@@ -375,9 +380,13 @@ def test_runs_of_another_version_of_the_file_are_not_mixed(call, machine, adam, 
     assert call("--search=4", budget=5) == 0
 
 
-def test_runs_with_another_version_of_a_package_are_not_mixed(call, machine, capsys):
+def test_runs_with_another_version_of_a_package_are_not_mixed(
+    call, machine, capsys, monkeypatch
+):
     machine.optax = "0.1.0"
-    assert call("--search=4", budget=4) == 0
+    with monkeypatch.context() as patch:  # it is installed at first
+        patch.setattr(hardware, "describe_versions", lambda: {"optax": "0.1.0"})
+        assert call("--search=4", budget=4) == 0
     assert call("--search=4", budget=5) == 1
     assert "has runs with optax 0.1.0, and" in capsys.readouterr().err
     assert len(machine.finished) == 8
@@ -399,8 +408,39 @@ def test_another_run_in_the_folder_is_refused(call, machine, tmp_path, capsys):
         record["hyperparameters"]["learning_rate"] = 7.0
         records.write_json(path, record)
     machine.forget = True  # the child refuses too, and leaves the folder as it is
-    assert call(budget=3) == 1
+    assert call(budget=3) == OtherRunError.exit_status
     assert "holds another run; give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"submission": {"sha256": "0"}}, "another version of the submission; give"),
+        ({"seeds": {"seed": 1}}, "another --seed; give"),
+        ({"versions": {"optax": "0.1.0"}}, "optax 0.1.0, and"),
+        ({}, None),
+    ],
+)
+def test_runs_of_other_code_that_a_moved_store_has_left_are_not_taken(
+    call, machine, tmp_path, capsys, facts, says, early_stop
+):
+    """No process looks at those that are hopeless, nor at the versions of any."""
+    assert call("--early_stop") == 0
+    store = tmp_path / "out" / tune.STORE_FILE
+    before = store.read_bytes()
+    store.unlink()
+    for path in (tmp_path / "out").rglob(records.RECORD_FILE):
+        records.write_json(path, records.read_record(path.parent) | facts)
+    machine.forget = True  # all are there, and none is made
+    assert call(*["--early_stop"] * early_stop) == (
+        OtherRunError.exit_status if says else 0
+    )
+    if says is not None:
+        assert f"holds a run of {says}" in capsys.readouterr().err
+        assert not store.exists()
+    elif early_stop:
+        assert store.read_bytes() == before
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.PREEMPTED])

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -13,6 +14,7 @@ from comparison import NAME, SETTING, write_profile, write_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from algoperf import records
 from algoperf.errors import UserError
 from algoperf.inference.timing import profiles
 from algoperf.inference.tradeoffs import pareto, pareto_plot, pareto_text, pareto_views
@@ -334,6 +336,18 @@ def test_times_of_two_machines_do_not_compare(folder, tmp_path):
     other = write_profile(tmp_path / "p.json", "int8", 1.0, 1.0, cpu="Another CPU")
     with pytest.raises(UserError, match="profiled on different hardware"):
         pareto.check_comparable(runs, found | {"p": other})
+
+
+def test_a_run_that_went_on_elsewhere_compares_with_neither(folder, tmp_path):
+    write_run(tmp_path, "adamw", 1, (9.0, 8.0))
+    (path,) = tmp_path.rglob(records.RECORD_FILE)
+    record = json.loads(path.read_text())
+    gpu = {"platform": "gpu", "device_kind": "H100", "device_count": 2}
+    part = {"devices": gpu, "host": record["host"]}
+    path.write_text(json.dumps(record | {"earlier_environments": [part, part]}))
+    runs, _ = pareto.read_runs([folder / "runs", tmp_path])
+    with pytest.raises(UserError, match=r"\(2 x H100, then Some CPU; Some CPU\)"):
+        pareto.check_comparable(runs, read_profiles(folder / "profiles"))
 
 
 def test_a_broken_record_is_an_error(tmp_path):
