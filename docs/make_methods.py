@@ -2,13 +2,17 @@
 
     python docs/make_methods.py --pack RUNS
 
-RUNS is what `algoperf sweep` leaves of the submissions of docs/reparam.md and of
-`adamw`, on any workloads of the mini suite. Without `--pack` the page is written from
-what is kept.
+RUNS is what `algoperf sweep --target_setting 1.0` leaves of the submissions of
+docs/reparam.md and of `adamw`, on any workloads of the mini suite. Without `--pack` the
+page is written from what is kept. What a step takes is in docs/reparam/costs:
+
+    python tests/benchmarks/submissions_cost.py --workload wmt \
+      --submissions lora,galore --json docs/reparam/costs/wmt_mini.json
 """
 
 import argparse
 import dataclasses
+import json
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +29,7 @@ from scoring import time_to_target
 from scoring.rules import Goal
 
 DOCS = Path(__file__).resolve().parent
+COSTS = DOCS / "reparam" / "costs"
 ARCHIVE = DOCS / "reparam" / "suite.tar.xz"
 PAGE = DOCS / "reparam_suite.md"
 DENSE = "adamw"
@@ -36,18 +41,21 @@ Written by `python docs/make_methods.py` from the records in
 in [reparam.md](reparam.md).
 
     algoperf sweep --submissions {submissions} \\
-      --suite mini --out runs/methods
+      --suite mini --target_setting 1.0 --out runs/methods
 
 {trials} trials on {machine}: the first point of each search space, the same on all
-workloads, {seeds}.
-{stop}
+workloads, {seeds}. They train for the workload's step hint, whatever
+they reach and however long it takes: a budget of seconds would also judge what else the
+machine did.
+{failed}
 - **Steps** are to the target, interpolated between evaluations. Those of a method over
   those of `adamw` are a ratio of medians, with the 95 % interval over seeds (Student's
   t on logarithms) where a workload has several.
 - **To its level**: the same to a goal that more of them reach, the median metric that
   `adamw` had after half of its steps.
-- **A step** is its undisturbed time over that of `adamw`, on the same machine; **time**
-  is both together, to the target.
+- **A step** is its time over that of `adamw`, which took turns in one run of
+  `tests/benchmarks/submissions_cost.py` (`docs/reparam/costs`); **time** is both
+  together, to the target, without what is compiled and evaluated.
 - **Trained** and **stored** are parameters, and bytes, over those of `adamw`, and
   **state** the bytes of the optimizer's state over its.
 """
@@ -111,13 +119,13 @@ def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
         ),
         DENSE,
     )
-    seconds = {name: _step_seconds(own) for name, own in by_name.items()}
+    steps = step_ratios(trials[0].workload)
     sizes = {name: _sizes(name, own) for name, own in by_name.items()}
     return [
         Method(
             in_steps=row,
-            time=row.to_target.value * seconds[row.recipe] / seconds[DENSE],
-            step=seconds[row.recipe] / seconds[DENSE],
+            time=row.to_target.value * steps.get(row.recipe, math.nan),
+            step=steps.get(row.recipe, math.nan),
             sizes={
                 key: value / sizes[DENSE][key]
                 for key, value in sizes[row.recipe].items()
@@ -145,9 +153,13 @@ def last(trial: scoring.Trial, goal: Goal) -> float:
     return float(values_E[-1])
 
 
-def _step_seconds(trials: Iterable[scoring.Trial]) -> float:
-    known = [time_to_target.step_seconds(trial) for trial in trials]
-    return float(np.median([math.nan if one is None else one for one in known]))
+def step_ratios(workload: str) -> dict[str, float]:
+    """Returns the time of each submission's step over the dense one's, as measured."""
+    path = COSTS / f"{workload}.json"
+    if not path.exists():
+        return {}
+    costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
+    return {name: cost["ratio"] for name, cost in costs.items()}
 
 
 SIZES = ("trainable_parameters", "stored_bytes", "optimizer_state_bytes")
@@ -215,7 +227,7 @@ def each(own: Sequence[Method]) -> str:
                     make_recipes.shown(row.to_level),
                 )
             ),
-            f"{row.final:.4g}",
+            f"{row.final:.4g}" if math.isfinite(row.final) else "-",
             *map(_number, (m.step, *m.sizes.values())),
         ]
         for m in own
@@ -236,13 +248,16 @@ def _head(runs: scoring.Runs) -> str:
         f"{count} {'seed' if count == 1 else 'seeds'} of {', '.join(names)}"
         for count, names in sorted(seeds.items())
     ]
-    unhealthy = make_leaderboard.unhealthy(runs)
+    failed = make_leaderboard.unhealthy(runs)
+    words_of_failed = (
+        f"\nThese count as misses: {'; '.join(failed)}.\n" if failed else ""
+    )
     return HEAD.format(
         submissions=",".join(sorted(runs.submissions)),
         trials=len(runs.trials),
         machine=make_leaderboard.machines(runs),
         seeds="; ".join(words),
-        stop="".join(f"\n- {line}" for line in unhealthy) + "\n" * bool(unhealthy),
+        failed=words_of_failed,
     )
 
 

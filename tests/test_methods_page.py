@@ -24,7 +24,16 @@ def read(root):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def costs(tmp_path_factory, monkeypatch):
+    """A step of `small` takes 1.1 times as long on wmt, and is unknown elsewhere."""
+    folder = tmp_path_factory.mktemp("costs")
+    ratios = {"adamw": {"ratio": 1.0}, "small": {"ratio": 1.1}}
+    (folder / "wmt_mini.json").write_text(json.dumps({"costs": ratios}))
+    monkeypatch.setattr(make_methods, "COSTS", folder)
+
+
+@pytest.fixture
+def runs(tmp_path, costs):
     """Two seeds; `small` takes 4/3 of the steps, and misses a workload."""
     for study, (dense, factor) in enumerate([(1.0, 1.5), (1.25, 1.5)]):
         write_runs(
@@ -44,9 +53,10 @@ def test_ratios_are_of_medians_and_sizes_of_the_dense_ones(runs):
     expected = 1.5 / 1.125
     assert small.in_steps.to_target.value == pytest.approx(expected, rel=1e-3)
     assert small.in_steps.to_target.low < expected < small.in_steps.to_target.high
-    assert small.time == pytest.approx(expected, rel=1e-3)  # a step takes as long
+    assert small.time == pytest.approx(1.1 * expected, rel=1e-3)
     assert small.sizes == pytest.approx(dict.fromkeys(make_methods.SIZES, 0.25))
     assert dense.time == dense.step == 1
+    assert small.step == 1.1
 
 
 def test_a_miss_is_told_and_not_averaged(runs):
@@ -75,9 +85,9 @@ def test_a_trial_that_failed_before_its_first_evaluation_is_a_miss(runs):
     (folder / records.RECORD_FILE).write_text(json.dumps(record))
     (folder / records.EVAL_FILE).unlink()
     text = make_methods.page(read(runs))
-    assert "- small/study_0/wmt_mini/trial_1 failed\n" in text
-    assert "| `small` | 1 of 2 | - | - | - |" in text.split("### wmt_mini")[1]
-    assert "| 0.25 | 0.25 | 0.25 |\n" in text.split("### wmt_mini")[1]
+    assert "as misses: small/study_0/wmt_mini/trial_1 failed.\n" in text
+    line = "| `small` | 1 of 2 | - | - | - | - | - | 1.10 | 0.25 | 0.25 | 0.25 |\n"
+    assert line in text.split("### wmt_mini")[1]
 
 
 def test_masks_have_no_sizes(tmp_path):
@@ -85,7 +95,7 @@ def test_masks_have_no_sizes(tmp_path):
     write_runs(tmp_path, factors, sizes=dict.fromkeys(factors, DENSE_SIZES))
     text = make_methods.page(read(tmp_path))
     line = next(line for line in text.splitlines() if line.startswith("| `pruned`"))
-    assert line.endswith("| 1.00 | - | - | - |")
+    assert line.endswith("| - | - | - |")
 
 
 def test_the_level_is_the_median_of_values_after_half_of_the_steps():

@@ -12,7 +12,7 @@ length; arXiv:2509.17791, section 3); adding up is left out, as it is there.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from algoperf.numerics.find import CONVOLUTION, DOT, Found
 from algoperf.numerics.formats import POWER_OF_TWO_SCALES, Format
@@ -115,28 +115,34 @@ def _one(recipe: Recipe, item: Found, training: bool, kept_bits: int) -> Cost:
     of_x, of_w = gradients[::-1] if item.weight_is_left else gradients
     cost = _product(
         multiply_adds,
-        (x, recipe.forward_x),
-        (w, recipe.forward_w),
-        out,
+        _Array(x, recipe.forward_x),
+        _Array(w, recipe.forward_w),
+        _Array(out),
         *forward,
         width,
     )
     if training:
+        # What was rotated and quantised is used again as it is, padding included, and
+        # so is the gradient of it, which is then rotated back.
+        is_reused = recipe.backward_from == "quantised"
+        back, fill = forward if is_reused else (None, 1.0)
         cost += _product(
             multiply_adds,
-            (out, recipe.input_gradient_g),
-            (w, recipe.input_gradient_w),
-            x,
+            _Array(out, recipe.input_gradient_g),
+            _Array(w, recipe.input_gradient_w, fill),
+            _Array(x, None, fill),
             *of_x,
             width,
+            back,
         )
         cost += _product(
             multiply_adds,
-            (out, recipe.weight_gradient_g),
-            (x, recipe.weight_gradient_x),
-            w,
+            _Array(out, recipe.weight_gradient_g),
+            _Array(x, recipe.weight_gradient_x, fill),
+            _Array(w, None, fill),
             *of_w,
             width,
+            back,
         )
     return cost.times(item.repeats)
 
@@ -151,41 +157,52 @@ def inner_length(item: Found) -> int:
     return math.prod(n for axis, n in enumerate(right) if axis != out_channel)
 
 
+class _Array(NamedTuple):
+    """An operand or a result: its elements, its format, and how padding grew it."""
+
+    size: float
+    fmt: Format | None = None
+    fill: float = 1.0
+
+
 def _product(
     multiply_adds: float,
-    first: tuple[float, Format | None],
-    second: tuple[float, Format | None],
-    out: float,
+    first: _Array,
+    second: _Array,
+    out: _Array,
     rotation: Rotation | None,
     stretch: float,
     width: int,
+    back: Rotation | None = None,
 ) -> Cost:
-    """One product: (elements, format) of its operands, elements of its result.
+    """One product. Rotated operands are `stretch` times as long on what it contracts.
 
-    Rotated operands are `stretch` times as long, and so is what they contract. `width`
-    is that of an operand without format, in bits.
+    `width` is that of an operand without format, in bits; `back` rotates the result.
     """
-    bits = [_bits(fmt, width) for _, fmt in (first, second)]
-    stretched = [(size * stretch, fmt) for size, fmt in (first, second)]
-    overhead = 0.0
-    for size, fmt in stretched:
-        if rotation is not None:
-            # Fast Walsh-Hadamard: log2(block) additions for each element.
-            overhead += size * math.log2(rotation.block) * ADDITION
-        if fmt is not None:
-            overhead += size * quantising(fmt)
-    moved = [
-        size * (width if fmt is None else fmt.bits_per_element()) / 8
-        for size, fmt in stretched
-    ]
+    bits = [_bits(array.fmt, width) for array in (first, second)]
+    sizes = [array.size * array.fill * stretch for array in (first, second)]
+    overhead = _rotating(out.size * out.fill, back)
+    moved = out.size * out.fill * FULL_BITS
+    for size, array in zip(sizes, (first, second), strict=True):
+        overhead += _rotating(size, rotation)
+        if array.fmt is None:
+            moved += size * width
+        else:
+            overhead += size * quantising(array.fmt)
+            moved += size * array.fmt.bits_per_element()
     return Cost(
         multiply_adds=multiply_adds,
-        bit_operations=multiply_adds * stretch * bits[0] * bits[1],
+        bit_operations=multiply_adds * stretch * second.fill * bits[0] * bits[1],
         full_bit_operations=multiply_adds * FULL_BITS**2,
         overhead_bit_operations=overhead,
-        bytes=sum(moved) + out * FULL_BITS / 8,
-        full_bytes=(first[0] + second[0] + out) * FULL_BITS / 8,
+        bytes=moved / 8,
+        full_bytes=(first.size + second.size + out.size) * FULL_BITS / 8,
     )
+
+
+def _rotating(size: float, rotation: Rotation | None) -> float:
+    """Fast Walsh-Hadamard: log2(block) additions for each element."""
+    return 0.0 if rotation is None else size * math.log2(rotation.block) * ADDITION
 
 
 def quantising(fmt: Format) -> int:

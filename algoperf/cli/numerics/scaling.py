@@ -59,11 +59,11 @@ def run(values: flags.FlagValues) -> int:
         for workload in sizes
         for recipe in recipes
     }
-    for recipe in recipes:
-        own = [run for run in store.runs.values() if run.space == recipe]
-        shared.check_point(store, own, shared.points_file(values, recipe))
     _warn_of_repeats(sizes)
     with store.held():
+        for recipe in recipes:
+            own = [run for run in store.runs.values() if run.space == recipe]
+            shared.check_point(store, own, shared.points_file(values, recipe))
         if not _make_missing(values, cells, store):
             print("stopped; the same command goes on with what is missing")
             return 1

@@ -232,7 +232,12 @@ def _compressions(workload: "Workload") -> "list[Series]":
     layouts = {SHARED: "fold", "roast": "tiles", "hashed": "elements"}
     shared: dict[str, dict[str, Any]]
     shared = {name: SHARED_ADAMW | {"layout": x} for name, x in layouts.items()}
-    shared["stable_rps_sgd"] = SGD | {"layout": "fold", "rule": "sgd", "init_std": 0.02}
+    shared["stable_rps_sgd"] = SGD | {
+        "layout": "fold",
+        "rule": "sgd",
+        "init_std": 0.02,
+        "beta2": 0.99,
+    }
     found += [
         Series(name, SHARED, "share", fixed, inverse=True)
         for name, fixed in shared.items()

@@ -1,5 +1,7 @@
 """The cost model on functions whose cost is known by hand."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,20 @@ def test_what_a_rotation_pads_is_multiplied_too():
     operands = 64 * 32 + 32 * 16
     assert found.overhead_bit_operations == operands * (5 + 4) * 32
     assert found.bytes == operands * 4.25 / 8 + 64 * 16 * 4
+
+
+def test_gradients_of_what_was_rotated_are_as_long_and_rotated_back():
+    rotation = Rotation()
+    recipe = PLAIN.replace(forward_rotation=rotation, backward_from="quantised")
+    shapes = _shape(64, 8), _shape(8, 16)
+    found = _cost(recipe, lambda x, w: x @ w, *shapes)
+    longer = _cost(PLAIN, lambda x, w: x @ w, _shape(64, 32), _shape(32, 16))
+    assert found.multiply_adds == 3 * 64 * 8 * 16
+    assert found.bit_operations == longer.bit_operations
+    assert found.bytes == longer.bytes
+    rotated = 2 * (64 * 32 + 32 * 16)  # both operands, and both gradients back
+    more = rotated * math.log2(rotation.block) * cost.ADDITION
+    assert found.overhead_bit_operations == longer.overhead_bit_operations + more
 
 
 def test_what_is_kept_counts_in_full_and_the_text_says_modelled():
