@@ -249,15 +249,13 @@ def _head(runs: scoring.Runs) -> str:
         for count, names in sorted(seeds.items())
     ]
     failed = make_leaderboard.unhealthy(runs)
-    words_of_failed = (
-        f"\nThese count as misses: {'; '.join(failed)}.\n" if failed else ""
-    )
+    missed = f"\nThese count as misses: {'; '.join(failed)}.\n" if failed else ""
     return HEAD.format(
         submissions=",".join(sorted(runs.submissions)),
         trials=len(runs.trials),
         machine=make_leaderboard.machines(runs),
         seeds="; ".join(words),
-        failed=words_of_failed,
+        failed=missed,
     )
 
 
