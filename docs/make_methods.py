@@ -44,9 +44,9 @@ in [reparam.md](reparam.md).
       --suite mini --target_setting 1.0 --out runs/methods
 
 {trials} trials on {machine}: the first point of each search space, the same on all
-workloads, {seeds}. They train for the workload's step hint, whatever
-they reach and however long it takes: a budget of seconds would also judge what else the
-machine did.
+workloads, {seeds}.
+They train for the workload's step hint, whatever they reach and however long it takes:
+a budget of seconds would also judge what else the machine did.
 {failed}
 - **Steps** are to the target, interpolated between evaluations. Those of a method over
   those of `adamw` are a ratio of medians, with the 95 % interval over seeds (Student's

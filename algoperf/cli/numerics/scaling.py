@@ -61,9 +61,8 @@ def run(values: flags.FlagValues) -> int:
     }
     _warn_of_repeats(sizes)
     with store.held():
-        for recipe in recipes:
-            own = [run for run in store.runs.values() if run.space == recipe]
-            shared.check_point(store, own, shared.points_file(values, recipe))
+        files = {recipe: shared.points_file(values, recipe) for recipe in recipes}
+        shared.check_points(store, files)
         if not _make_missing(values, cells, store):
             print("stopped; the same command goes on with what is missing")
             return 1

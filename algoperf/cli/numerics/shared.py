@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from algoperf.errors import UserError
 if TYPE_CHECKING:
     from algoperf.numerics.cost import Cost
     from algoperf.numerics.find import Found
-    from algoperf.run_store import Run, Store
+    from algoperf.run_store import Store
     from algoperf.workload import Workload
 
 
@@ -85,15 +85,18 @@ def statistics_cost(
     return dataclasses.replace(part, full_bit_operations=0.0, full_bytes=0.0)
 
 
-def check_point(store: "Store", runs: "Iterable[Run]", file: Path) -> None:
-    """Checks that stored runs took the point of a file of `points_file`.
+def check_points(store: "Store", files: Mapping[str, Path]) -> None:
+    """Checks that stored runs took the points of these files, by recipe.
 
     Raises:
       UserError: one took another, of a search space as it was before.
     """
-    (point,) = json.loads(file.read_text(encoding="utf-8"))
-    for run in runs:
-        if dict(run.hyperparameters) != point:
+    points = {
+        recipe: json.loads(file.read_text(encoding="utf-8"))[0]
+        for recipe, file in files.items()
+    }
+    for run in store.runs.values():
+        if run.space in points and dict(run.hyperparameters) != points[run.space]:
             raise UserError(
                 f"{store.path} has a run of {run.space} at another point than the "
                 "first of the search space as it is now; give another --out"

@@ -69,9 +69,7 @@ def _wanted(
     """Writes the points of the recipes; returns which runs there are to be."""
     files = {recipe: shared.points_file(values, recipe) for recipe in recipes}
     for store in stores.values():
-        for recipe, file in files.items():
-            own = [run for run in store.of(PHASE) if run.space == recipe]
-            shared.check_point(store, own, file)
+        shared.check_points(store, files)
     return {
         _job(values, workload, recipe, file, seed): (
             stores[workload.name],

@@ -203,11 +203,11 @@ def _ranks() -> "list[Series]":
     """Returns what trains or remembers at a low rank."""
     from algoperf.reparam.studies import Series
 
-    rate = RECIPE | {"learning_rate": 0.01}
-    small = RECIPE | {"learning_rate": 0.003}
-    found = [Series(name, name, "rank", rate) for name in ("lora", "relora")]
-    found.append(Series("factorised", "factorised", "rank", small))
-    projected = rate | {"gap": GAP}
+    fast = RECIPE | {"learning_rate": 0.01}
+    slow = RECIPE | {"learning_rate": 0.003}
+    found = [Series(name, name, "rank", fast) for name in ("lora", "relora")]
+    found.append(Series("factorised", "factorised", "rank", slow))
+    projected = fast | {"gap": GAP}
     found += [Series(name, name, "rank", projected) for name in ("galore", "fira")]
 
     def scale(share: float) -> dict[str, float]:
