@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import time
 from collections import Counter
 
 import numpy as np
@@ -293,9 +292,7 @@ def test_another_r_max_is_scoring_by_it(random_runs, mode):
 @pytest.mark.parametrize("mode", Mode)
 def test_archive_of_2024(archive, mode):
     result = score_runs(read_runs([archive]), load_rules("v0.5"), mode=mode)
-    start = time.process_time()
     found = estimate_uncertainty(result)
-    assert time.process_time() - start < 0.3
     assert found.notes == ()
     assert (found.score_low_S <= result.scores).all()
     assert (result.scores <= found.score_high_S).all()

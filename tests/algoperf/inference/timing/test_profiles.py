@@ -12,6 +12,7 @@ import pytest
 from decoders import SHAPES, TRAINED, drawn_params
 
 from algoperf.errors import UserError
+from algoperf.inference.models import decoder
 from algoperf.inference.timing import measure, plot, profiler, profiles
 from algoperf.inference.timing.profiles import Profile, Setting
 
@@ -176,11 +177,29 @@ def measured():
     )
 
 
-def test_more_tokens_take_longer(measured):
-    """Least of several, 1 token against 28."""
-    short = min(measured(4, 1) for _ in range(15))
-    long = min(measured(4, 28) for _ in range(15))
-    assert 0 < short < long
+def test_requests_of_the_asked_lengths_run_under_the_clock(monkeypatch):
+    """A clock that counts what was computed: a tick a token, of prompts and outputs."""
+    tokens = 0
+    prefill, decode = decoder.compiled_prefill, decoder.compiled_decode
+
+    def counted_prefill(shape, params, prompt_BP, *rest):
+        nonlocal tokens
+        tokens += prompt_BP.shape[1]
+        return prefill(shape, params, prompt_BP, *rest)
+
+    def counted_decode(shape, params, logits_BV, prompt, cache, output, key):
+        nonlocal tokens
+        tokens += output
+        return decode(shape, params, logits_BV, prompt, cache, output, key)
+
+    monkeypatch.setattr(decoder, "compiled_prefill", counted_prefill)
+    monkeypatch.setattr(decoder, "compiled_decode", counted_decode)
+    shape = TRAINED
+    count = measure.decoder_measure(
+        shape, drawn_params(shape), clock=lambda: tokens, capacity=32
+    )
+    for prompt, output in ((4, 1), (4, 28), (9, 3)):
+        assert count(prompt, output) == prompt + output
 
 
 def test_a_request_that_does_not_fit_is_an_error(measured):
