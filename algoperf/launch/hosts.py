@@ -24,6 +24,7 @@ from typing import Any
 from algoperf import records
 from algoperf.errors import STOP_SIGNALS, UserError
 from algoperf.hosts import LOST, Hosts, OtherHostError
+from algoperf.launch.jobs import UNFINISHED
 from algoperf.records import Status
 
 CONNECT_SEC = 45.0  # from the start until all hosts must be there
@@ -300,6 +301,9 @@ def supervised(config: HostConfig, run: Callable[[Hosts, Announce], int]) -> int
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     child = os.fork()
     if child == 0:
+        # Until there are handlers Ctrl-C ends it, as the other signals do: Python's own
+        # handler would print a stack, and not before JAX, which connects, returns.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         os.close(reader)
         os.close(errors)
@@ -363,13 +367,17 @@ def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> tuple[int
     starts = [i for i, what in enumerate(said) if "folder" in what]
     of_trial = said[starts[-1] :] if starts else said
     heard = [what["failure"] for what in of_trial if "failure" in what]
+    is_interrupt = by is signal.SIGINT and not heard
     if not starts:
         if by in STOP_SIGNALS and not heard:  # it came before there were handlers
-            return 0, "asked to stop before training"
+            return UNFINISHED if is_interrupt else 0, "asked to stop before training"
         return 1, heard[0][1] if heard else f"{NOT_TOGETHER} ({by.name})"
-    lost = Status.PREEMPTED, KILLED if by is signal.SIGKILL else f"{LOST} ({by.name})"
+    # SIGINT is a second Ctrl-C then: `run` has a handler for the first.
+    is_killed = is_interrupt or by is signal.SIGKILL
+    lost = Status.PREEMPTED, KILLED if is_killed else f"{LOST} ({by.name})"
     status, message = heard[0] if heard else lost
-    return 1, mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
+    message = mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
+    return UNFINISHED if is_interrupt else 1, message
 
 
 def mark_ended(folder: Path, status: Status, message: str) -> str:

@@ -16,6 +16,7 @@ from algoperf import records
 from algoperf.errors import STOP_SIGNALS, OtherRunError, UserError
 from algoperf.launch import hosts
 from algoperf.launch.hosts import HostConfig
+from algoperf.launch.jobs import UNFINISHED
 from algoperf.records import Status
 
 HELPERS = Path(__file__).resolve().parents[2] / "helpers"
@@ -370,6 +371,7 @@ def test_hosts_that_disagree_say_so_before_training(tmp_path):
 
 ALONE = """
 import contextlib, time
+from pathlib import Path
 from algoperf.cli.common import StopRequest
 from algoperf.errors import OtherRunError
 from algoperf.hosts import Hosts
@@ -393,17 +395,29 @@ def run(hosts, announce):
 raise SystemExit(hosts.supervised(None, run))
 """
 CONNECTING = """
-import contextlib, time
+import contextlib, itertools
 from algoperf.launch import hosts
 
 @contextlib.contextmanager
 def waiting(config, heard):
     print("connecting", flush=True)
-    time.sleep(60)
+    sum(itertools.repeat(0, 10**10))  # as deaf to handlers in Python as JAX
     yield
 
 hosts._together = waiting
 raise SystemExit(hosts.supervised(None, lambda hosts, announce: 1))
+"""
+INTERRUPTED_TWICE = f"""{ALONE}
+def run(hosts, announce):
+    with StopRequest() as stop:
+        announce(Path(FOLDER))
+        print("ready", flush=True)
+        while not stop.is_asked:
+            time.sleep(0.01)
+        print("saving", flush=True)
+        time.sleep(60)
+
+raise SystemExit(hosts.supervised(None, run))
 """
 REFUSED = f"""{ALONE}
 def run(hosts, announce):
@@ -433,7 +447,7 @@ def test_signals_that_ask_to_stop_reach_the_host_that_trains(number):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_stop_that_is_asked_while_hosts_connect_is_no_failure(number):
     process = subprocess.Popen(
         [sys.executable, "-c", CONNECTING],
@@ -446,7 +460,27 @@ def test_a_stop_that_is_asked_while_hosts_connect_is_no_failure(number):
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
     assert errors == "algoperf: asked to stop before training\n"
-    assert process.returncode == 0
+    assert process.returncode == (UNFINISHED if number == signal.SIGINT else 0)
+
+
+def test_a_second_interrupt_ends_a_host_that_is_being_saved(tmp_path):
+    record = {"schema_version": records.SCHEMA_VERSION, "status": Status.RUNNING}
+    records.write_json(tmp_path / records.RECORD_FILE, record)
+    program = INTERRUPTED_TWICE.replace("FOLDER", repr(str(tmp_path)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in ("ready\n", "saving\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert errors == f"algoperf: {hosts.KILLED}\n"
+    assert process.returncode == UNFINISHED
+    assert records.read_record(tmp_path)["status"] is Status.PREEMPTED
 
 
 @pytest.mark.slow
