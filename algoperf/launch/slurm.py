@@ -36,7 +36,7 @@ class Trial:
         self.job = job
 
     def __call__(self) -> int:
-        """Runs the trial; returns the exit status of its process.
+        """Runs the trial; returns the exit status of its process, 0 if it needs none.
 
         Raises:
           RuntimeError: it was stopped, and Slurm alone knows whether it will go on.
@@ -54,7 +54,11 @@ class Trial:
         done = local.run_jobs([self.job], lambda: bool(asked), notice=print)
         codes = [code for _, code in done]
         if jobs.is_finished(self.job.folder):
-            return codes[-1]
+            if codes:
+                return codes[-1]
+            # Asked to stop before it began, while another process had the trial.
+            print(f"{self.job.folder} has its result already")
+            return 0
         if ahead in asked and callable(requeue):
             requeue(ahead, None)  # calls `checkpoint`, asks Slurm, does not return
         raise RuntimeError(f"{self.job.folder} has no result; see the lines above")

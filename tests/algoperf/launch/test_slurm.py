@@ -11,9 +11,9 @@ import types
 
 import pytest
 
-from algoperf import cli, records
+from algoperf import cli, locks, records
 from algoperf.errors import UserError
-from algoperf.launch import jobs, slurm
+from algoperf.launch import jobs, local, slurm
 from algoperf.launch.cluster import Hardware, Slurm
 from algoperf.records import Status
 
@@ -297,6 +297,28 @@ def test_a_preempted_job_saves_and_leaves_requeueing_to_slurm(shell_job, tmp_pat
     with pytest.raises(RuntimeError, match="has no result"):
         task()
     assert saved.exists()
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_job_that_is_stopped_while_another_ends_its_trial_has_not_failed(
+    number, shell_job, tmp_path, monkeypatch, capsys
+):
+    signal.signal(signal.SIGUSR2, lambda *_: pytest.fail("nothing is left to run"))
+    began, waits = tmp_path / "began", tmp_path / "waits"
+    task = slurm.Trial(shell_job(f"touch {began}", Status.COMPLETED))
+    run_jobs = local.run_jobs
+
+    def noticed(*arguments, notice):
+        return run_jobs(*arguments, notice=lambda line: (print(line), waits.touch()))
+
+    monkeypatch.setattr(local, "run_jobs", noticed)
+    _send_when(waits, number)
+    with locks.hold(task.job.folder):
+        assert task() == 0
+    assert not began.exists()
+    says = capsys.readouterr().out.splitlines()
+    assert says[-1] == f"{task.job.folder} has its result already"
 
 
 @pytest.mark.usefixtures("_handlers")
