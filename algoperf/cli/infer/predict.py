@@ -36,6 +36,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     setting = profile.setting
     option = costs.Option(profile.runtime, setting.parallel, setting.batch_size)
     prompt, output = values.prompt, values.output
+    beyond = profile.extrapolation(prompt, output)
     seconds = profile.runtime.predict(prompt, output)
     found = {
         "model": profile.shape.name,
@@ -45,7 +46,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         "prompt_seconds": profile.runtime.prompt_seconds(prompt),
         "decode_seconds": profile.runtime.decode_seconds(prompt, output),
         "tokens_per_second": option.tokens_per_second(prompt, output),
-        "is_extrapolated": profile.extrapolation(prompt, output) is not None,
+        "is_extrapolated": beyond is not None,
     }
     if not profile.served.get("ranks"):  # a shape says nothing of factors
         found["flops"] = _flops(profile.shape, prompt, output)
@@ -59,6 +60,8 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
     def print_text() -> None:
         printing.print_table(("what", "is"), rows)
+        if beyond is not None:
+            print(f"Note: {beyond}.")
         if reason is not None:
             print(f"Not to be trusted: {reason}.")
 

@@ -77,6 +77,12 @@ class Profile:
                 f"prompts were measured up to {longest} tokens, {prompt} are "
                 "extrapolated"
             )
+        longest = max(measured for _, measured in self.result.times)
+        if output > longest:  # however short the prompt: an error of g grows with it
+            return (
+                f"outputs were measured up to {longest} tokens, {output} are "
+                "extrapolated"
+            )
         longest = max(sum(cell) for cell in self.result.times)
         if prompt + output > longest:
             return (

@@ -59,15 +59,32 @@ def test_predict(profiled, capsys):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "output", "expected"),
-    [(8, 8, False), (9, 1, True), (6, 12, False), (6, 13, True), (1, 40, True)],
+    ("prompt", "output", "says"),
+    [
+        (32, 16, None),
+        (1, 24, None),
+        (33, 1, "prompts were measured up to 32 tokens, 33 are extrapolated"),
+        (1, 25, "outputs were measured up to 24 tokens, 25 are extrapolated"),
+        (
+            32,
+            24,
+            "requests were measured up to 48 tokens of prompt and output, 32 + 24 are "
+            "extrapolated",
+        ),
+    ],
 )
-def test_beyond_what_was_measured_is_said(prompt, output, expected, profiled, capsys):
-    """Of cells up to 8 + 8 tokens, and 6 + 12 held out."""
-    file = str(profiled / "finewebedu_lm_mini.json")
-    request = [f"--prompt={prompt}", f"--output={output}", "--json=-"]
-    assert cli.main(["infer", "predict", file, *request]) == 0
-    assert json.loads(capsys.readouterr().out)["is_extrapolated"] is expected
+def test_beyond_what_was_measured_is_said(prompt, output, says, tmp_path, capsys):
+    """Of cells up to 32 + 16 tokens, and 24 + 24 held out."""
+    file = tmp_path / "profile.json"
+    comparison.write_profile(file, "float32", 0.01, 0.001)
+    command = ["infer", "predict", str(file), "--any_hardware"]
+    command += [f"--prompt={prompt}", f"--output={output}"]
+    assert cli.main([*command, "--json=-"]) == 0
+    found = json.loads(capsys.readouterr().out)["is_extrapolated"]
+    assert found is (says is not None)
+    assert cli.main(command) == 0
+    notes = [s for s in capsys.readouterr().out.splitlines() if s.startswith("Note")]
+    assert notes == ([] if says is None else [f"Note: {says}."])
 
 
 def test_flops_and_dollars_are_of_one_request(profiled, capsys, tmp_path):

@@ -66,7 +66,8 @@ def test_json_and_views(folder, tmp_path, capsys):
     ("prompt", "output", "says"),
     [
         (48, 2, "up to 32 tokens, 48 are extrapolated"),
-        (8, 48, "up to 48 tokens of prompt and output, 8 + 48 are extrapolated"),
+        (8, 25, "up to 24 tokens, 25 are extrapolated"),
+        (32, 24, "up to 48 tokens of prompt and output, 32 + 24 are extrapolated"),
         (32, 16, None),
     ],
 )
