@@ -10,7 +10,9 @@ from algoperf.submission import from_optax, standard_chain
 def cautious(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Masks a direction u where its sign is not the gradient's (algorithm 1).
 
-    u <- u [u g > 0] n / (number kept + 1), tensor by tensor, n its size.
+    u <- u [u g > 0] n / (number kept + 1), tensor by tensor, n its size. An entry
+    without a gradient is not kept: of embeddings, whose rows are mostly not in a batch,
+    the others take steps many times as large (18 to 27 on the mini criteo1tb).
     """
 
     def mask(direction, gradient):

@@ -5,9 +5,17 @@ import optax
 from algoperf.schedules import warmup_cosine
 from algoperf.submission import from_optax, mask_without
 
+LEAST_NORM = 1.0  # of phi, section 3
+
 
 def build(workload, hyperparameters):
-    """Returns LAMB (algorithm 2): x <- x - s_t ||x|| r / ||r||, r = Adam + decay."""
+    """Returns LAMB (algorithm 2): x <- x - s_t phi(||x||) r / ||r||, r = Adam + decay.
+
+    As in the authors' code what is not decayed, biases and gains, takes Adam's step.
+    phi is at least `LEAST_NORM` (and so is ||r||): a kernel that starts at 0 would have
+    steps as small as itself, and at a small rate never grow.
+    """
+    decayed = mask_without(workload)
     schedule = warmup_cosine(
         workload.step_hint,
         hyperparameters.learning_rate,
@@ -20,10 +28,8 @@ def build(workload, hyperparameters):
             b2=hyperparameters.beta2,
             eps=1e-6,
         ),
-        optax.add_decayed_weights(
-            hyperparameters.weight_decay, mask=mask_without(workload)
-        ),
-        optax.scale_by_trust_ratio(),
+        optax.add_decayed_weights(hyperparameters.weight_decay, mask=decayed),
+        optax.masked(optax.scale_by_trust_ratio(min_norm=LEAST_NORM), decayed),
         optax.scale_by_learning_rate(schedule),
     )
 

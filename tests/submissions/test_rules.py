@@ -238,11 +238,25 @@ def test_lamb():
     inner = adam(0.9, 0.99, eps=1e-6)
 
     def rule(t, g, x, name):
-        r = inner(t, g, x, name) + DECAY * IS_DECAYED[name] * x
-        return r * np.linalg.norm(x) / np.linalg.norm(r)
+        r = inner(t, g, x, name)
+        if not IS_DECAYED[name]:
+            return r
+        r = r + DECAY * x
+        return r * max(np.linalg.norm(x), 1.0) / max(np.linalg.norm(r), 1.0)
 
     path, _ = trained(build("lamb", **USUAL, one_minus_beta1=0.1, beta2=0.99))
     assert_close(path[-1], expected(each(rule), RATE, 0.0))
+
+
+def test_lamb_trains_a_kernel_that_starts_at_zero():
+    """Adam steps with one sign: the norm, as it is below 1, is the sum of the rates."""
+    zeros, ones = (jax.tree.map(like, PARAMS) for like in (np.zeros_like, np.ones_like))
+    point = {**USUAL, "weight_decay": 0.0, "one_minus_beta1": 0.1, "beta2": 0.99}
+    path, _ = trained(build("lamb", **point), zeros, [ones] * STEPS)
+    grown = sum(RATE(t) for t in range(STEPS))
+    assert 0.05 < grown < 1
+    norms = [np.linalg.norm(path[-1][name]) for name in IS_DECAYED if IS_DECAYED[name]]
+    assert norms == pytest.approx([grown] * len(norms), rel=1e-4)
 
 
 def test_mars():
