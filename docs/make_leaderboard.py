@@ -224,7 +224,7 @@ Written by `python docs/make_leaderboard.py` from the records in
 the same records and draws their page, `runs/leaderboard.html`.
 
 {trials} trials: {studies} of {points} of the search space on each of the workloads of
-the mini suite, on {machine}.
+the mini suite, on {machine}.{budget}
 Times are steps to the target, interpolated between evaluations, times the undisturbed
 time of a step. The score is that of [scoring.md](scoring.md).
 
@@ -313,7 +313,25 @@ def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
         "studies": "one study" if studies == 1 else f"{studies} studies",
         "points": "one point" if points == 1 else f"{points} points",
         "machine": machines(runs),
+        "budget": _budget_words(runs),
     }
+
+
+def _budget_words(runs: scoring.Runs) -> str:
+    """Returns what the head says of trials that no time could end, '' without any."""
+    free = [trial for trial in runs.trials if trial.has_no_budget]
+    if len(free) < len(runs.trials):
+        return f"\nNo time budget applied to {len(free)} of them." if free else ""
+    is_hint = all(_took_its_step_hint(trial) for trial in free)
+    steps = "went on for their step hint" if is_hint else "had the steps of their run"
+    return f"\nNo time budget applied: trials {steps}, however long that took."
+
+
+def _took_its_step_hint(trial: scoring.Trial) -> bool:
+    """Whether neither time nor a target ended a trial, its step hint did."""
+    record = trial.record or {}
+    is_whole = record.get("max_steps", 0) == record.get("step_hint")
+    return is_whole and (record.get("target") or {}).get("validation") is None
 
 
 def machines(runs: scoring.Runs) -> str:

@@ -41,6 +41,7 @@ class Result:
     published: tuple[str, ...] = ()  # those of `submissions` that others published
     predicted: frozenset[tuple[str, str]] = frozenset()  # (submission, workload)
     timing: Timing = time_to_target.SUBMISSION_TIME
+    no_budget: bool = False  # no time could have ended any trial that was judged
     # By submission and workload, what `time_to_target.workload_studies` returns.
     studies: Mapping[tuple[str, str], Studies] = dataclasses.field(default_factory=dict)
 
@@ -115,8 +116,7 @@ def score_runs(
         submissions, times_SB, times_SV, theirs = published_field.join(
             published, submissions, times_SB, times_SV, rules, mode
         )
-        if warning := published_field.hardware_warning(runs, rules, published):
-            warnings.insert(0, warning)
+        warnings[:0] = published_field.differences(runs, rules, published)
     ratios_SB = judge(times_SB, times_SV, rules.base_of_held_out, rules.r_max, mode)
     is_official = mode is Mode.OFFICIAL
     integrate = profile.official_scores if is_official else profile.exact_scores
@@ -134,8 +134,15 @@ def score_runs(
         warnings=tuple(warnings),
         published=theirs,
         timing=timing,
+        no_budget=published is None and _had_no_budget(groups, rules),
         studies=studies,
     )
+
+
+def _had_no_budget(groups: Groups, rules: Rules) -> bool:
+    """Whether no time could have ended any trial; false where there is none."""
+    judged = [t for (_, w), group in groups.items() if w in rules.goals for t in group]
+    return bool(judged) and all(trial.has_no_budget for trial in judged)
 
 
 def _studies_of(

@@ -46,6 +46,36 @@ def change(root, name, **facts):
     return folder
 
 
+def without_budget(root):
+    """Makes all records those of runs without a budget, on a very slow machine."""
+    for file in root.rglob(records.RECORD_FILE):
+        record = json.loads(file.read_text())
+        facts = {"budget_sec": None, "max_steps": 9, "step_hint": 9}
+        file.write_text(json.dumps(record | facts))
+        rows = records.read_measurements(file.with_name(records.EVAL_FILE))
+        for row in rows:
+            row[records.SUBMISSION_TIME] *= 1e6
+        records.write_measurements(file.with_name(records.EVAL_FILE), rows)
+
+
+def test_the_page_of_runs_without_a_budget_says_so(tmp_path):
+    factors = {"adamw": 1, "nadamw": 0.5}
+    root = write_runs(tmp_path, factors)
+    assert "budget" not in page_of(root)
+    without_budget(root)
+    text = page_of(root)
+    words = "No time budget applied: trials went on for their step hint, however long"
+    assert f".\n{words} that took.\nTimes are" in text
+    assert text.count("9 of 9") == 2
+    assert "## What the scorer warns of" not in text
+    change(root, "adamw", max_steps=8)
+    text = page_of(root)
+    assert "applied: trials had the steps of their run, however long that" in text
+    change(root, "adamw", budget_sec=60.0)
+    text = page_of(root)
+    assert "No time budget applied to 17 of them.\n" in text
+
+
 def test_an_unfinished_trial_is_not_packed(tmp_path):
     runs = write_runs(tmp_path / "runs", {"adamw": 1})
     archive = tmp_path / "a.tar.xz"
@@ -83,6 +113,10 @@ def results_of(root):
         scoring.score_runs(runs, RULES, timing=timing)
         for timing in (leaderboard.TIMING, leaderboard.STEPS)
     ]
+
+
+def page_of(root):
+    return leaderboard.page(scoring.read_runs([root]), *results_of(root))
 
 
 def result_of(root):

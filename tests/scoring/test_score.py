@@ -229,6 +229,24 @@ def test_a_run_that_knew_its_budget_is_believed(make_trial):
     assert result.times[0, 0] == budget + 0.1
 
 
+@pytest.mark.parametrize("kind", TimeKind)
+@pytest.mark.parametrize("ruleset", ["external", "self"])
+def test_a_run_without_a_budget_is_never_late(make_trial, kind, ruleset):
+    record = {**_record(3.0), "budget_sec": None, "budget_ratio": 1.0}
+    trial = make_trial(times=[0.0, 1e6], values=[0.0, 1.0], record=record)
+    runs = Runs(trials=(trial,), skipped=())
+    result = _score(runs, ruleset=ruleset, timing=Timing(kind=kind))
+    assert result.times[0, 0] == {"submission": 1e6, "idealized": 3, "steps": 1}[kind]
+    assert result.no_budget
+    assert not any("budget" in warning for warning in result.warnings)
+    # What an official log leaves open, the rules say.
+    late = dataclasses.replace(trial, record=None)
+    mixed = _score(dataclasses.replace(runs, trials=(trial, late)))
+    assert not mixed.no_budget
+    assert any("1 trial of adamw on" in w and "budget" in w for w in mixed.warnings)
+    assert not _score(Runs(trials=(), skipped=())).no_budget
+
+
 def test_missing_metric_is_a_miss_with_a_warning(make_trial):
     trial = make_trial(times=[1], metric="wer", values=[0.0])
     result = _score(Runs(trials=(trial,), skipped=()))
