@@ -288,7 +288,8 @@ def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -
     head = HEAD.format(**_protocol(runs))
     head += OVER_WORDS.format(r_max=result.rules.r_max) if over else ""
     warned = ""
-    if warnings := [*unhealthy(runs), *result.warnings]:
+    mixed = scoring.check_mixed(runs, result.rules, allow=True)
+    if warnings := [*unhealthy(runs), *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
     return f"{head}\n{table}{warned}{_field_words(result)}"
 

@@ -74,6 +74,9 @@ def test_the_page_of_runs_without_a_budget_says_so(tmp_path):
     change(root, "adamw", budget_sec=60.0)
     text = page_of(root)
     assert "No time budget applied to 17 of them.\n" in text
+    assert "- records of different budget: a time budget (adamw); no time" in text
+    with pytest.raises(UserError, match="records of different budget"):
+        leaderboard.pack(root, tmp_path / "a.tar.xz")
 
 
 def test_an_unfinished_trial_is_not_packed(tmp_path):
