@@ -35,6 +35,9 @@ PUBLISHED = {
 }
 
 
+FAST = {"imagenet_resnet_mini": "accuracy", "finewebedu_lm_mini": "ppl"}  # mini_fast
+
+
 def _score(runs: Runs, **kwargs):
     return score_runs(runs, load_rules("mini_fast"), **kwargs)
 
@@ -166,6 +169,33 @@ def test_more_trials_than_the_rules_ask_for_are_warned_of(make_trial):
     trials = [make_trial(trial=t, times=[1], values=[1]) for t in (1, 2)]
     result = _score(Runs(trials=tuple(trials), skipped=()))
     assert any("has 2 trials where the rules ask for 1" in w for w in result.warnings)
+
+
+def test_more_studies_are_told_of_where_not_all_have_as_many(make_trial):
+    counts = {"a": (3, 1), "b": (3, 1), "c": (3, 1)}
+
+    def warnings():
+        trials = [
+            make_trial(
+                name, workload, study=study, times=[1], metric=metric, values=[1]
+            )
+            for name, of_name in counts.items()
+            for (workload, metric), count in zip(FAST.items(), of_name, strict=True)
+            for study in range(count)
+        ]
+        return _score(Runs(trials=tuple(trials), skipped=())).warnings
+
+    assert warnings() == ()  # by all alike
+    counts["b"] = (2, 1)
+    words = "numbers of studies differ on"
+    assert warnings() == (
+        f"{words} imagenet_resnet_mini, where the rules ask for 1: 2 (b), 3 (a, c)",
+    )
+    counts["c"] = (3, 3)
+    assert warnings() == (
+        f"{words} every workload, where the rules ask for 1: 1 to 2 (b), 1 to 3 (a), "
+        "3 (c)",
+    )
 
 
 @pytest.mark.parametrize("status", ["running", "preempted"])
