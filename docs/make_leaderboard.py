@@ -24,6 +24,7 @@ from scipy import stats
 import scoring
 from algoperf import records
 from algoperf.errors import UserError
+from scoring import time_to_target
 from scoring.read import FloatArray
 
 DOCS = Path(__file__).resolve().parent
@@ -289,18 +290,29 @@ def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -
     head += OVER_WORDS.format(r_max=result.rules.r_max) if over else ""
     warned = ""
     mixed = scoring.check_mixed(runs, result.rules, allow=True)
-    if warnings := [*unhealthy(runs), *mixed, *result.warnings]:
+    unwell = unhealthy(runs, result.rules, result.timing)
+    if warnings := [*unwell, *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
     return f"{head}\n{table}{warned}{_field_words(result)}"
 
 
-def unhealthy(runs: scoring.Runs) -> list[str]:
-    """Returns a line for each trial that failed or diverged: they count as misses."""
-    return [
-        f"{trial.submission}/{trial.place} {trial.status}"
-        for trial in runs.trials
-        if trial.status in (records.Status.FAILED, records.Status.DIVERGED)
-    ]
+def unhealthy(
+    runs: scoring.Runs, rules: scoring.Rules, timing: scoring.Timing
+) -> list[str]:
+    """Returns a line for each trial that failed or diverged, and what it counts as.
+
+    A trial that no target ends may have reached that of the rules before.
+    """
+    lines = []
+    for trial in runs.trials:
+        is_unwell = trial.status in (records.Status.FAILED, records.Status.DIVERGED)
+        if not is_unwell or trial.workload not in rules.workloads:
+            continue
+        goal = rules.goals[trial.workload]
+        time = time_to_target.trial_time(trial, goal, timing)
+        known = ", a miss" if math.isinf(time) else " after its target, which counts"
+        lines.append(f"{trial.submission}/{trial.place} {trial.status}{known}")
+    return lines
 
 
 def _protocol(runs: scoring.Runs) -> Mapping[str, str]:

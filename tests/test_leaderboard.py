@@ -96,12 +96,24 @@ def test_a_trial_that_failed_before_its_first_evaluation_is_packed(tmp_path):
     (folder / records.EVAL_FILE).unlink()
     assert leaderboard.pack(runs, tmp_path / "a.tar.xz") == 9
     leaderboard.unpack(tmp_path / "a.tar.xz", tmp_path / "out")
-    found = scoring.read_runs([tmp_path / "out"])
+    told = f"adamw/study_0/{RULES.base_workloads[0]}/trial_1 failed, a miss"
+    assert f"## What the scorer warns of\n\n- {told}\n" in page_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_a_trial_that_ended_badly_is_told_of_as_it_is_scored(tmp_path, status):
     first = RULES.base_workloads[0]
-    warned = [f"adamw/study_0/{first}/trial_1 failed"]
-    assert leaderboard.unhealthy(found) == warned
-    text = leaderboard.page(found, *results_of(tmp_path / "out"))
-    assert f"## What the scorer warns of\n\n- {warned[0]}\n" in text
+    root = write_runs(tmp_path, {"adamw": 1, "lawa": 2}, {("lawa", first)})
+    for name in ("adamw", "lawa"):
+        change(root, name, status=status)
+    text = page_of(root)
+    assert f"- adamw/study_0/{first}/trial_1 {status} after its target, which" in text
+    assert f"- lawa/study_0/{first}/trial_1 {status}, a miss\n" in text
+    assert " | 9 of 9 | " in next(x for x in text.splitlines() if "| adamw |" in x)
+    # Without a step time there is no idealized time.
+    change(root, "adamw", step_time={})
+    text = page_of(root)
+    assert f"- adamw/study_0/{first}/trial_1 {status}, a miss\n" in text
 
 
 def test_no_archive_is_said(tmp_path):
