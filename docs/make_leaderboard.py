@@ -24,6 +24,7 @@ from scipy import stats
 import scoring
 from algoperf import records
 from algoperf.errors import UserError
+from scoring import time_to_target
 from scoring.read import FloatArray
 
 DOCS = Path(__file__).resolve().parent
@@ -224,7 +225,7 @@ Written by `python docs/make_leaderboard.py` from the records in
 the same records and draws their page, `runs/leaderboard.html`.
 
 {trials} trials: {studies} of {points} of the search space on each of the workloads of
-the mini suite, on {machine}.
+the mini suite, on {machine}.{budget}
 Times are steps to the target, interpolated between evaluations, times the undisturbed
 time of a step. The score is that of [scoring.md](scoring.md).
 
@@ -288,18 +289,30 @@ def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -
     head = HEAD.format(**_protocol(runs))
     head += OVER_WORDS.format(r_max=result.rules.r_max) if over else ""
     warned = ""
-    if warnings := [*unhealthy(runs), *result.warnings]:
+    mixed = scoring.check_mixed(runs, result.rules, allow=True)
+    unwell = unhealthy(runs, result.rules, result.timing)
+    if warnings := [*unwell, *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
     return f"{head}\n{table}{warned}{_field_words(result)}"
 
 
-def unhealthy(runs: scoring.Runs) -> list[str]:
-    """Returns a line for each trial that failed or diverged: they count as misses."""
-    return [
-        f"{trial.submission}/{trial.place} {trial.status}"
-        for trial in runs.trials
-        if trial.status in (records.Status.FAILED, records.Status.DIVERGED)
-    ]
+def unhealthy(
+    runs: scoring.Runs, rules: scoring.Rules, timing: scoring.Timing
+) -> list[str]:
+    """Returns a line for each trial that failed or diverged, and what it counts as.
+
+    A trial that no target ends may have reached that of the rules before.
+    """
+    lines = []
+    for trial in runs.trials:
+        is_unwell = trial.status in (records.Status.FAILED, records.Status.DIVERGED)
+        if not is_unwell or trial.workload not in rules.workloads:
+            continue
+        goal = rules.goals[trial.workload]
+        time = time_to_target.trial_time(trial, goal, timing)
+        known = ", a miss" if math.isinf(time) else " after its target, which counts"
+        lines.append(f"{trial.submission}/{trial.place} {trial.status}{known}")
+    return lines
 
 
 def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
@@ -313,7 +326,25 @@ def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
         "studies": "one study" if studies == 1 else f"{studies} studies",
         "points": "one point" if points == 1 else f"{points} points",
         "machine": machines(runs),
+        "budget": _budget_words(runs),
     }
+
+
+def _budget_words(runs: scoring.Runs) -> str:
+    """Returns what the head says of trials that no time could end, '' without any."""
+    free = [trial for trial in runs.trials if trial.has_no_budget]
+    if len(free) < len(runs.trials):
+        return f"\nNo time budget applied to {len(free)} of them." if free else ""
+    is_hint = all(_took_its_step_hint(trial) for trial in free)
+    steps = "went on for their step hint" if is_hint else "had the steps of their run"
+    return f"\nNo time budget applied: trials {steps}, however long that took."
+
+
+def _took_its_step_hint(trial: scoring.Trial) -> bool:
+    """Whether neither time nor a target ended a trial, its step hint did."""
+    record = trial.record or {}
+    is_whole = record.get("max_steps", 0) == record.get("step_hint")
+    return is_whole and (record.get("target") or {}).get("validation") is None
 
 
 def machines(runs: scoring.Runs) -> str:

@@ -85,7 +85,7 @@ def page(runs: scoring.Runs) -> str:
         for workload in rules.workloads
         if (own := [t for t in runs.trials if t.workload == workload])
     }
-    sections = [_head(runs), COMBINED, combined(list(found.values()))]
+    sections = [_head(runs, rules), COMBINED, combined(list(found.values()))]
     for workload, own in found.items():
         sections += [f"### {workload}\n\nTarget: {rules.goals[workload]}.\n", each(own)]
     return "\n".join(sections)
@@ -238,7 +238,7 @@ def each(own: Sequence[Method]) -> str:
     return make_recipes.table((*columns, *more), rows)
 
 
-def _head(runs: scoring.Runs) -> str:
+def _head(runs: scoring.Runs, rules: scoring.Rules) -> str:
     """Returns what the page says of the runs."""
     seeds: dict[int, list[str]] = {}
     for workload in sorted({trial.workload for trial in runs.trials}):
@@ -248,14 +248,14 @@ def _head(runs: scoring.Runs) -> str:
         f"{count} {'seed' if count == 1 else 'seeds'} of {', '.join(names)}"
         for count, names in sorted(seeds.items())
     ]
-    failed = make_leaderboard.unhealthy(runs)
-    missed = f"\nThese count as misses: {'; '.join(failed)}.\n" if failed else ""
+    unwell = make_leaderboard.unhealthy(runs, rules, STEPS)
+    failed = f"\nThese ended early: {'; '.join(unwell)}.\n" if unwell else ""
     return HEAD.format(
         submissions=",".join(sorted(runs.submissions)),
         trials=len(runs.trials),
         machine=make_leaderboard.machines(runs),
         seeds="; ".join(words),
-        failed=missed,
+        failed=failed,
     )
 
 

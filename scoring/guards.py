@@ -1,6 +1,6 @@
 """What makes times incomparable: other machines, code, targets, tuning, contention.
 
-Times are compared within a workload, so three things must be the same in all records of
+Times are compared within a workload, so four things must be the same in all records of
 a workload; where they differ from one workload to another, a warning says so:
 
 - hardware: kind and number of devices, number of processes, model and cores of the
@@ -10,9 +10,11 @@ a workload; where they differ from one workload to another, a warning says so:
   a submission as its own code does, the rest never runs on the submission's clock. A
   trial that went on on other hardware or with other code is a group of its own.
 - benchmark: the schema of the record, and the target of each workload.
+- budget: whether there was one. What the record leaves open, the rules say, so that is
+  a budget too. How long it was is a warning of its own (`budget_warnings`).
 
-Official logs say nothing of these, nor do records that lack the fields: they are one
-group, 'unknown', which is another group than any that is known.
+Official logs say nothing of the first three, nor do records that lack the fields: they
+are one group, 'unknown', which is another group than any that is known.
 
 A record's ruleset, if it has one, must be the one it is judged by: a trial that tuned
 itself had a longer budget, and so had time for targets that others miss.
@@ -134,7 +136,7 @@ def _mixtures_between(by_workload: Groups) -> Iterator[str]:
         )
         is_within = sum(map(len, found.values())) > len(by_workload)
         if len(found) > 1 and not is_within:
-            yield f"workloads ran on different {what}: {_listed(found)}"
+            yield f"workloads ran with different {what}: {_listed(found)}"
 
 
 def _members(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
@@ -211,7 +213,16 @@ def _schema(trial: Trial) -> str:
     return f"version {trial.record['schema_version']}"
 
 
-DESCRIPTIONS = {"hardware": hardware, "code": code, "schema": _schema}
+def _budget(trial: Trial) -> str:
+    return "no time budget" if trial.has_no_budget else "a time budget"
+
+
+DESCRIPTIONS = {
+    "hardware": hardware,
+    "code": code,
+    "schema": _schema,
+    "budget": _budget,
+}
 
 
 def _object(trial: Trial, name: str) -> dict[str, Any]:

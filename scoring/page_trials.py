@@ -22,7 +22,7 @@ _OPEN_UP_TO = 40  # with more trials in all, the tables of trials start folded
 
 
 def trials(runs: Runs) -> str:
-    """Returns a table of trials per submission, and the ones without a result."""
+    """Returns a table of trials per submission, and those that did not end well."""
     numbers: dict[str, int] = defaultdict(int)
     for trial in runs.trials:
         numbers[trial.submission] += 1
@@ -37,7 +37,9 @@ def trials(runs: Runs) -> str:
             f"{h.escape(words.message(trial))}</li>"
             for trial in bad
         )
-        parts.append(f'<h3>Without a result</h3><ul class="lines">{items}</ul>')
+        parts.append(
+            f'<h3>Failed, diverged or not finished</h3><ul class="lines">{items}</ul>'
+        )
     parts.append(f'<div class="tools">{h.download("trials")}</div>')
     is_open = " open" if len(runs.trials) <= _OPEN_UP_TO else ""
     parts += [

@@ -63,10 +63,12 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
 
     A trial whose end is a result, because it diverged, failed, had its whole time
     budget or was done, has no prediction, nor has one that would exceed its budget.
+    The step hint stands for the budget of a trial that had none.
     """
     times_E = trial.times
     run = float(times_E[np.isfinite(times_E)].max(initial=0.0))
-    budget = budget_of(trial, goal)
+    limit = "step hint" if trial.has_no_budget else "budget"
+    budget = _hint_sec(trial) if trial.has_no_budget else budget_of(trial, goal)
     if reason := _ended(trial, budget):
         return Prediction(run=run, reason=reason)
     if goal.column not in trial.columns:
@@ -75,8 +77,17 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
     if budget < prediction.seconds < math.inf:
         seconds = format_number(prediction.seconds)
         detail = f"at {seconds} of {format_number(budget)} s"
-        return Prediction(run=run, reason="after the budget", detail=detail)
+        return Prediction(run=run, reason=f"after the {limit}", detail=detail)
     return prediction
+
+
+def _hint_sec(trial: Trial) -> float:
+    """Returns how long the step hint of a trial takes at its pace; inf if unknown."""
+    hint = (trial.record or {}).get("step_hint")
+    steps_E = trial.columns.get(records.GLOBAL_STEP, np.empty(0))
+    if not hint or not steps_E.size or not steps_E[-1] > 0:
+        return math.inf
+    return float(trial.times[-1] / steps_E[-1] * hint)
 
 
 def _ended(trial: Trial, budget: float) -> str:
@@ -93,6 +104,8 @@ def _ended(trial: Trial, budget: float) -> str:
     max_steps = record.get("max_steps")
     if trial.status is Status.COMPLETED:
         steps = record.get("global_step") or 0
+        if trial.has_no_budget and steps >= (record.get("step_hint") or math.inf):
+            return "the step hint was spent"
         is_cut = max_steps is not None and steps >= max_steps
         return "" if is_cut else "the submission was done"
     reasons = {

@@ -10,7 +10,7 @@ Dimension key: S submissions, B base workloads, V held-out variants.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from algoperf import records
 from algoperf.errors import UserError, unknown_name
 from scoring.guards import rulesets
 from scoring.parse import one_line
-from scoring.read import FloatArray, Runs
+from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Rules, load_rules
 from scoring.time_to_target import MISS, SUBMISSION_TIME, Mode, Timing
 
@@ -172,21 +172,30 @@ def join(
     return submissions, base_SB[order], held_out_SV[order], theirs
 
 
-def hardware_warning(runs: Runs, rules: Rules, published: Published) -> str | None:
-    """Returns how my hardware differs from that of the published times; or None.
+def differences(runs: Runs, rules: Rules, published: Published) -> Iterator[str]:
+    """Yields a warning for each thing in which my runs differ from the published ones.
 
     Hardware is the same if as many devices were used, and the kind that JAX reports
     has the last word of the published device in it ('V100').
     """
     trials = [trial for trial in runs.trials if trial.workload in rules.workloads]
+    yield from _other_hardware(trials, published)
+    if free := sorted({trial.submission for trial in trials if trial.has_no_budget}):
+        yield (
+            f"the times of {published.name} are within its time budgets, those of "
+            f"{', '.join(free)} without any: a target that was reached later counts"
+        )
+
+
+def _other_hardware(trials: Sequence[Trial], published: Published) -> Iterator[str]:
     # Of a trial that went on elsewhere, every part counts.
     ran_on = [part for trial in trials for part in records.parts(trial.record or {})]
     found = sorted(set(map(_hardware, ran_on)))
     count, device = published.hardware.device_count, published.hardware.device
     model = device.split()[-1].lower()
     if all(x.startswith(f"{count} x ") and model in x.lower() for x in found):
-        return None
-    return (
+        return
+    yield (
         f"the times of {published.name} were measured on {published.hardware}, yours "
         f"on {' and on '.join(found)}: seconds can only be compared on equal hardware"
     )

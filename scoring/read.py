@@ -56,6 +56,16 @@ class Trial:
         return None if self.record is None else Status(self.record["status"])
 
     @property
+    def has_no_budget(self) -> bool:
+        """Whether no time could have ended the trial.
+
+        Its record says so by a null: one without the field, as official logs are,
+        leaves open which budget there was.
+        """
+        record = self.record or {}
+        return "budget_sec" in record and record["budget_sec"] is None
+
+    @property
     def place(self) -> str:
         """Where the trial stands in its submission: 'study_0/mnist/trial_1'."""
         return f"study_{self.study}/{self.workload}/trial_{self.trial}"

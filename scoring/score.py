@@ -41,6 +41,7 @@ class Result:
     published: tuple[str, ...] = ()  # those of `submissions` that others published
     predicted: frozenset[tuple[str, str]] = frozenset()  # (submission, workload)
     timing: Timing = time_to_target.SUBMISSION_TIME
+    no_budget: bool = False  # no time could have ended any trial that was judged
     # By submission and workload, what `time_to_target.workload_studies` returns.
     studies: Mapping[tuple[str, str], Studies] = dataclasses.field(default_factory=dict)
 
@@ -115,8 +116,7 @@ def score_runs(
         submissions, times_SB, times_SV, theirs = published_field.join(
             published, submissions, times_SB, times_SV, rules, mode
         )
-        if warning := published_field.hardware_warning(runs, rules, published):
-            warnings.insert(0, warning)
+        warnings[:0] = published_field.differences(runs, rules, published)
     ratios_SB = judge(times_SB, times_SV, rules.base_of_held_out, rules.r_max, mode)
     is_official = mode is Mode.OFFICIAL
     integrate = profile.official_scores if is_official else profile.exact_scores
@@ -134,8 +134,15 @@ def score_runs(
         warnings=tuple(warnings),
         published=theirs,
         timing=timing,
+        no_budget=published is None and _had_no_budget(groups, rules),
         studies=studies,
     )
+
+
+def _had_no_budget(groups: Groups, rules: Rules) -> bool:
+    """Whether no time could have ended any trial; false where there is none."""
+    judged = [t for (_, w), group in groups.items() if w in rules.goals for t in group]
+    return bool(judged) and all(trial.has_no_budget for trial in judged)
 
 
 def _studies_of(
@@ -242,6 +249,7 @@ def _warnings(
         yield _never_run(never, rules)
     counted = (t for (_, w), group in groups.items() if w in rules.goals for t in group)
     yield from guards.budget_warnings(counted)
+    yield from _surplus_warnings(groups, rules, protocol)
     for submission in submissions:
         mine = {
             workload: groups[submission, workload]
@@ -273,12 +281,15 @@ def _never_run(never: Sequence[str], rules: Rules) -> str:
 def _count_warnings(
     submission: str, groups: dict[str, list[Trial]], protocol: Protocol
 ) -> Iterator[str]:
-    """Yields where studies or trials are too few or too many, alike cases together."""
-    odd_studies: dict[int, list[str]] = defaultdict(list)
+    """Yields where studies are too few, or trials not as many; alike cases together.
+
+    The fastest of more trials is faster. Studies too many are for `_surplus_warnings`.
+    """
+    few_studies: dict[int, list[str]] = defaultdict(list)
     for workload, trials in groups.items():
         trials_per_study = Counter(trial.study for trial in trials)
-        if len(trials_per_study) != protocol.studies:
-            odd_studies[len(trials_per_study)].append(workload)
+        if len(trials_per_study) < protocol.studies:
+            few_studies[len(trials_per_study)].append(workload)
         odd_trials: dict[int, list[str]] = defaultdict(list)
         for study, count in trials_per_study.items():
             if count != protocol.trials:
@@ -289,10 +300,43 @@ def _count_warnings(
                 f"{'has' if len(studies) == 1 else 'have'} "
                 f"{_count(count, protocol.trials, 'trials')}"
             )
-    for count, workloads in odd_studies.items():
+    for count, workloads in few_studies.items():
         where = _places(workloads, list(groups))
         words = _count(count, protocol.studies, "studies")
         yield f"{submission} has {words} on {where}"
+
+
+def _surplus_warnings(
+    groups: Groups, rules: Rules, protocol: Protocol
+) -> Iterator[str]:
+    """Yields a line if some ran more studies than asked for, and others not as many.
+
+    A time is the median of its studies. More of them favour nobody if all have as many;
+    else one time is surer than another, and of two studies one miss is a miss.
+    """
+    numbers: dict[str, dict[str, int]] = defaultdict(dict)
+    for (submission, workload), trials in groups.items():
+        if workload in rules.workloads:
+            numbers[workload][submission] = len({trial.study for trial in trials})
+    uneven = {
+        workload: own
+        for workload, own in numbers.items()
+        if max(own.values()) > max(protocol.studies, min(own.values()))
+    }
+    if not uneven:
+        return
+    found: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for submission in sorted({name for own in uneven.values() for name in own}):
+        counts = [own[submission] for own in uneven.values() if submission in own]
+        found[min(counts), max(counts)].append(submission)
+    parts = [
+        f"{low if low == high else f'{low} to {high}'} ({', '.join(names)})"
+        for (low, high), names in sorted(found.items())
+    ]
+    yield (
+        f"numbers of studies differ on {_places(list(uneven), list(numbers))}, where "
+        f"the rules ask for {protocol.studies}: {', '.join(parts)}"
+    )
 
 
 def _places(some: list[str], every: list[str]) -> str:
@@ -304,7 +348,7 @@ def _places(some: list[str], every: list[str]) -> str:
 
 
 def _count(found: int, wanted: int, noun: str) -> str:
-    """Words such as '3 of 5 trials', or '5 studies where the rules ask for 3'."""
+    """Words such as '3 of 5 studies', or '5 trials where the rules ask for 3'."""
     if found < wanted:
         return f"{found} of {wanted} {noun}"
     return f"{found} {noun} where the rules ask for {wanted}"

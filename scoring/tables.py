@@ -152,7 +152,9 @@ def _intervals(uncertainty: Uncertainty, s: int) -> tuple[str, str]:
 
 def trial_table(trials: Iterable[Trial]) -> Table:
     """Returns the status and message of each trial."""
-    table = Table(title="Trials without a result", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="Trials that failed, diverged or are not finished", box=box.SIMPLE_HEAD
+    )
     for column in ("submission", "trial", "status", "message"):
         table.add_column(column, overflow="fold")
     for trial in trials:

@@ -99,11 +99,13 @@ def evaluation_times(trial: Trial, kind: TimeKind = TimeKind.SUBMISSION) -> Floa
 
 
 def budget_of(trial: Trial, goal: Goal) -> float:
-    """Returns the submission time that a trial may take, in seconds; inf if unknown.
+    """Returns the submission time that a trial may take, in seconds; inf for no limit.
 
-    That is the budget of its record, else that of the goal, stretched as the record
-    says for machines of another speed.
+    That is the budget of its record, which may be none; where the record does not say,
+    that of the goal, stretched for machines of another speed.
     """
+    if trial.has_no_budget:
+        return MISS
     record = trial.record or {}
     budget: float | None = record.get("budget_sec")
     return (
@@ -117,8 +119,8 @@ def first_reached(
     """Returns the index of the first evaluation at least as good as the target.
 
     Equality reaches, NaN never does, nor does an evaluation without a finite time or
-    after the limit of the goal. A record with a budget of its own needs no limit: the
-    run ended there.
+    after the limit of the goal. A record that says which budget its run had, or that it
+    had none, needs no limit: the run ended there.
     """
     values_E = trial.columns.get(goal.column)
     if values_E is None:

@@ -23,6 +23,10 @@ NOT_COUNTED = "†"
 YOURS = "(yours)"
 PREDICTED = "~"
 UNKNOWN = "unknown"
+NO_BUDGET = (
+    "No time budget applied: a trial had the steps that it was given, and a target "
+    "counts however long it took"
+)
 
 
 def headline(result: Result, uncertainty: Uncertainty | None = None) -> str:
@@ -136,7 +140,10 @@ def _mark(result: Result, submission: int, workload: str, text: str) -> str:
 
 
 def footnotes(result: Result) -> list[str]:
-    """Returns what the marks in the score table mean, as far as they occur."""
+    """Returns what the marks in the score table mean, as far as they occur.
+
+    Another line where its times had no limit.
+    """
     lines = []
     struck = np.isfinite(result.times) & ~result.counts
     if struck.any():
@@ -146,6 +153,8 @@ def footnotes(result: Result) -> list[str]:
         lines.append(f"{NOT_COUNTED} reached, but does not count: {why}")
     if result.predicted:
         lines.append(f"{PREDICTED} predicted, not measured: a run in it was stopped")
+    if result.no_budget:
+        lines.append(NO_BUDGET)
     return lines
 
 

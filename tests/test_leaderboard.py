@@ -46,6 +46,39 @@ def change(root, name, **facts):
     return folder
 
 
+def without_budget(root):
+    """Makes all records those of runs without a budget, on a very slow machine."""
+    for file in root.rglob(records.RECORD_FILE):
+        record = json.loads(file.read_text())
+        facts = {"budget_sec": None, "max_steps": 9, "step_hint": 9}
+        file.write_text(json.dumps(record | facts))
+        rows = records.read_measurements(file.with_name(records.EVAL_FILE))
+        for row in rows:
+            row[records.SUBMISSION_TIME] *= 1e6
+        records.write_measurements(file.with_name(records.EVAL_FILE), rows)
+
+
+def test_the_page_of_runs_without_a_budget_says_so(tmp_path):
+    factors = {"adamw": 1, "nadamw": 0.5}
+    root = write_runs(tmp_path, factors)
+    assert "budget" not in page_of(root)
+    without_budget(root)
+    text = page_of(root)
+    words = "No time budget applied: trials went on for their step hint, however long"
+    assert f".\n{words} that took.\nTimes are" in text
+    assert text.count("9 of 9") == 2
+    assert "## What the scorer warns of" not in text
+    change(root, "adamw", max_steps=8)
+    text = page_of(root)
+    assert "applied: trials had the steps of their run, however long that" in text
+    change(root, "adamw", budget_sec=60.0)
+    text = page_of(root)
+    assert "No time budget applied to 17 of them.\n" in text
+    assert "- records of different budget: a time budget (adamw); no time" in text
+    with pytest.raises(UserError, match="records of different budget"):
+        leaderboard.pack(root, tmp_path / "a.tar.xz")
+
+
 def test_an_unfinished_trial_is_not_packed(tmp_path):
     runs = write_runs(tmp_path / "runs", {"adamw": 1})
     archive = tmp_path / "a.tar.xz"
@@ -63,12 +96,24 @@ def test_a_trial_that_failed_before_its_first_evaluation_is_packed(tmp_path):
     (folder / records.EVAL_FILE).unlink()
     assert leaderboard.pack(runs, tmp_path / "a.tar.xz") == 9
     leaderboard.unpack(tmp_path / "a.tar.xz", tmp_path / "out")
-    found = scoring.read_runs([tmp_path / "out"])
+    told = f"adamw/study_0/{RULES.base_workloads[0]}/trial_1 failed, a miss"
+    assert f"## What the scorer warns of\n\n- {told}\n" in page_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_a_trial_that_ended_badly_is_told_of_as_it_is_scored(tmp_path, status):
     first = RULES.base_workloads[0]
-    warned = [f"adamw/study_0/{first}/trial_1 failed"]
-    assert leaderboard.unhealthy(found) == warned
-    text = leaderboard.page(found, *results_of(tmp_path / "out"))
-    assert f"## What the scorer warns of\n\n- {warned[0]}\n" in text
+    root = write_runs(tmp_path, {"adamw": 1, "lawa": 2}, {("lawa", first)})
+    for name in ("adamw", "lawa"):
+        change(root, name, status=status)
+    text = page_of(root)
+    assert f"- adamw/study_0/{first}/trial_1 {status} after its target, which" in text
+    assert f"- lawa/study_0/{first}/trial_1 {status}, a miss\n" in text
+    assert " | 9 of 9 | " in next(x for x in text.splitlines() if "| adamw |" in x)
+    # Without a step time there is no idealized time.
+    change(root, "adamw", step_time={})
+    text = page_of(root)
+    assert f"- adamw/study_0/{first}/trial_1 {status}, a miss\n" in text
 
 
 def test_no_archive_is_said(tmp_path):
@@ -83,6 +128,10 @@ def results_of(root):
         scoring.score_runs(runs, RULES, timing=timing)
         for timing in (leaderboard.TIMING, leaderboard.STEPS)
     ]
+
+
+def page_of(root):
+    return leaderboard.page(scoring.read_runs([root]), *results_of(root))
 
 
 def result_of(root):

@@ -85,9 +85,19 @@ def test_a_trial_that_failed_before_its_first_evaluation_is_a_miss(runs):
     (folder / records.RECORD_FILE).write_text(json.dumps(record))
     (folder / records.EVAL_FILE).unlink()
     text = make_methods.page(read(runs))
-    assert "as misses: small/study_0/wmt_mini/trial_1 failed.\n" in text
+    assert "ended early: small/study_0/wmt_mini/trial_1 failed, a miss.\n" in text
     line = "| `small` | 1 of 2 | - | - | - | - | - | 1.10 | 0.25 | 0.25 | 0.25 |\n"
     assert line in text.split("### wmt_mini")[1]
+
+
+def test_a_trial_that_diverged_after_its_target_is_no_miss(runs):
+    folder = runs / "small" / "study_0" / "wmt_mini_jax" / "trial_1"
+    record = json.loads((folder / records.RECORD_FILE).read_text())
+    records.write_json(folder / records.RECORD_FILE, record | {"status": "diverged"})
+    text = make_methods.page(read(runs))
+    told = "small/study_0/wmt_mini/trial_1 diverged after its target, which counts"
+    assert f"These ended early: {told}.\n" in text
+    assert "| `small` | 2 of 2 |" in text.split("### wmt_mini")[1]
 
 
 def test_masks_have_no_sizes(tmp_path):

@@ -11,6 +11,7 @@ from algoperf import records
 from algoperf.errors import UserError
 from scoring.assessment import assess
 from scoring.export import to_json, write_csv_files
+from scoring.read import Runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
 from scoring.time_to_target import TimeKind, Timing
@@ -96,6 +97,13 @@ def test_json_names_the_unit(mini_runs):
     (submission,) = value["submissions"]
     assert submission["workloads"]["imagenet_resnet_mini"]["steps"] == 0
     assert "held_out_steps" in submission
+
+
+@pytest.mark.parametrize("budget", [None, 60.0])
+def test_json_says_whether_a_budget_applied(make_trial, budget):
+    record = {"status": "completed", "budget_sec": budget}
+    runs = Runs(trials=(make_trial(record=record),), skipped=())
+    assert to_json(_assess(runs))["no_budget"] == (budget is None)
 
 
 def test_json_has_no_infinities(mini_runs):

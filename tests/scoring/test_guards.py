@@ -53,8 +53,9 @@ def test_records_of_one_kind_are_let_through(make_trial):
         ("versions", {**FACTS["versions"], "flax": "0.12"}, "code"),
         ("target", {"metric": "accuracy", "validation": 0.8}, "target of imagenet"),
         ("schema_version", 2, "schema"),
+        ("budget_sec", None, "budget"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_records_that_differ_are_refused_by_name(make_trial, key, value, message):
     runs = _runs(make_trial, FACTS, {**FACTS, key: value}, FACTS)
@@ -102,9 +103,24 @@ def test_workloads_may_have_run_on_different_machines(mini_runs):
         for trial in mini_runs({"a": (10, 10), "b": (20, 20)}).trials
     ]
     (warning,) = guards.check_mixed(Runs(trials=tuple(trials), skipped=()), RULES)
-    assert warning.startswith("workloads ran on different hardware: ")
+    assert warning.startswith("workloads ran with different hardware: ")
     assert f"1 x H100, EPYC, 2 cores ({lm})" in warning
     assert f"1 x cpu, EPYC, 2 cores ({resnet})" in warning
+
+
+def test_budgets_and_none_are_told_apart(make_trial):
+    free = {**FACTS, "budget_sec": None}
+    long, short = ({**FACTS, "budget_sec": seconds} for seconds in (60.0, 90.0))
+    for alike in [(free, free), (long, short), (long, FACTS)]:
+        assert guards.check_mixed(_runs(make_trial, *alike), RULES) == ()
+    mixed = _runs(make_trial, long, free)
+    (warning,) = guards.check_mixed(mixed, RULES, allow=True)
+    told = "budget: a time budget (s0); no time budget (s1)"
+    assert warning == f"records of different {told}"
+    other = _runs(make_trial, free, workload="finewebedu_lm_mini")
+    runs = Runs(trials=(mixed.trials[0], *other.trials), skipped=())
+    (warning,) = guards.check_mixed(runs, RULES)
+    assert warning.startswith("workloads ran with different budget: a time budget (ima")
 
 
 def test_official_logs_are_a_group_of_their_own(make_trial):

@@ -102,9 +102,21 @@ def test_page_shows_everything(page):
         "0.10.2",
         "finewebedu_lm_mini",
         "skipped:",
-        "failed",
+        "Failed, diverged or not finished",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("budget", [None, 2e6])
+def test_the_page_says_that_no_budget_applied(tmp_path, write_trial, budget):
+    root = tmp_path / "runs"
+    facts = {"status": "completed", "budget_sec": budget}
+    write_trial(root, times=[1.0, 1e6], values=[0.1, 0.9], **facts)
+    page = _write(root, tmp_path / "page.html")
+    assert ("No time budget applied" in _Elements(page).text) == (budget is None)
+    table = _data(page, "trials")
+    (row,) = (dict(zip(table["columns"], row, strict=True)) for row in table["rows"])
+    assert row["seconds to target"] == 1e6
 
 
 def test_names_and_messages_are_text_everywhere(page):

@@ -82,6 +82,10 @@ def test_trials_without_their_target_are_predicted(make_trial):
     assert value["reason"] is None
 
 
+FREE = {"budget_sec": None}
+CUT = {"status": "completed", "max_steps": 39, "global_step": 39}
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -95,6 +99,11 @@ def test_trials_without_their_target_are_predicted(make_trial):
         ({"status": "running", "budget_sec": None}, ""),
         ({"status": "running", "budget_sec": 101.0}, ""),
         ({"status": "running", "budget_sec": 90.0}, "after the budget"),
+        ({"status": "running", **FREE, "step_hint": 80}, ""),  # 39 steps are run
+        ({"status": "running", **FREE, "step_hint": 70}, "after the step hint"),
+        ({**CUT, **FREE, "step_hint": 80}, ""),
+        ({**CUT, **FREE, "step_hint": 39}, "the step hint was spent"),
+        ({**CUT, "budget_sec": 101.0, "step_hint": 39}, ""),
         (None, ""),
     ],
 )
@@ -120,6 +129,7 @@ def test_an_end_that_is_a_result_is_not_predicted(make_trial, record, reason):
         (51.0, "external", {"status": "running"}, "after the budget"),
         (99.0, "external", {"status": "running", "budget_ratio": 1.1}, ""),
         (99.0, "external", {"status": "running", "budget_sec": 120.0}, ""),
+        (99.0, "external", {"status": "running", "budget_sec": None}, ""),
     ],
 )
 def test_without_a_record_the_budget_of_the_rules_bounds_predictions(

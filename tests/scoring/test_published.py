@@ -166,6 +166,18 @@ def test_an_earlier_part_on_other_hardware_is_warned_of(make_trial):
     assert "yours on 8 x NVIDIA H100 80GB HBM3 and on 8 x Tesla V100" in found
 
 
+@pytest.mark.parametrize("budget", [None, 7e4])
+def test_runs_without_a_budget_are_warned_of(make_trial, budget):
+    record = {"status": "completed", "budget_sec": budget}
+    runs = _complete(make_trial, seconds=6e4, record=record)
+    result = score_runs(runs, RULES, published=FIELD)
+    assert not result.no_budget  # the field had one
+    mine = result.submissions.index("mine")
+    assert (result.times[mine] == 6e4).all()
+    found = [w for w in result.warnings if "those of mine without any" in w]
+    assert bool(found) == (budget is None)
+
+
 def test_mini_runs_are_no_match(mini_runs):
     with pytest.raises(UserError, match="mini runs cannot be compared with the full"):
         score_runs(mini_runs({"a": (1, 1)}), RULES, published=FIELD)

@@ -35,6 +35,9 @@ PUBLISHED = {
 }
 
 
+FAST = {"imagenet_resnet_mini": "accuracy", "finewebedu_lm_mini": "ppl"}  # mini_fast
+
+
 def _score(runs: Runs, **kwargs):
     return score_runs(runs, load_rules("mini_fast"), **kwargs)
 
@@ -168,6 +171,33 @@ def test_more_trials_than_the_rules_ask_for_are_warned_of(make_trial):
     assert any("has 2 trials where the rules ask for 1" in w for w in result.warnings)
 
 
+def test_more_studies_are_told_of_where_not_all_have_as_many(make_trial):
+    counts = {"a": (3, 1), "b": (3, 1), "c": (3, 1)}
+
+    def warnings():
+        trials = [
+            make_trial(
+                name, workload, study=study, times=[1], metric=metric, values=[1]
+            )
+            for name, of_name in counts.items()
+            for (workload, metric), count in zip(FAST.items(), of_name, strict=True)
+            for study in range(count)
+        ]
+        return _score(Runs(trials=tuple(trials), skipped=())).warnings
+
+    assert warnings() == ()  # by all alike
+    counts["b"] = (2, 1)
+    words = "numbers of studies differ on"
+    assert warnings() == (
+        f"{words} imagenet_resnet_mini, where the rules ask for 1: 2 (b), 3 (a, c)",
+    )
+    counts["c"] = (3, 3)
+    assert warnings() == (
+        f"{words} every workload, where the rules ask for 1: 1 to 2 (b), 1 to 3 (a), "
+        "3 (c)",
+    )
+
+
 @pytest.mark.parametrize("status", ["running", "preempted"])
 def test_unfinished_trials_are_warned_of(make_trial, status):
     trial = make_trial(times=[1], values=[0.1], record={"status": status})
@@ -227,6 +257,24 @@ def test_a_run_that_knew_its_budget_is_believed(make_trial):
     trial = make_trial(times=[budget + 0.1], values=[1.0], record=record)
     result = score_runs(Runs(trials=(trial,), skipped=()), rules, "external")
     assert result.times[0, 0] == budget + 0.1
+
+
+@pytest.mark.parametrize("kind", TimeKind)
+@pytest.mark.parametrize("ruleset", ["external", "self"])
+def test_a_run_without_a_budget_is_never_late(make_trial, kind, ruleset):
+    record = {**_record(3.0), "budget_sec": None, "budget_ratio": 1.0}
+    trial = make_trial(times=[0.0, 1e6], values=[0.0, 1.0], record=record)
+    runs = Runs(trials=(trial,), skipped=())
+    result = _score(runs, ruleset=ruleset, timing=Timing(kind=kind))
+    assert result.times[0, 0] == {"submission": 1e6, "idealized": 3, "steps": 1}[kind]
+    assert result.no_budget
+    assert not any("budget" in warning for warning in result.warnings)
+    # What an official log leaves open, the rules say.
+    late = dataclasses.replace(trial, record=None)
+    mixed = _score(dataclasses.replace(runs, trials=(trial, late)))
+    assert not mixed.no_budget
+    assert any("1 trial of adamw on" in w and "budget" in w for w in mixed.warnings)
+    assert not _score(Runs(trials=(), skipped=())).no_budget
 
 
 def test_missing_metric_is_a_miss_with_a_warning(make_trial):

@@ -45,6 +45,8 @@ def test_report_has_everything_a_reader_needs(mini_runs, make_trial):
         "skipped: some where/trial_2: is empty",
     ):
         assert part in text
+    # It may have reached its target before.
+    assert "Trials that failed, diverged or are not finished" in " ".join(text.split())
     # In the headline, the scores, and both the title and a row of the speed-ups.
     assert text.count("[bold]a[/bold]") == 4
 
