@@ -24,7 +24,11 @@ over workloads of log(s / h), with s the step at which the target is reached,
 interpolated between evaluations, and h the step hint. A run that misses counts as
 log({miss:g} S / h) + gap, with S the steps allowed and the gap, from 0 to 1, the part
 of the way from the untrained model to the target that is missing at its best. Smaller
-is better; exp(score) is the geometric mean of the shares of the step hints."""
+is better; exp(score) is the geometric mean of the shares of the step hints.
+
+By seeds alone the score of a point has a standard deviation of 0.04 over two of the
+mini workloads and of 0.09 over all nine, where it was measured. The best of many trials
+looks better than it is."""
 HALTON = "Points of a scrambled Halton sequence"
 STARTED = "The start of the ranges and points of a scrambled Halton sequence"
 CHOICE = """\
