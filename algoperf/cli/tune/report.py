@@ -80,7 +80,8 @@ def _budget(tuning: Tuning) -> str:
         f"- {len(trials)} of {plan.budget} trials{over}; {plan.search} of the search",
         f"- {len(runs)} runs; {taken:,.0f} steps taken of {plan.budget * allowed:,} "
         f"that {plan.budget} trials may take",
-        f"- seed {plan.seed}; bases of the Halton sequence: {bases}",
+        f"- seed {plan.seed}, of the runs {tuned.run_seed(plan.seed)}; bases of the "
+        f"Halton sequence: {bases}",
         f"- runs stopped early, as hopeless: {len(stopped)}",
     ]
     lines += [
