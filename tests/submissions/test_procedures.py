@@ -592,8 +592,8 @@ def test_the_budget_of_the_plain_steps_is_enough_for_the_student(point):
 
     state, shown = ((None, None), step_of("member"), step_of("student")), None
     with contextlib.suppress(spec.TrainingCompleteError):
-        while True:
-            facts = (workload, *[None] * 3, point, None, None, state, [], len(taken))
+        for step in range(hint):
+            facts = (workload, *[None] * 3, point, None, None, state, [], step)
             state, shown, _ = module.update_params(*facts, None)
     assert shown == "student"
     # Its schedule has just ended: a step more would change nothing.
