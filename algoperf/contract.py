@@ -178,6 +178,8 @@ class _Observer:
 
     def _init_optimizer_state(self, *arguments: Any) -> Any:
         self._initial = jax.device_get(arguments[1])
+        if self.params is None:
+            self.params = self._initial
         state = self._functions.init_optimizer_state(*arguments)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             is_number = isinstance(leaf, bool | int | float | np.generic | np.ndarray)

@@ -35,7 +35,7 @@ from algoperf.data.pipeline import InputQueue
 from algoperf.errors import UserError
 from algoperf.hosts import Hosts
 from algoperf.recorder import Recorder
-from algoperf.records import Row, Status
+from algoperf.records import GLOBAL_STEP, Row, Status
 from algoperf.training_step import recipe_facts
 from algoperf.trials import Seeds, TrialConfig, global_batch_size, step_keys
 from algoperf.workload import Evaluator
@@ -249,12 +249,13 @@ class _Trial:
                 at_end = complete or self.state.step == self.config.max_steps
                 outcome = self._budget_spent()
                 if outcome is None and (at_end or self._evaluation_is_due()):
-                    self._prepare_for_eval()
-                    outcome = self._budget_spent()
-                    if outcome is not None:
-                        break
-                    self.clock.switch(Phase.EVALUATION)
-                    outcome = self._evaluate()
+                    if not (complete and self._is_evaluated()):
+                        self._prepare_for_eval()
+                        outcome = self._budget_spent()
+                        if outcome is not None:
+                            break
+                        self.clock.switch(Phase.EVALUATION)
+                        outcome = self._evaluate()
                     if outcome is None and at_end:
                         why = "the submission is done" if complete else "max_steps"
                         outcome = Status.COMPLETED, f"target not reached: {why}"
@@ -348,6 +349,9 @@ class _Trial:
         elapsed = self.clock.seconds(Phase.SUBMISSION)
         is_due = elapsed - self.last_eval_sec >= workload.eval_period_time_sec
         return self.hosts.share(is_due)
+
+    def _is_evaluated(self) -> bool:
+        return self.recorder.rows[-1][GLOBAL_STEP] == self.state.step
 
     def _evaluate(self) -> tuple[Status, str] | None:
         """Evaluates and records; returns an outcome if the trial is decided."""

@@ -187,7 +187,10 @@ class Workload(Protocol):
 
 
 class TrainingCompleteError(Exception):
-    """Raised by `update_params` to end the trial, with one last free evaluation."""
+    """Raised by `update_params` to end the trial, with one last free evaluation.
+
+    None follows if the parameters of this very step have been evaluated.
+    """
 
 
 class Submission(Protocol):

@@ -85,6 +85,11 @@ def from_optax(
     compiled once per trial, with donated state. A transformation whose update names
     them gets the extra arguments `value`, the loss, and `objective` (see `Objective`).
 
+    Where the search space has a `step_hint_factor` below 1, the trial is complete after
+    `planned_steps`: a schedule for so many is at 0 from there on, and further steps
+    would change nothing. With `eval_params` or `reparametrise` it goes on, since what
+    is evaluated may still change. A plan for all of the step hint ends no trial.
+
     Args:
       build: `(workload, hyperparameters) -> optax.GradientTransformation`.
       batch_sizes: by workload name; the workload's default where it has none.
@@ -104,6 +109,8 @@ def from_optax(
     if eval_params is not None and reparametrise is not None:
         raise UserError("give from_optax eval_params or reparametrise, not both")
     average = None if eval_params is None else jax.jit(eval_params)
+    own_point = as_namedtuple(self_tuned)
+    ends_with_its_plan = eval_params is None and reparametrise is None
 
     def get_batch_size(workload_name: str) -> int:
         if workload_name not in (batch_sizes or {}):
@@ -164,7 +171,10 @@ def from_optax(
         global_step,
         rng,
     ) -> spec.UpdateReturn:
-        del current_params_types, hyperparameters, loss_type, eval_results
+        del current_params_types, loss_type, eval_results
+        point = own_point if hyperparameters is None else hyperparameters
+        if ends_with_its_plan and _is_over(workload, point, global_step):
+            raise spec.TrainingCompleteError
         state, step = optimizer_state
         params = current_param_container
         if average:
@@ -262,6 +272,12 @@ def planned_steps(workload: spec.Workload, hyperparameters: Any) -> int:
     """
     factor = getattr(hyperparameters, "step_hint_factor", 1.0)
     return max(1, round(factor * workload.step_hint))
+
+
+def _is_over(workload: spec.Workload, hyperparameters: Any, step: int) -> bool:
+    """Whether a plan for less than the step hint has no step left."""
+    steps = planned_steps(workload, hyperparameters)
+    return steps < workload.step_hint and step >= steps
 
 
 def standard_chain(

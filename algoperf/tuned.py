@@ -7,10 +7,11 @@ allowed, its loss is
     log(MISS S / h) + gap     if it does not,
 
 with s interpolated between the evaluations before and after, and the gap, from 0 to 1,
-the part of the way from the untrained model to the target that is still missing at the
-best evaluation; of metrics that fall, in logarithms. The score of the trial is the mean
-of its losses, so exp(score) is a geometric mean of shares of the step hint. Smaller is
-better. Steps, unlike seconds, are the same on every machine.
+the part of the way from the first finite evaluation, as a rule of the untrained model,
+to the target that is still missing at the best one; of metrics that fall, in
+logarithms. The score of the trial is the mean of its losses, so exp(score) is a
+geometric mean of shares of the step hint. Smaller is better. Steps, unlike seconds, do
+not depend on how fast a machine is.
 
 Imports nothing that needs JAX.
 """
@@ -31,6 +32,7 @@ STOPPED = "stopped"  # the status of a run that early stopping ended
 # which performance profiles count a miss (Dahl et al. 2023, section 4.2).
 MISS = 4.0
 POINTS = 5  # of the search space that comes out: the trials of a study
+LAST_SEED = 2**31 - 1  # that `algoperf run` takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,9 @@ def gap(run: Run, goal: Goal) -> float:
     best = run.best(goal.way)
     if best is None:
         return 1.0
-    values = [run.evaluations[0]["validation"], best["validation"], goal.target]
+    measured = (row["validation"] for row in run.evaluations)
+    first = next(filter(math.isfinite, measured))  # the untrained model may overflow
+    values = [first, best["validation"], goal.target]
     if goal.way is Direction.MINIMIZE and min(values) > 0:
         values = [math.log(value) for value in values]
     start, end, target = values
@@ -156,6 +160,15 @@ def choose(losses: Mapping[int, Sequence[float]], size: int) -> list[int]:
         chosen.append(min(ranks)[-1])
         rest.remove(chosen[-1])
     return chosen
+
+
+def run_seed(seed: int) -> int:
+    """Returns what the runs of a tuning are seeded with.
+
+    Counted down from the last seed, since sweeps count theirs from 0: a run that chose
+    a point is never one of those that judge it.
+    """
+    return LAST_SEED - seed
 
 
 def facts(tuning: Tuning, **more: Any) -> dict[str, Any]:

@@ -66,6 +66,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "No time ends the trial: for searches on shared machines, by steps alone.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "step_hint",
+        None,
+        "What schedules plan for, instead of the workload's own step hint.",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
         "resume",
         False,
@@ -164,6 +171,8 @@ def trial_configs(
     max_steps = values.max_steps
     if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
+    if values.step_hint is not None:
+        workload = dataclasses.replace(workload, step_hint=values.step_hint)
     if values.until is not None and values.target_setting is None:
         raise UserError("--until needs --target_setting, say --target_setting=1")
     if values.target_setting is not None:

@@ -25,6 +25,7 @@ __all__ = [
     "PARENT",
     "accelerators",
     "choose_devices",
+    "cores_of_each",
     "is_left_behind",
     "run_jobs",
 ]
@@ -211,6 +212,13 @@ def _shares_of_cores(count: int) -> list[set[int] | None]:
     cores = hardware.usable_cores()
     size = max(1, len(cores) // count)
     return [set(cores[place % len(cores) :: count][:size]) for place in range(count)]
+
+
+def cores_of_each(count: int) -> int:
+    """Returns how many cores each of so many processes side by side may keep busy."""
+    share = _shares_of_cores(count)[0]
+    cores = hardware.core_count()
+    return cores if share is None else min(cores, len(share))
 
 
 def accelerators(root: Path = Path("/dev")) -> list[str]:

@@ -5,7 +5,8 @@ import functools
 import jax
 import optax
 
-from algoperf.submission import from_optax, standard_chain
+from algoperf import spec
+from algoperf.submission import from_optax, planned_steps, standard_chain
 
 
 def build(workload, hyperparameters):
@@ -36,9 +37,18 @@ def update_params(
     hyperparameters,
     optimizer_state,
     rng,
+    workload,
+    global_step,
     **facts,
 ):
-    """Updates `echoes` times from one batch, each time with other dropout."""
+    """Updates `echoes` times from one batch, each time with other dropout.
+
+    Raises:
+      TrainingCompleteError: the schedule is at its end, and its rate at 0.
+    """
+    updates = planned_steps(workload, hyperparameters)
+    if global_step * hyperparameters.echoes >= updates:
+        raise spec.TrainingCompleteError
     params = current_param_container
     for echo in range(hyperparameters.echoes):
         optimizer_state, params, model_state = update_once(
@@ -47,6 +57,8 @@ def update_params(
             hyperparameters=hyperparameters,
             optimizer_state=optimizer_state,
             rng=jax.random.fold_in(rng, echo),
+            workload=workload,
+            global_step=global_step,
             **facts,
         )
     return optimizer_state, params, model_state

@@ -214,9 +214,16 @@ def update_params(
     global_step: int,
     rng: spec.RandomState,
 ) -> spec.UpdateReturn:
-    """Trains the members, later the student; the first member stands in for it."""
+    """Trains the members, later the student; the first member stands in for it.
+
+    Raises:
+      TrainingCompleteError: the student's schedule is at its end, and its rate at 0.
+    """
+    of_members = ensemble_steps(workload, hyperparameters)
+    if global_step >= of_members + student_steps(workload, hyperparameters):
+        raise spec.TrainingCompleteError
     (members, student), train_members, distil = optimizer_state
-    if global_step < ensemble_steps(workload, hyperparameters):
+    if global_step < of_members:
         members, params, model_state, loss = train_members(members, batch, rng)
     else:
         student, params, model_state, loss = distil(student, members, batch, rng)

@@ -216,21 +216,30 @@ def test_data_that_cannot_be_read_fail_the_trial(
     assert_not_reached(config, Status.FAILED)
 
 
+@pytest.mark.parametrize(("last", "steps"), [(6, [0, 4, 6]), (8, [0, 4, 8])])
+@pytest.mark.parametrize("is_stopped", [False, True])
 def test_a_submission_that_is_done_gets_one_last_evaluation(
-    make_config, assert_not_reached
+    make_config, assert_not_reached, last, steps, is_stopped
 ):
+    """And no second one where a period ends with it, also if stopped just there."""
     config = make_config()
-    update = config.submission.functions.update_params
+    update, made = config.submission.functions.update_params, []
 
-    def until_six(**arguments):
-        if arguments["global_step"] == 6:
+    def until_last(**arguments):
+        if arguments["global_step"] == last:
             raise spec.TrainingCompleteError
+        made.append(arguments["global_step"])
         return update(**arguments)
 
-    record = run_trial(replaced(config, update_params=until_six))
+    config = replaced(config, update_params=until_last)
+    if is_stopped:
+        record = run_trial(config, should_stop=lambda: len(made) == last)
+        assert record["status"] is Status.PREEMPTED
+    record = run_trial(config, resume=True)
+    assert made == list(range(last))
     assert record["status"] is Status.COMPLETED
     assert record["message"] == "target not reached: the submission is done"
-    assert [row["global_step"] for row in rows_of(config)] == [0, 4, 6]
+    assert [row["global_step"] for row in rows_of(config)] == steps
     assert_not_reached(config, Status.COMPLETED)
 
 

@@ -277,6 +277,18 @@ def test_a_grid_reaches_both_ends_in_even_intervals():
     assert plan.spacing("nesterov") == "all others"
 
 
+@pytest.mark.parametrize(("part", "tried"), [(0.2, False), (0.3, True)])
+def test_an_end_near_the_value_is_not_tried_anew(part, tried):
+    """In parts of an interval."""
+    plan = Plan(ranges={"x": {"min": 0.0, "max": 6.0}}, budget=1, search=1, intervals=6)
+    low = coordinate_search.grid(plan, "x", part)
+    assert low.around(part)[:-1] == ([0.0] if tried else [])
+    assert low.values[-1] == 6.0
+    high = coordinate_search.grid(plan, "x", 6.0 - part)
+    assert high.around(6.0 - part)[1:] == ([6.0] if tried else [])
+    assert high.values[0] == 0.0
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

@@ -1,5 +1,7 @@
 """Submissions: made from optax, and loaded from files good and bad."""
 
+import contextlib
+import dataclasses
 import hashlib
 
 import jax
@@ -9,8 +11,9 @@ import optax
 import pytest
 from synthetic import BATCH_NORM, SYNTHETIC, examples
 
-from algoperf import sharding, spec
+from algoperf import reparam, sharding, spec
 from algoperf.errors import UserError
+from algoperf.reparam import low_rank
 from algoperf.submission import (
     BIASES_AND_NORMS,
     from_optax,
@@ -309,6 +312,46 @@ def test_a_schedule_may_be_for_a_part_of_the_steps():
     np.testing.assert_allclose(half[3:], 0.0, atol=1e-8)
     assert half[2] > 0
     assert half[1] == pytest.approx(0.25, abs=0.05)
+
+
+def _lora(workload, hyperparameters):
+    return low_rank.lora(workload, reparam.select(workload, output=False), 2)
+
+
+@pytest.mark.parametrize(
+    ("point", "more", "is_over"),
+    [
+        ({"step_hint_factor": 0.1}, {}, True),
+        (None, {"self_tuned": {"learning_rate": 0.1, "step_hint_factor": 0.1}}, True),
+        ({"step_hint_factor": 1.0}, {}, False),
+        ({}, {}, False),
+        # What is evaluated may change still.
+        ({"step_hint_factor": 0.1}, {"eval_params": lambda _, params: params}, False),
+        ({"step_hint_factor": 0.1}, {"reparametrise": _lora}, False),
+    ],
+)
+def test_a_trial_ends_with_a_plan_for_a_part_of_the_steps(point, more, is_over):
+    """At the hint itself it goes on: other submissions' rates need not be 0 there."""
+    functions = from_optax(lambda *_: optax.sgd(0.1), **more)
+    if point is not None:
+        point = as_namedtuple({"learning_rate": 0.1, **point})
+    workload = dataclasses.replace(SYNTHETIC, step_hint=50)
+    start, model_state = workload.init_model_fn(KEY)
+    state = functions.init_optimizer_state(workload, start, model_state, point, KEY)
+    batch = {name: array[:32] for name, array in examples("train").items()}
+    facts = {"loss_type": workload.loss_type, "eval_results": [], "rng": KEY}
+    facts |= {"workload": workload, "batch": sharding.shard_along_batch_dim(batch)}
+    facts |= {"current_params_types": None, "hyperparameters": point}
+    raises = pytest.raises(spec.TrainingCompleteError)
+    for step in (4, 5, 50):
+        with raises if is_over and step >= 5 else contextlib.nullcontext():
+            state, start, model_state = functions.update_params(
+                current_param_container=start,
+                model_state=model_state,
+                optimizer_state=state,
+                global_step=step,
+                **facts,
+            )
 
 
 def test_a_submission_knows_where_it_comes_from(tmp_path, write_submission):

@@ -2,18 +2,23 @@
 
 import itertools
 import math
+import random
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algoperf import tuned
+from algoperf import calibration, coordinate_search, registry, tuned
+from algoperf.calibration import Phase
 from algoperf.coordinate_search import Plan
 from algoperf.run_store import Run, Store
 from algoperf.tuned import Goal, Tuning
 
 LOSS = Goal("loss", "minimize", 0.5, step_hint=100, steps=100)
+CALIBRATION = Path(__file__).parents[2] / "docs" / "calibration"
+NINE = [w.base_workload for w in registry.select_workloads(["all"], "mini")]
 ACCURACY = Goal("accuracy", "maximize", 0.8, step_hint=200, steps=100)
 
 
@@ -60,6 +65,50 @@ def test_gaps_of_runs_that_went_wrong_are_whole():
     assert tuned.gap(a_run([math.nan, math.nan], "diverged"), LOSS) == 1.0
     assert tuned.gap(a_run([4.0, 9.0, math.inf], "diverged"), LOSS) == 1.0
     assert tuned.gap(a_run([math.nan, 2.0]), LOSS) == 1.0  # no start to measure from
+
+
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_a_gap_is_measured_from_the_first_finite_evaluation(first):
+    assert tuned.gap(a_run([first, 8.0, 1.0]), LOSS) == pytest.approx(0.25)
+    assert tuned.gap(a_run([first, 0.1, 0.45]), ACCURACY) == pytest.approx(0.5)
+
+
+def test_no_sweep_has_the_seed_of_a_tuning():
+    seeds = [tuned.run_seed(seed) for seed in range(1000)]
+    assert len(set(seeds)) == 1000
+    assert min(seeds) > 2**30
+    assert tuned.run_seed(2**31 - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "deviation", "chance"),
+    [(["imagenet_resnet", "finewebedu_lm"], 0.04, 0.07), (NINE, 0.09, 0.20)],
+)
+def test_what_docs_say_of_seeds_is_what_repeats_say(names, deviation, chance):
+    """And it stays rare that one of two equal neighbours seems better."""
+    losses = []
+    for name in names:
+        workload = registry.find_workload(name, "mini")
+        store = calibration.Store.read(CALIBRATION / f"{name}_mini.json.xz")
+        steps = workload.step_hint
+        goal = Goal(
+            workload.target_metric_name,
+            str(workload.target_direction),
+            workload.validation_target_value,
+            step_hint=steps,
+            steps=steps,
+        )
+        losses.append([tuned.loss(run, goal) for run in store.of(Phase.FRESH)])
+    variance = sum(map(statistics.variance, losses)) / len(names) ** 2
+    assert math.sqrt(variance) == pytest.approx(deviation, abs=0.005)
+    generator = random.Random(0)
+    seems_better = 0
+    for _ in range(4000):
+        here, *others = (
+            statistics.fmean(map(generator.choice, losses)) for _ in range(3)
+        )
+        seems_better += min(others) < here - coordinate_search.LEAST_GAIN
+    assert seems_better / 4000 == pytest.approx(chance, abs=0.02)
 
 
 def test_a_stopped_run_never_counts_as_reached():

@@ -40,39 +40,48 @@ class Training:
     batches: Iterator[Any]
     state: tuple[Any, Any, Any]  # optimizer state, params, model state
     step: int = 0
+    is_over: bool = False
 
     def make_steps(self, count: int) -> float:
         """Makes steps; returns the seconds until the device has finished them."""
         start = time.perf_counter()
         for _ in range(count):
-            optimizer_state, params, model_state = self.state
-            rng = jax.random.PRNGKey(self.step)
-            batch = self.functions.data_selection(
-                self.workload,
-                self.batches,
-                optimizer_state,
-                params,
-                model_state,
-                self.hyperparameters,
-                self.step,
-                rng,
-            )
-            self.state = self.functions.update_params(
-                workload=self.workload,
-                current_param_container=params,
-                current_params_types=self.workload.model_params_types,
-                model_state=model_state,
-                hyperparameters=self.hyperparameters,
-                batch=batch,
-                loss_type=self.workload.loss_type,
-                optimizer_state=optimizer_state,
-                eval_results=[],
-                global_step=self.step,
-                rng=rng,
-            )
-            self.step += 1
+            try:
+                self._make_step()
+            except spec.TrainingCompleteError:
+                self.is_over = True  # its last step, again and again, costs the same
+                self.step -= 1
+                self._make_step()
+            self.step += not self.is_over
         jax.block_until_ready(self.state[1:])
         return time.perf_counter() - start
+
+    def _make_step(self) -> None:
+        optimizer_state, params, model_state = self.state
+        rng = jax.random.PRNGKey(self.step)
+        batch = self.functions.data_selection(
+            self.workload,
+            self.batches,
+            optimizer_state,
+            params,
+            model_state,
+            self.hyperparameters,
+            self.step,
+            rng,
+        )
+        self.state = self.functions.update_params(
+            workload=self.workload,
+            current_param_container=params,
+            current_params_types=self.workload.model_params_types,
+            model_state=model_state,
+            hyperparameters=self.hyperparameters,
+            batch=batch,
+            loss_type=self.workload.loss_type,
+            optimizer_state=optimizer_state,
+            eval_results=[],
+            global_step=self.step,
+            rng=rng,
+        )
 
 
 def set_up(name: str, workload: Any) -> tuple[Training, int]:

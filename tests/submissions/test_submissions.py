@@ -32,8 +32,7 @@ def test_docstring_and_search_space(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_points_of_a_list_are_different(name):
     space = tuning.load_search_space(_load(name).default_search_space)
-    if isinstance(space, list):
-        assert len({json.dumps(point, sort_keys=True) for point in space}) == len(space)
+    assert len({json.dumps(point, sort_keys=True) for point in space}) == len(space)
 
 
 def _violations(name, problem, steps):

@@ -64,7 +64,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "seed",
         0,
-        "Of the Halton sequence and of the trials.",
+        "Of the Halton sequence; the seeds of the runs follow from it too.",
         lower_bound=0,
         upper_bound=2**31 - 1,
         flag_values=values,
@@ -89,14 +89,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "side_by_side",
         1,
-        "Runs at a time, each on its share of the cores; the result is the same.",
+        "Runs at a time, each on its share of the cores, whose number changes how a "
+        "CPU rounds: give the same to tunings that are compared.",
         lower_bound=1,
         flag_values=values,
     )
     flags.DEFINE_float(
         "step_factor",
         1.0,
-        "Steps that a run may take, as a multiple of the step hint.",
+        "Steps that a run may take and plan its schedule for, as a multiple of the "
+        "step hint.",
         lower_bound=0.0,
         flag_values=values,
     )
@@ -141,9 +143,11 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Runs what is missing; writes report and search space."""
     task = _task(values, common.one_argument(positional, "submission", "tune"))
     from algoperf.cli.tune import trial_runs
+    from algoperf.launch import local
 
     with task.tuning.store.held(), common.StopRequest() as stop:
-        trial_runs.check_code(task.tuning.store, task.submission)
+        cores = local.cores_of_each(values.side_by_side)
+        trial_runs.check_origin(task.tuning.store, task.submission, cores)
         print(_announcement(task), flush=True)
         while batch := task.tuning.waiting():
             if not _run(task, batch, lambda: stop.is_asked):
@@ -210,7 +214,8 @@ def _task(values: flags.FlagValues, name: str) -> Task:
     goals = _goals(values)
     out = common.folder_of(values.out or f"runs/tuning/{loaded.name}")
     found = tuned.Tuning(loaded.name, plan, goals, Store(out / STORE_FILE, {}))
-    facts = tuned.facts(found, early_stop=values.early_stop)
+    more = {name: values[name].value for name in ("early_stop", "step_factor")}
+    facts = tuned.facts(found, **more)
     store = Store.open(found.store.path, json.loads(json.dumps(facts)))
     return Task(values, dataclasses.replace(found, store=store), loaded, out)
 
@@ -222,7 +227,7 @@ def _goals(values: flags.FlagValues) -> "dict[str, Goal]":
 
     goals = {}
     for workload in registry.select_workloads(values.workloads, values.scale):
-        steps = math.ceil(values.step_factor * workload.step_hint)
+        steps = _planned(values, workload.step_hint)
         if steps < 1:
             raise UserError("--step_factor leaves no step; give more than 0")
         goals[workload.name] = Goal(
@@ -233,6 +238,11 @@ def _goals(values: flags.FlagValues) -> "dict[str, Goal]":
             steps=min(steps, values.max_steps or steps),
         )
     return goals
+
+
+def _planned(values: flags.FlagValues, step_hint: int) -> int:
+    """Returns what the schedules of the runs are made for."""
+    return math.ceil(values.step_factor * step_hint)
 
 
 def _announcement(task: Task) -> str:
@@ -250,6 +260,7 @@ def _run(
     task: Task, batch: "Sequence[Proposal]", should_stop: Callable[[], bool]
 ) -> bool:
     """Makes the runs of some trials; returns whether all are done."""
+    from algoperf import tuned
     from algoperf.cli import missing_runs
     from algoperf.cli.tune import trial_runs
 
@@ -265,7 +276,11 @@ def _run(
     }
     stopping = tuning.goals if task.values.early_stop else {}
     reader = trial_runs.Reader(
-        points, stopping, task.submission.sha256, task.tuning.plan.seed
+        points,
+        stopping,
+        task.submission.sha256,
+        tuned.run_seed(tuning.plan.seed),
+        {n: _planned(task.values, goal.step_hint) for n, goal in tuning.goals.items()},
     )
     return missing_runs.make(
         wanted,
@@ -278,9 +293,10 @@ def _run(
 
 
 def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
+    from algoperf import tuned
     from algoperf.launch.local import Job
 
-    values = task.values
+    values, goal = task.values, task.tuning.goals[workload]
     data = [f"--data_dir={values.data_dir}"] if values.data_dir else []
     return Job(
         arguments=(
@@ -290,9 +306,10 @@ def _job(task: Task, proposal: "Proposal", workload: str) -> "Job":
             f"--tuning_search_space={task.out / 'points.json'}",
             f"--trial_index={proposal.trial}",
             f"--trials={proposal.trial}",
-            f"--seed={values.seed}",
+            f"--seed={tuned.run_seed(values.seed)}",
             f"--out={task.out / 'runs'}",
-            f"--max_steps={task.tuning.goals[workload].steps}",
+            f"--step_hint={_planned(values, goal.step_hint)}",
+            f"--max_steps={goal.steps}",
             "--checkpoint_period_sec=300",
             "--ignore_budget",
             *data,

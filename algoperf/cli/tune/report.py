@@ -24,7 +24,11 @@ over workloads of log(s / h), with s the step at which the target is reached,
 interpolated between evaluations, and h the step hint. A run that misses counts as
 log({miss:g} S / h) + gap, with S the steps allowed and the gap, from 0 to 1, the part
 of the way from the untrained model to the target that is missing at its best. Smaller
-is better; exp(score) is the geometric mean of the shares of the step hints."""
+is better; exp(score) is the geometric mean of the shares of the step hints.
+
+By seeds alone the score of a point has a standard deviation of 0.04 over two of the
+mini workloads and of 0.09 over all nine, where it was measured. The best of many trials
+looks better than it is."""
 HALTON = "Points of a scrambled Halton sequence"
 STARTED = "The start of the ranges and points of a scrambled Halton sequence"
 CHOICE = """\
@@ -76,7 +80,8 @@ def _budget(tuning: Tuning) -> str:
         f"- {len(trials)} of {plan.budget} trials{over}; {plan.search} of the search",
         f"- {len(runs)} runs; {taken:,.0f} steps taken of {plan.budget * allowed:,} "
         f"that {plan.budget} trials may take",
-        f"- seed {plan.seed}; bases of the Halton sequence: {bases}",
+        f"- seed {plan.seed}, of the runs {tuned.run_seed(plan.seed)}; bases of the "
+        f"Halton sequence: {bases}",
         f"- runs stopped early, as hopeless: {len(stopped)}",
     ]
     lines += [

@@ -59,13 +59,15 @@ class Reader:
       points: the point of each trial.
       goals: of the workloads whose runs may be stopped, by their names in records.
       sha256: of the submission's file.
-      seed: of all trials.
+      seed: of all runs.
+      step_hints: that schedules plan for, by workload.
     """
 
     points: Mapping[int, Mapping[str, Any]]
     goals: Mapping[str, Goal]
     sha256: str
     seed: int
+    step_hints: Mapping[str, int]
 
     def read(
         self, folder: Path, key: tuple[str, str, int]
@@ -81,7 +83,7 @@ class Reader:
         """
         _, workload, trial = key
         record = records.read_record(folder)
-        self._check(folder, record, trial)
+        self._check(folder, record, workload, trial)
         goal = self.goals.get(workload)
         found = None if goal is None else hopeless_at(folder, goal)
         if found is not None and not record["status"].is_final:
@@ -100,7 +102,9 @@ class Reader:
         }
         return run, run_store.environment(folder) | code
 
-    def _check(self, folder: Path, record: Mapping[str, Any], trial: int) -> None:
+    def _check(
+        self, folder: Path, record: Mapping[str, Any], workload: str, trial: int
+    ) -> None:
         """Raises OtherRunError unless the record is of the run that is asked for.
 
         The run's own process looks too, at more than this. But none is started for one
@@ -112,10 +116,13 @@ class Reader:
         if record["hyperparameters"] != self.points[trial]:
             raise OtherRunError(f"{folder} holds another run; give another --out")
         seeds = dataclasses.asdict(Seeds.derive(self.seed, 0, trial))
+        hint = self.step_hints[workload]
         if record["submission"]["sha256"] != self.sha256:
             what = "another version of the submission"
         elif record.get("seeds", seeds) != seeds:
             what = "another --seed"
+        elif record.get("step_hint", hint) != hint:
+            what = "another --step_factor"
         elif other := _other_version(record["versions"]):
             what = other
         else:
@@ -134,10 +141,16 @@ def _other_version(versions: Mapping[str, str | None]) -> str | None:
     return None
 
 
-def check_code(store: Store, submission: "Submission") -> None:
-    """Warns if runs in the store are of another commit.
+def check_origin(store: Store, submission: "Submission", cores: int) -> None:
+    """Warns if runs in the store are of another commit or on more or fewer cores.
 
-    Much of a commit changes no number, so it is no reason to refuse.
+    Neither is a reason to refuse: much of a commit changes no number, and of how many
+    cores a CPU has nothing but rounding depends.
+
+    Args:
+      store: of the tuning.
+      submission: that is tuned.
+      cores: that each run has from now on.
 
     Raises:
       UserError: they are of another version of the submission's files or of a package.
@@ -164,3 +177,17 @@ def check_code(store: Store, submission: "Submission") -> None:
             ", ".join(sorted(map(str, others))),
             revision,
         )
+    hosts = [e["host"] for e in store.environments if _is_cpu(e["devices"])]
+    if others := {host.get("cores") for host in hosts} - {cores, None}:
+        logging.warning(
+            "%s has runs on %s cores each, and those to come have %d: XLA rounds "
+            "otherwise there, so they are not those that the same cores would have "
+            "made; give another --side_by_side, or another --out",
+            store.path,
+            ", ".join(map(str, sorted(others))),
+            cores,
+        )
+
+
+def _is_cpu(devices: Mapping[str, Any]) -> bool:
+    return devices.get("platform") == "cpu"

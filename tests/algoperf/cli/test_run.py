@@ -53,9 +53,10 @@ def test_run_refuses_a_folder_that_holds_a_run(out, capsys):
     arguments = ["run", "--submission=adamw", f"--workload={RESNET}", f"--out={out}"]
     assert cli.main([*arguments, *QUICK]) == 1
     assert "--resume" in capsys.readouterr().err
-    status = cli.main([*arguments, *QUICK, "--resume", "--seed=1"])
-    assert status == OtherRunError.exit_status
-    assert "another run" in capsys.readouterr().err
+    for flag, says in (("--seed=1", "seeds"), ("--step_hint=7", "step_hint")):
+        status = cli.main([*arguments, *QUICK, "--resume", flag])
+        assert status == OtherRunError.exit_status
+        assert f"holds another run: its {says} is" in capsys.readouterr().err
     assert (_folder(out) / records.RECORD_FILE).read_bytes() == before
 
 

@@ -131,6 +131,11 @@ def test_all_processes_have_as_many_cores(monkeypatch, cores, count, size):
     used = set().union(*shares)
     assert used <= set(range(100, 100 + cores))
     assert len(used) == min(cores, size * count)
+    monkeypatch.setattr(hardware, "core_count", lambda: cores)
+    assert local.cores_of_each(count) == size
+    assert local.cores_of_each(1) == cores
+    monkeypatch.setattr(hardware, "core_count", lambda: 1)  # a container's limit
+    assert local.cores_of_each(count) == 1
 
 
 def test_stopping_ends_all_that_run_side_by_side(job, tmp_path):

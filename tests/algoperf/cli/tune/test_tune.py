@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -46,6 +47,8 @@ class Machine:
       stop_after: ask this process to stop after so many runs.
       lag: evaluations that a run still makes after it was told to end.
       optax, revision: the versions that its records name.
+      platform, cores: what its records say of devices and host.
+      flags: of each run, as they came.
     """
 
     def __init__(self):
@@ -56,6 +59,8 @@ class Machine:
         self.forget = False
         self.optax = hardware.describe_versions()["optax"]
         self.revision = hardware.git_revision()
+        self.platform, self.cores = "cpu", hardware.core_count()
+        self.flags = []
 
     def run_jobs(self, jobs, should_stop, side_by_side=1, should_end=lambda _: False):
         jobs = list(jobs)
@@ -76,6 +81,7 @@ class Machine:
             argument[2:].split("=") for argument in job.arguments if "=" in argument
         )
         assert "--ignore_budget" in job.arguments
+        self.flags.append(flags)
         space = tuning.load_search_space(Path(flags["tuning_search_space"]))
         point = tuning.trial_point(space, 0, int(flags["trial_index"]))
         workload = job.folder.parent.name.removesuffix("_jax")
@@ -116,7 +122,9 @@ class Machine:
             ),
             "git_revision": self.revision,
             "versions": {"optax": self.optax},
-            **{name: {} for name in ("host", "devices")},
+            "step_hint": int(flags["step_hint"]),
+            "host": {"cores": self.cores},
+            "devices": {"platform": self.platform},
         }
         records.write_json(job.folder / records.RECORD_FILE, record)
 
@@ -400,6 +408,48 @@ def test_runs_of_another_commit_are_told(call, machine, caplog):
     assert "has runs of commit 8034bf5, and this is" in caplog.text
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_runs_on_another_number_of_cores_are_told(
+    call, machine, caplog, monkeypatch, platform
+):
+    """A CPU rounds otherwise there, though the same again on as many."""
+    monkeypatch.setattr(hardware, "usable_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(hardware, "core_count", lambda: 4)
+    machine.platform, machine.cores = platform, 2
+    assert call("--search=4", "--side_by_side=2", budget=4) == 0
+    assert call("--search=4", "--side_by_side=2", budget=5) == 0
+    assert "cores each" not in caplog.text
+    assert call("--search=4", budget=5) == 0
+    says = "has runs on 2 cores each, and those to come have 4: XLA rounds"
+    assert (says in caplog.text) == (platform == "cpu")
+
+
+def test_schedules_plan_for_the_steps_that_a_run_may_take(call, machine, capsys):
+    assert call("--step_factor=0.5", budget=2) == 0
+    assert "at most 50 steps each, 100 in all" in capsys.readouterr().out
+    found = {(flags["step_hint"], flags["max_steps"]) for flags in machine.flags}
+    assert found == {("25", "25")}
+    assert call("--max_steps=25", budget=2) == 1  # cut, of a plan for 50
+    assert "begun with step_factor 0.5, which is 1.0 now" in capsys.readouterr().err
+    assert call("--max_steps=25", budget=2, out="other") == 0
+    assert machine.flags[-1]["step_hint"] == "50"
+    assert machine.flags[-1]["max_steps"] == "25"
+
+
+def test_no_run_of_a_sweep_is_one_of_a_tuning(call, machine, tmp_path):
+    assert call(budget=2) == 0
+    tuned = [
+        records.read_record(path.parent)["seeds"]["trial_seed"]
+        for path in (tmp_path / "out").rglob(records.RECORD_FILE)
+    ]
+    swept = [
+        Seeds.derive(seed, study, trial).trial_seed
+        for seed, study, trial in itertools.product(range(2), range(3), range(1, 6))
+    ]
+    assert len(tuned) == 4
+    assert not set(tuned) & set(swept)
+
+
 def test_another_run_in_the_folder_is_refused(call, machine, tmp_path, capsys):
     assert call(budget=3) == 0
     (tmp_path / "out" / tune.STORE_FILE).unlink()
@@ -419,6 +469,7 @@ def test_another_run_in_the_folder_is_refused(call, machine, tmp_path, capsys):
         ({"submission": {"sha256": "0"}}, "another version of the submission; give"),
         ({"seeds": {"seed": 1}}, "another --seed; give"),
         ({"versions": {"optax": "0.1.0"}}, "optax 0.1.0, and"),
+        ({"step_hint": 49}, "another --step_factor; give"),
         ({}, None),
     ],
 )
