@@ -86,9 +86,10 @@ def from_optax(
     them gets the extra arguments `value`, the loss, and `objective` (see `Objective`).
 
     Where the search space has a `step_hint_factor` below 1, the trial is complete after
-    `planned_steps`: a schedule for so many is at 0 from there on, and further steps
-    would change nothing. With `eval_params` or `reparametrise` it goes on, since what
-    is evaluated may still change. A plan for all of the step hint ends no trial.
+    `planned_steps`: a schedule for so many is taken to be at 0 from there on, as those
+    of `algoperf.schedules` are, where further steps would train nothing. With
+    `eval_params` or `reparametrise` it goes on, since what is evaluated may still
+    change. A plan for all of the step hint ends no trial.
 
     Args:
       build: `(workload, hyperparameters) -> optax.GradientTransformation`.

@@ -68,7 +68,7 @@ def gap(run: Run, goal: Goal) -> float:
         values = [math.log(value) for value in values]
     start, end, target = values
     way = target - start
-    if not math.isfinite(way) or way == 0:
+    if way == 0:
         return 1.0
     return min(max((target - end) / way, 0.0), 1.0)
 

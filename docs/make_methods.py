@@ -41,7 +41,8 @@ Written by `python docs/make_methods.py` from the records in
 in [reparam.md](reparam.md).
 
     algoperf sweep --submissions {submissions} \\
-      --suite mini --target_setting 1.0 --out runs/methods
+      --suite mini --studies {studies} --seed {seed} --target_setting 1.0 \\
+      --out runs/methods
 
 {trials} trials on {machine}: the first point of each search space, the same on all
 workloads, {seeds}.
@@ -54,7 +55,7 @@ a budget of seconds would also judge what else the machine did.
 - **To its level**: the same to a goal that more of them reach, the median metric that
   `adamw` had after half of its steps.
 - **A step** is its time over that of `adamw`, which took turns in one run of
-  `tests/benchmarks/submissions_cost.py` (`docs/reparam/costs`); **time** is both
+  `tests/benchmarks/submissions_cost.py` (`docs/reparam/costs`){timed}; **time** is both
   together, to the target, without what is compiled and evaluated.
 - **Trained** and **stored** are parameters, and bytes, over those of `adamw`, and
   **state** the bytes of the optimizer's state over its.
@@ -153,10 +154,16 @@ def last(trial: scoring.Trial, goal: Goal) -> float:
     return float(values_E[-1])
 
 
+def cost_file(workload: str) -> Path | None:
+    """Returns where the measured times of a workload's steps are, if they are."""
+    path = COSTS / f"{workload}.json"
+    return path if path.exists() else None
+
+
 def step_ratios(workload: str) -> dict[str, float]:
     """Returns the time of each submission's step over the dense one's, as measured."""
-    path = COSTS / f"{workload}.json"
-    if not path.exists():
+    path = cost_file(workload)
+    if path is None:
         return {}
     costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
     return {name: cost["ratio"] for name, cost in costs.items()}
@@ -241,7 +248,8 @@ def each(own: Sequence[Method]) -> str:
 def _head(runs: scoring.Runs, rules: scoring.Rules) -> str:
     """Returns what the page says of the runs."""
     seeds: dict[int, list[str]] = {}
-    for workload in sorted({trial.workload for trial in runs.trials}):
+    workloads = sorted({trial.workload for trial in runs.trials})
+    for workload in workloads:
         count = len({t.study for t in runs.trials if t.workload == workload})
         seeds.setdefault(count, []).append(workload.removesuffix("_mini"))
     words = [
@@ -254,9 +262,35 @@ def _head(runs: scoring.Runs, rules: scoring.Rules) -> str:
         submissions=",".join(sorted(runs.submissions)),
         trials=len(runs.trials),
         machine=make_leaderboard.machines(runs),
+        studies=max(seeds),
+        seed=_seed(runs),
         seeds="; ".join(words),
         failed=failed,
+        timed=_timed_words(workloads),
     )
+
+
+def _seed(runs: scoring.Runs) -> int:
+    """Returns the `--seed` of all runs."""
+    records = [trial.record or {} for trial in runs.trials]
+    found = {record.get("seeds", {}).get("seed") for record in records}
+    if len(found) != 1 or None in found:
+        raise UserError(f"the records are of more than one seed: {found}")
+    return int(found.pop())
+
+
+def _timed_words(workloads: Iterable[str]) -> str:
+    """Returns what the steps were that the costs of the workloads are of."""
+    files = [cost_file(workload) for workload in workloads]
+    costs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file]
+    found = sorted(
+        {(c["rounds"], c["steps_per_round"], c["host"]["cores"]) for c in costs}
+    )
+    parts = [f"{r} rounds of {s} steps on {c} cores" for r, s, c in found]
+    if not parts:
+        return ""
+    seldom = "what comes seldom, like a merge or a new projection, is not in them"
+    return f", {' or '.join(parts)}: {seldom}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,7 +28,8 @@ def costs(tmp_path_factory, monkeypatch):
     """A step of `small` takes 1.1 times as long on wmt, and is unknown elsewhere."""
     folder = tmp_path_factory.mktemp("costs")
     ratios = {"adamw": {"ratio": 1.0}, "small": {"ratio": 1.1}}
-    (folder / "wmt_mini.json").write_text(json.dumps({"costs": ratios}))
+    facts = {"rounds": 3, "steps_per_round": 7, "host": {"cores": 4}, "costs": ratios}
+    (folder / "wmt_mini.json").write_text(json.dumps(facts))
     monkeypatch.setattr(make_methods, "COSTS", folder)
 
 
@@ -68,6 +69,8 @@ def test_a_miss_is_told_and_not_averaged(runs):
     assert cells[2].endswith("), 8")
     assert cells[-3:] == ["0.25"] * 3
     assert "2 seeds of" in text
+    assert "--studies 2 --seed 5 " in text
+    assert "3 rounds of 7 steps on 4 cores" in text
     of_missed = text.split(f"### {FEW}")[1].split("###")[0]
     assert "| `small` | 0 of 2 | - | - | - | - |" in of_missed
 

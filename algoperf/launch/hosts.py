@@ -24,7 +24,7 @@ from typing import Any
 from algoperf import records
 from algoperf.errors import STOP_SIGNALS, UserError
 from algoperf.hosts import LOST, Hosts, OtherHostError
-from algoperf.launch.jobs import UNFINISHED
+from algoperf.launch.jobs import UNFINISHED, is_finished
 from algoperf.records import Status
 
 CONNECT_SEC = 45.0  # from the start until all hosts must be there
@@ -376,8 +376,9 @@ def _aborted(said: Sequence[Mapping[str, Any]], by: signal.Signals) -> tuple[int
     is_killed = is_interrupt or by is signal.SIGKILL
     lost = Status.PREEMPTED, KILLED if is_killed else f"{LOST} ({by.name})"
     status, message = heard[0] if heard else lost
-    message = mark_ended(Path(of_trial[0]["folder"]), Status(status), message)
-    return UNFINISHED if is_interrupt else 1, message
+    folder = Path(of_trial[0]["folder"])
+    message = mark_ended(folder, Status(status), message)
+    return UNFINISHED if is_interrupt and not is_finished(folder) else 1, message
 
 
 def mark_ended(folder: Path, status: Status, message: str) -> str:

@@ -64,7 +64,7 @@ def test_a_miss_counts_four_times_the_steps_and_the_gap():
 def test_gaps_of_runs_that_went_wrong_are_whole():
     assert tuned.gap(a_run([math.nan, math.nan], "diverged"), LOSS) == 1.0
     assert tuned.gap(a_run([4.0, 9.0, math.inf], "diverged"), LOSS) == 1.0
-    assert tuned.gap(a_run([math.nan, 2.0]), LOSS) == 1.0  # no start to measure from
+    assert tuned.gap(a_run([math.nan, 2.0]), LOSS) == 1.0  # no way from its start
 
 
 @pytest.mark.parametrize("first", [math.nan, math.inf])
@@ -76,8 +76,7 @@ def test_a_gap_is_measured_from_the_first_finite_evaluation(first):
 def test_no_sweep_has_the_seed_of_a_tuning():
     seeds = [tuned.run_seed(seed) for seed in range(1000)]
     assert len(set(seeds)) == 1000
-    assert min(seeds) > 2**30
-    assert tuned.run_seed(2**31 - 1) == 0
+    assert min(seeds) > 2**30  # sweeps count theirs from 0
 
 
 @pytest.mark.parametrize(

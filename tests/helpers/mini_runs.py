@@ -54,6 +54,7 @@ def write_runs(
                 "step_time": {"seconds": 0.1},
                 "sizes": (sizes or {}).get(name, {}),
                 "host": {"cpu": "Abacus", "cores": 2},
+                "seeds": {"seed": 5},
             }
             (folder / records.RECORD_FILE).write_text(json.dumps(record))
             (folder / "checkpoint").write_text("large")

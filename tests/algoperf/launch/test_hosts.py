@@ -1,5 +1,6 @@
 """Several hosts, as processes on this machine; and what launchers say of hosts."""
 
+import contextlib
 import json
 import os
 import signal
@@ -155,6 +156,18 @@ def test_a_program_that_failed_elsewhere_is_no_preemption(tmp_path):
     said = [{"folder": str(tmp_path)}, {"failure": ["failed", "on host 1: bug"]}]
     assert hosts._aborted(said, signal.SIGABRT) == (1, "on host 1: bug")
     assert records.read_record(tmp_path)["status"] is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(Status.RUNNING, UNFINISHED), (Status.COMPLETED, 1)]
+)
+def test_an_interrupt_is_asked_to_go_on_only_without_a_result(
+    tmp_path, status, expected
+):
+    record = {"schema_version": records.SCHEMA_VERSION, "status": status, "message": ""}
+    records.write_json(tmp_path / records.RECORD_FILE, record)
+    said = [{"folder": str(tmp_path)}]
+    assert hosts._aborted(said, signal.SIGINT)[0] == expected
 
 
 def test_a_host_that_was_killed_does_not_call_another_lost():
@@ -454,11 +467,16 @@ def test_a_stop_that_is_asked_while_hosts_connect_is_no_failure(number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "connecting\n"
     process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its child too, however deaf
     assert errors == "algoperf: asked to stop before training\n"
     assert process.returncode == (UNFINISHED if number == signal.SIGINT else 0)
 
