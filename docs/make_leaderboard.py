@@ -335,16 +335,18 @@ def _budget_words(runs: scoring.Runs) -> str:
     free = [trial for trial in runs.trials if trial.has_no_budget]
     if len(free) < len(runs.trials):
         return f"\nNo time budget applied to {len(free)} of them." if free else ""
-    is_hint = all(_took_its_step_hint(trial) for trial in free)
-    steps = "went on for their step hint" if is_hint else "had the steps of their run"
-    return f"\nNo time budget applied: trials {steps}, however long that took."
+    ends = {_end(trial.record or {}) for trial in free}
+    end = ends.pop() if len(ends) == 1 else "had the steps of their run"
+    return f"\nNo time budget applied: trials {end}, however long that took."
 
 
-def _took_its_step_hint(trial: scoring.Trial) -> bool:
-    """Whether neither time nor a target ended a trial, its step hint did."""
-    record = trial.record or {}
-    is_whole = record.get("max_steps", 0) == record.get("step_hint")
-    return is_whole and (record.get("target") or {}).get("validation") is None
+def _end(record: Mapping[str, Any]) -> str:
+    """Returns what ended a trial that no time could end, in words."""
+    if record.get("max_steps", 0) != record.get("step_hint"):
+        return "had the steps of their run"
+    has_target = (record.get("target") or {}).get("validation") is not None
+    hint = "ended at their target or" if has_target else "went on for"
+    return f"{hint} their step hint"
 
 
 def machines(runs: scoring.Runs) -> str:

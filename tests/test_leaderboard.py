@@ -50,7 +50,7 @@ def without_budget(root):
     """Makes all records those of runs without a budget, on a very slow machine."""
     for file in root.rglob(records.RECORD_FILE):
         record = json.loads(file.read_text())
-        facts = {"budget_sec": None, "max_steps": 9, "step_hint": 9}
+        facts = {"budget_sec": None, "max_steps": 9, "step_hint": 9, "target": {}}
         file.write_text(json.dumps(record | facts))
         rows = records.read_measurements(file.with_name(records.EVAL_FILE))
         for row in rows:
@@ -68,6 +68,10 @@ def test_the_page_of_runs_without_a_budget_says_so(tmp_path):
     assert f".\n{words} that took.\nTimes are" in text
     assert text.count("9 of 9") == 2
     assert "## What the scorer warns of" not in text
+    for file in root.rglob(records.RECORD_FILE):
+        record = json.loads(file.read_text()) | {"target": {"validation": 0.5}}
+        file.write_text(json.dumps(record))
+    assert "trials ended at their target or their step hint, how" in page_of(root)
     change(root, "adamw", max_steps=8)
     text = page_of(root)
     assert "applied: trials had the steps of their run, however long that" in text

@@ -156,6 +156,13 @@ def define_run_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "ignore_budget",
+        False,
+        "A trial ends at its target or its step hint (or --max_steps), however long "
+        "that takes: for comparisons on shared machines.",
+        flag_values=values,
+    )
     flags.DEFINE_float(
         "target_setting",
         None,

@@ -60,12 +60,6 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=0,
         flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "ignore_budget",
-        False,
-        "No time ends the trial: for searches on shared machines, by steps alone.",
-        flag_values=values,
-    )
     flags.DEFINE_integer(
         "step_hint",
         None,
@@ -169,10 +163,11 @@ def trial_configs(
         data = dataclasses.replace(data, host=hosts.index, num_hosts=hosts.count)
     workload = dataclasses.replace(workload, placement=placement, data=data)
     max_steps = values.max_steps
-    if values.ignore_budget:
-        workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
     if values.step_hint is not None:
         workload = dataclasses.replace(workload, step_hint=values.step_hint)
+    if values.ignore_budget:  # what misses its target would have no end
+        workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
+        max_steps = max_steps or workload.step_hint
     if values.until is not None and values.target_setting is None:
         raise UserError("--until needs --target_setting, say --target_setting=1")
     if values.target_setting is not None:

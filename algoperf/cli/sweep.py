@@ -40,6 +40,7 @@ _PASSED_ON = (
     "data_workers",
     "skip_corrupt",
     "official_metrics",
+    "ignore_budget",
     "target_setting",
     "until",
     "sharding",

@@ -33,6 +33,7 @@ _BINDING = (
     "max_steps",
     "eval_period_steps",
     "official_metrics",
+    "ignore_budget",
     "target_setting",
     "until",
     "microbatches",
@@ -145,16 +146,18 @@ def _with_those(
 
 def _check_same(name: str, planned: Sequence[str], asked: Sequence[str]) -> None:
     for flag in _BINDING:
-        prefix = f"--{flag}="
-        was, now = (
-            next((a for a in arguments if a.startswith(prefix)), f"no --{flag}")
-            for arguments in (planned, asked)
-        )
+        was, now = (_given(flag, arguments) for arguments in (planned, asked))
         if was != now:
             raise UserError(
                 f"{name} was planned with {was}, asked for is {now}; choose another "
                 "--out"
             )
+
+
+def _given(flag: str, arguments: Sequence[str]) -> str:
+    """Returns how a flag was given; `=False`, as of a newer flag, is as good as not."""
+    given = (a for a in arguments if a.startswith(f"--{flag}="))
+    return next((a for a in given if a != f"--{flag}=False"), f"no --{flag}")
 
 
 def _read(path: Path) -> dict[str, list[str]]:

@@ -205,8 +205,8 @@ def test_budgets_of_mini_are_stretched_on_a_slow_machine(
     assert config.budget_sec == ratio * budget
 
 
-def test_no_time_ends_a_trial_that_ignores_its_budget(tmp_path, monkeypatch):
-    """Nor is the machine timed for its budget."""
+def test_steps_alone_end_a_trial_that_ignores_its_budget(tmp_path, monkeypatch):
+    """Nor is the machine timed for its budget; a missed target has an end."""
     run = importlib.import_module("algoperf.cli.run")  # cli.run is the entry point
     values = flags.FlagValues()
     run.define_flags(values)
@@ -217,4 +217,6 @@ def test_no_time_ends_a_trial_that_ignores_its_budget(tmp_path, monkeypatch):
     assert config.budget_sec == math.inf
     target = registry.find_workload(RESNET, "mini").validation_target_value
     assert config.workload.validation_target_value == target
-    assert config.max_steps is None
+    assert config.max_steps == config.workload.step_hint
+    values["max_steps"].value = 7
+    assert run.trial_configs(values)[0].max_steps == 7

@@ -70,6 +70,10 @@ def test_other_results_are_refused_in_one_folder(tmp_path):
     other = job(tmp_path, 1, "--microbatches=2")
     with pytest.raises(UserError, match="no --microbatches, asked for is --micro"):
         jobs.plan(tmp_path, [other])
+    other = job(tmp_path, 1, "--ignore_budget=True")
+    with pytest.raises(UserError, match="no --ignore_budget, asked for is --ignore"):
+        jobs.plan(tmp_path, [other])
+    jobs.plan(tmp_path, [job(tmp_path, 1, "--ignore_budget=False")])
     jobs.plan(tmp_path, [job(tmp_path, 1, "--data_dir=elsewhere")])
 
 
