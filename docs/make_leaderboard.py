@@ -5,7 +5,7 @@
 
 RUNS is what `algoperf sweep --suite mini` leaves: `--pack` keeps the records of its
 trials. `--unpack` gives them back, for `algoperf score DIR`. Without either, the page
-is written from what is kept.
+and its figure, docs/leaderboard.svg, are made from what is kept.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from scoring.read import FloatArray
 DOCS = Path(__file__).resolve().parent
 ARCHIVE = DOCS / "leaderboard.tar.xz"
 PAGE = DOCS / "leaderboard.md"
+FIGURE = DOCS / "leaderboard.svg"
 KEPT = (records.RECORD_FILE, records.EVAL_FILE, records.HPARAMS_FILE)
 REFERENCE = "adamw"
 # Steps times the undisturbed time of a step: what ran beside a trial does not count.
@@ -195,27 +196,68 @@ def _shared_workloads() -> list[str]:
     return [workload for workload in field if f"{workload}_mini" in mini]
 
 
-def gains(result: scoring.Result, reference: str) -> dict[str, str]:
-    """Returns each submission's geometric mean speed-up over a reference, in words.
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """A geometric mean of speed-ups over workloads, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def gains(result: scoring.Result, reference: str) -> dict[str, Gain]:
+    """Returns each other submission's speed-up over a reference.
 
     Over all workloads: one that a single one of the two misses counts as `r_max`, one
     that both miss as 1. The interval is Student's t of the logs over the workloads,
-    hence speaks of new workloads like them.
+    hence speaks of new workloads like them; one workload has none.
     """
     index = result.submissions.index(reference)
     logs_SB = -log_ratios(result.times, index, result.rules.r_max)
     logs_SB = np.where(np.isnan(logs_SB), 0.0, logs_SB)
-    words = {}
+    found = {}
     for name, logs_B in zip(result.submissions, logs_SB, strict=True):
         if name == reference or logs_B.size < 2:
-            words[name] = "-"
             continue
         mean = logs_B.mean()
         spread = logs_B.std(ddof=1) / math.sqrt(logs_B.size)
         half = stats.t.ppf((1 + CONFIDENCE) / 2, logs_B.size - 1) * spread
-        low, high = math.exp(mean - half), math.exp(mean + half)
-        words[name] = f"{math.exp(mean):.2f} ({low:.2f} to {high:.2f})"
-    return words
+        found[name] = Gain(*(math.exp(mean + x) for x in (0, -half, half)))
+    return found
+
+
+def draw(by_kind: Mapping[str, Mapping[str, Gain]], path: Path) -> None:
+    """Draws speed-ups with their intervals, the greatest of the first kind on top."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "algoperf"  # the same runs, the same file
+    from matplotlib import pyplot, ticker
+
+    first = next(iter(by_kind.values()))
+    order = sorted(first, key=lambda name: first[name].value)
+    height = 1.2 + 0.24 * len(order)
+    figure, axes = pyplot.subplots(figsize=(7, height), layout="constrained")
+    for offset, (kind, found) in zip((0.15, -0.15), by_kind.items(), strict=True):
+        values = np.array([found[name].value for name in order])
+        lows = np.array([found[name].low for name in order])
+        highs = np.array([found[name].high for name in order])
+        places = np.arange(len(order)) + offset
+        arms = (values - lows, highs - values)
+        axes.errorbar(values, places, xerr=arms, fmt="o", ms=3, lw=0.9, label=kind)
+    axes.axvline(1, color="black", lw=0.8)
+    axes.set(xscale="log", xlabel="speed-up over AdamW, 95 % interval over workloads")
+    axes.set_yticks(np.arange(len(order)), order, fontsize=8)
+    axes.xaxis.set_major_locator(ticker.FixedLocator([0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 HEAD = """# Leaderboard
@@ -284,10 +326,12 @@ def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -
             interval = f"{known.score_low_S[s]:.2f} to {known.score_high_S[s]:.2f}"
         cells = [str(rank), name, f"{result.scores[s]:.3f}", interval]
         cells.append(f"{reached} of {len(result.workloads)}")
-        rows.append([*cells, *(words[name] for words in over)])
+        rows.append([*cells, *(str(found.get(name, "-")) for found in over)])
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     head = HEAD.format(**_protocol(runs))
-    head += OVER_WORDS.format(r_max=result.rules.r_max) if over else ""
+    if over:
+        head += OVER_WORDS.format(r_max=result.rules.r_max)
+        table += f"\n![Speed-ups over AdamW]({FIGURE.name})\n"
     warned = ""
     mixed = scoring.check_mixed(runs, result.rules, allow=True)
     unwell = unhealthy(runs, result.rules, result.timing)
@@ -394,6 +438,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scoring.score_runs(runs, rules, timing=timing) for timing in (TIMING, STEPS)
         )
         PAGE.write_text(page(runs, result, in_steps), encoding="utf-8")
+        if REFERENCE in result.submissions:
+            kinds = {"in time": result, "in steps": in_steps}
+            draw({kind: gains(x, REFERENCE) for kind, x in kinds.items()}, FIGURE)
     print(f"wrote {PAGE}")
 
 

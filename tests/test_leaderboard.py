@@ -174,13 +174,26 @@ def test_a_gain_with_its_interval_by_hand(tmp_path):
     result.times[1] *= np.exp([0.3, -0.3, *[0.0] * 7])
     half = stats.t.ppf(0.975, 8) * math.sqrt(2 * 0.3**2 / 8) / 3
     words = f"2.00 ({2 * math.exp(-half):.2f} to {2 * math.exp(half):.2f})"
-    assert leaderboard.gains(result, "adamw") == {"adamw": "-", "muon": words}
+    found = leaderboard.gains(result, "adamw")
+    assert {name: str(gain) for name, gain in found.items()} == {"muon": words}
     # What both miss counts as equal.
     result.times[:, 2] = math.inf
     logs = np.log(2) + np.array([0.3, -0.3, -np.log(2), *[0.0] * 6])
-    assert leaderboard.gains(result, "adamw")["muon"].startswith(
-        f"{math.exp(logs.mean()):.2f} ("
-    )
+    gain = leaderboard.gains(result, "adamw")["muon"]
+    assert gain.value == pytest.approx(math.exp(logs.mean()))
+
+
+def test_the_figure_shows_each_submission_and_repeats(tmp_path):
+    by_name = {
+        "muon": leaderboard.Gain(1.5, 1.2, 1.9),
+        "sgd": leaderboard.Gain(0.3, 0.2, 0.4),
+    }
+    for file in ("a.svg", "b.svg"):
+        leaderboard.draw({"in time": by_name, "in steps": by_name}, tmp_path / file)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    for name in ("muon", "sgd", "in time", "in steps"):
+        assert f"<!-- {name} -->" in text
 
 
 def test_log_ratios_of_misses():
