@@ -111,6 +111,8 @@ def score_runs(
     times_SV = _times_of(submissions, held_out, studies)
     warnings = [*runs.warnings, *both, *unclocked]
     warnings += _warnings(groups, submissions, rules, protocol)
+    if timing.kind is TimeKind.SUBMISSION:  # the others leave other load out
+        warnings += guards.contention_warnings(_judged(groups, rules))
     theirs: tuple[str, ...] = ()
     if published is not None:
         submissions, times_SB, times_SV, theirs = published_field.join(
@@ -141,8 +143,13 @@ def score_runs(
 
 def _had_no_budget(groups: Groups, rules: Rules) -> bool:
     """Whether no time could have ended any trial; false where there is none."""
-    judged = [t for (_, w), group in groups.items() if w in rules.goals for t in group]
+    judged = _judged(groups, rules)
     return bool(judged) and all(trial.has_no_budget for trial in judged)
+
+
+def _judged(groups: Groups, rules: Rules) -> list[Trial]:
+    """Returns the trials of the rules' workloads."""
+    return [t for (_, w), group in groups.items() if w in rules.goals for t in group]
 
 
 def _studies_of(
@@ -247,8 +254,7 @@ def _warnings(
     never = [w for w in rules.base_workloads if w not in run_by_any]
     if submissions and never:
         yield _never_run(never, rules)
-    counted = (t for (_, w), group in groups.items() if w in rules.goals for t in group)
-    yield from guards.budget_warnings(counted)
+    yield from guards.budget_warnings(_judged(groups, rules))
     yield from _surplus_warnings(groups, rules, protocol)
     for submission in submissions:
         mine = {
@@ -264,9 +270,6 @@ def _warnings(
             yield from _late_warnings(trials, rules.goals[workload])
             for trial in trials:
                 yield from _trial_warnings(trial, rules, workload)
-        yield from guards.contention_warnings(
-            trial for trials in mine.values() for trial in trials
-        )
 
 
 def _never_run(never: Sequence[str], rules: Rules) -> str:

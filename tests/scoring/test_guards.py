@@ -10,6 +10,7 @@ from scoring import guards
 from scoring.read import Runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
+from scoring.time_to_target import TimeKind, Timing
 
 RULES = load_rules("mini_fast")
 FACTS = {
@@ -234,6 +235,14 @@ def test_contended_trials_are_warned_of(make_trial):
         "other load may have slowed s0: study_0/imagenet_resnet_mini/trial_1 "
         "(up to 50 %)"
     ]
+
+
+@pytest.mark.parametrize("kind", ["idealized", "steps"])
+def test_times_without_other_load_need_no_warning_of_it(make_trial, kind):
+    runs = _runs(make_trial, _steps(10, 5, 2.0), _steps(10, 1, 1.5))
+    timing = Timing(kind=TimeKind(kind))
+    warnings = score_runs(runs, RULES, timing=timing).warnings
+    assert not [warning for warning in warnings if "other load" in warning]
 
 
 def test_different_budgets_are_warned_of(make_trial):
