@@ -569,6 +569,31 @@ def test_the_teacher_averages_logits():
     np.testing.assert_allclose(teacher(jnp.asarray(logits)), geometric, rtol=1e-5)
 
 
+def test_each_member_has_a_batch_of_its_own():
+    """One row of each in turn: devices, which have rows in order, have some of all."""
+    module = module_of("infinite_compute")
+    shares = {"ensemble_share": 1.0, "distillation_share": 0.5}
+    point = types.SimpleNamespace(**shares, members=4)
+    workload = types.SimpleNamespace(step_hint=100)
+    queue = ({"inputs": np.full((6, 2), i)} for i in range(4))
+    facts = (workload, queue, *[None] * 3, point, 0, None)
+    inputs = module.data_selection(*facts)["inputs"]
+    assert inputs[:, 0].tolist() == [0, 1, 2, 3] * 6
+    assert inputs.shape == (24, 2)
+
+    class Known(module.Objective):
+        def loss_and_state(self, params):
+            return params * jnp.mean(self.batch["inputs"]), None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Objective", Known)
+        patch.setattr(module, "build", lambda *_: (optax.sgd(1.0), optax.sgd(1.0)))
+        train_members, _ = module.make_steps(workload, point)
+        members = module.Learner(jnp.zeros(4), None, optax.sgd(1.0).init(0.0))
+        members, *_ = train_members(members, {"inputs": inputs}, jax.random.PRNGKey(0))
+    assert members.params.tolist() == [0.0, -1.0, -2.0, -3.0]
+
+
 POINTS = tuning.load_search_space(
     registry.find_submission("infinite_compute").with_name("tuning_search_space.json")
 )
@@ -576,11 +601,11 @@ POINTS = tuning.load_search_space(
 
 @pytest.mark.parametrize("point", POINTS)
 def test_the_budget_of_the_plain_steps_is_enough_for_the_student(point):
-    """Counted in gradients; a forward pass is a third of one."""
     module, hint = module_of("infinite_compute"), 1000
     workload = types.SimpleNamespace(step_hint=hint, metrics_logger=None)
     point = tuning.as_namedtuple(point)
-    costs = {"member": point.members, "student": 1 + point.members / 3}
+    of_teachers = module.FORWARD * point.members
+    costs = {"member": module.MEMBER * point.members, "student": 1 + of_teachers}
     taken = []
 
     def step_of(name):
