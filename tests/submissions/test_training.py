@@ -23,7 +23,13 @@ BATCH = 32
 # How much the loss must fall by. Prodigy starts with a rate of 1e-6 and doubles it.
 LEAST = {"prodigy": 0.0}
 # Where a step is several gradients, the schedule is for fewer and the trial ends there.
-PLANNED = {"data_echoing": 10, "fedspeed": 4, "ignite": 7, "sam": 10}
+PLANNED = {
+    "data_echoing": 10,
+    "data_selection": 16,
+    "fedspeed": 4,
+    "ignite": 7,
+    "sam": 10,
+}
 PLANNED |= {"infinite_compute": 3 + 3}  # of the members, then of the student
 
 
