@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def describe_host() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def host_words(host: Mapping[str, Any]) -> str:
+    """Returns what `describe_host` says of processor and cores, in words."""
+    cores = "one core" if host["cores"] == 1 else f"{host['cores']} cores"
+    return f"{cores} of an {host['cpu']}"
 
 
 def describe_devices() -> dict[str, Any]:

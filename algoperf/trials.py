@@ -57,8 +57,13 @@ class TrialConfig:
     @property
     def budget_sec(self) -> float:
         """Submission time after which the trial ends."""
-        factor = SELF_TUNING_BUDGET_FACTOR if self.ruleset == "self" else 1.0
-        return factor * self.budget_ratio * self.workload.max_allowed_runtime_sec
+        limit_sec = self.workload.max_allowed_runtime_sec
+        return budget_factor(self.ruleset) * self.budget_ratio * limit_sec
+
+
+def budget_factor(ruleset: str) -> float:
+    """Returns how many budgets a trial has under a ruleset."""
+    return SELF_TUNING_BUDGET_FACTOR if ruleset == "self" else 1.0
 
 
 @dataclasses.dataclass(frozen=True)

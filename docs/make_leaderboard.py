@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 import scoring
-from algoperf import records
+from algoperf import hardware, records
 from algoperf.errors import UserError
 from scoring import time_to_target
 from scoring.read import FloatArray
@@ -389,18 +389,15 @@ def _end(record: Mapping[str, Any]) -> str:
     if record.get("max_steps", 0) != record.get("step_hint"):
         return "had the steps of their run"
     has_target = (record.get("target") or {}).get("validation") is not None
-    hint = "ended at their target or" if has_target else "went on for"
-    return f"{hint} their step hint"
+    if has_target:
+        return "ended at their target, their own plan's end or their step hint"
+    return "went on for their step hint"
 
 
 def machines(runs: scoring.Runs) -> str:
     """Returns what the trials ran on, in words."""
     hosts = [trial.record["host"] for trial in runs.trials if trial.record]
-    return " and ".join(sorted({f"{_cores(h)} of an {h['cpu']}" for h in hosts}))
-
-
-def _cores(host: Mapping[str, Any]) -> str:
-    return "one core" if host["cores"] == 1 else f"{host['cores']} cores"
+    return " and ".join(sorted({hardware.host_words(host) for host in hosts}))
 
 
 def _field_words(result: scoring.Result) -> str:

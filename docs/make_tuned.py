@@ -5,17 +5,20 @@ python docs/make_tuned.py
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from algoperf import coordinate_search, registry, tuned
+from algoperf import coordinate_search, hardware, registry, tuned
 from algoperf.cli import tune
 from algoperf.cli.tune import report
+from algoperf.errors import UserError
 from algoperf.run_store import Store
 from algoperf.tuned import Goal, Tuning
 
 PAGE = Path(__file__).resolve().parent / "tuned.md"
+BUDGET = 8  # trials of each submission
+DEFAULTS = {"early_stop": False, "step_factor": 1.0}  # which the page's command leaves
 HEAD = """# What tuning found
 
 Written by `python docs/make_tuned.py` from `tuning.json.xz` beside each submission;
@@ -42,21 +45,19 @@ judges the points on nine, with other seeds.
 FEWER = "Fewer workloads, those that it is for: {names}. "
 
 
-def read_tuning(folder: Path, budget: int | None = None) -> Tuning:
+def read_tuning(folder: Path) -> Tuning:
     """Reads the tuning in a submission's folder.
 
-    Args:
-      folder: of the submission.
-      budget: of trials; by default as many as there are.
-
     Raises:
-      UserError: there is none that can be read.
+      UserError: there is none that can be read, or it is of another kind.
     """
     store = Store.read(folder / tune.STORE_FILE)
     facts = store.facts
+    if {name: facts.get(name) for name in DEFAULTS} != DEFAULTS:
+        raise UserError(f"{store.path} is not of {DEFAULTS}")
     plan = coordinate_search.Plan(
         ranges=dict(facts["ranges"]),
-        budget=budget or max(trial for _, _, trial in store.runs),
+        budget=BUDGET,
         search=facts["search"],
         seed=facts["seed"],
         intervals=facts["intervals"],
@@ -69,16 +70,19 @@ def read_tuning(folder: Path, budget: int | None = None) -> Tuning:
 def read_tunings() -> dict[str, Tuning]:
     """Reads the tunings of all submissions that have one, by name.
 
-    All have the budget of the one with the most trials; others had no neighbour left.
+    Raises:
+      UserError: none has, or one cannot be read.
     """
-    folders = {
-        name: path.parent
+    found = {
+        name: read_tuning(path.parent)
         for name, path in sorted(registry.submission_paths().items())
         if path.with_name(tune.STORE_FILE).exists()
     }
-    found = {name: read_tuning(folder) for name, folder in folders.items()}
-    budget = max((tuning.plan.budget for tuning in found.values()), default=1)
-    return {name: read_tuning(folder, budget) for name, folder in folders.items()}
+    if not found:
+        raise UserError(
+            f"no submission has {tune.STORE_FILE}; see algoperf tune --write"
+        )
+    return found
 
 
 def row(tuning: Tuning, workloads: Sequence[str]) -> list[str]:
@@ -122,17 +126,13 @@ def page(tunings: Mapping[str, Tuning]) -> str:
         search=plan.search,
         seed=plan.seed,
         runs=sum(len(tuning.store.runs) for tuning in tunings.values()),
-        machine=" or ".join(sorted({f"{_cores(h)} of an {h['cpu']}" for h in hosts})),
+        machine=" or ".join(sorted({hardware.host_words(h) for h in hosts})),
         miss=tuned.MISS,
         worst=tuned.MISS * math.e,
     )
     columns = ("submission", "trials", "start", "best", *workloads, "best point")
     rows = [row(tuning, workloads) for tuning in tunings.values()]
     return head + report.table(columns, rows) + "\n"
-
-
-def _cores(host: Mapping[str, Any]) -> str:
-    return "one core" if host["cores"] == 1 else f"{host['cores']} cores"
 
 
 def main() -> None:
@@ -142,4 +142,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"ERROR: {error}")

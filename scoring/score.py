@@ -111,8 +111,12 @@ def score_runs(
     times_SV = _times_of(submissions, held_out, studies)
     warnings = [*runs.warnings, *both, *unclocked]
     warnings += _warnings(groups, submissions, rules, protocol)
-    if timing.kind is TimeKind.SUBMISSION:  # the others leave other load out
-        warnings += guards.contention_warnings(_judged(groups, rules))
+    warnings += guards.contention_warnings(
+        trial
+        for trial in _judged(groups, rules)
+        # Other times leave other load out, but for what a budget ends.
+        if timing.kind is TimeKind.SUBMISSION or not trial.has_no_budget
+    )
     theirs: tuple[str, ...] = ()
     if published is not None:
         submissions, times_SB, times_SV, theirs = published_field.join(

@@ -71,7 +71,7 @@ def test_the_page_of_runs_without_a_budget_says_so(tmp_path):
     for file in root.rglob(records.RECORD_FILE):
         record = json.loads(file.read_text()) | {"target": {"validation": 0.5}}
         file.write_text(json.dumps(record))
-    assert "trials ended at their target or their step hint, how" in page_of(root)
+    assert "trials ended at their target, their own plan's end or" in page_of(root)
     change(root, "adamw", max_steps=8)
     text = page_of(root)
     assert "applied: trials had the steps of their run, however long that" in text

@@ -159,8 +159,8 @@ def define_run_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "ignore_budget",
         False,
-        "A trial ends at its target or its step hint (or --max_steps), however long "
-        "that takes: for comparisons on shared machines.",
+        "A trial ends at its target, its own plan's end or its step hint (or "
+        "--max_steps), however long that takes: for comparisons on shared machines.",
         flag_values=values,
     )
     flags.DEFINE_float(

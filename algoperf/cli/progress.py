@@ -1,5 +1,6 @@
 """What a user sees while trials run: a line per evaluation, a bar on a terminal."""
 
+import math
 import os
 import sys
 import time
@@ -73,10 +74,12 @@ class ProgressReport:
 
     def _begin(self, config: TrialConfig) -> None:
         self._config = config
+        budget = f"budget {config.budget_sec:.4g} s"
+        if math.isinf(config.budget_sec):
+            budget = "no time budget"
         self._console.print(
             f"{_name(config)}: target {config.workload.target_metric_name} "
-            f"{config.workload.validation_target_value:g}, "
-            f"budget {config.budget_sec:.4g} s{_layout(config)}"
+            f"{config.workload.validation_target_value:g}, {budget}{_layout(config)}"
         )
         total = config.max_steps or config.workload.step_hint
         self._task = self._bar.add_task(_name(config), total=total, seconds=0.0)

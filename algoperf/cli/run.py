@@ -140,6 +140,19 @@ def _budget_ratio(workload: "Workload") -> float:
     return speed.budget_ratio()
 
 
+def _max_steps(values: flags.FlagValues, workload: "Workload") -> int | None:
+    """Returns the last step; without a budget a trial that misses needs one."""
+    from algoperf import trials
+
+    if values.max_steps is not None:
+        return values.max_steps
+    if values.target_setting is not None:
+        return workload.step_hint
+    if values.ignore_budget:
+        return math.ceil(trials.budget_factor(values.ruleset) * workload.step_hint)
+    return None
+
+
 def trial_configs(
     values: flags.FlagValues, hosts: "Hosts | None" = None
 ) -> list["TrialConfig"]:
@@ -162,19 +175,16 @@ def trial_configs(
     if hosts is not None:
         data = dataclasses.replace(data, host=hosts.index, num_hosts=hosts.count)
     workload = dataclasses.replace(workload, placement=placement, data=data)
-    max_steps = values.max_steps
     if values.step_hint is not None:
         workload = dataclasses.replace(workload, step_hint=values.step_hint)
-    if values.ignore_budget:  # what misses its target would have no end
+    if values.ignore_budget:
         workload = dataclasses.replace(workload, max_allowed_runtime_sec=math.inf)
-        max_steps = max_steps or workload.step_hint
     if values.until is not None and values.target_setting is None:
         raise UserError("--until needs --target_setting, say --target_setting=1")
     if values.target_setting is not None:
         workload = calibration.for_target_setting(
             workload, values.target_setting, values.until
         )
-        max_steps = max_steps or workload.step_hint
     base = trials.TrialConfig(
         submission=loaded,
         workload=workload,
@@ -182,7 +192,7 @@ def trial_configs(
         ruleset=values.ruleset,
         study=values.study,
         seed=values.seed,
-        max_steps=max_steps,
+        max_steps=_max_steps(values, workload),
         eval_period_steps=values.eval_period_steps,
         checkpoint_period_sec=values.checkpoint_period_sec,
         budget_ratio=_budget_ratio(workload),

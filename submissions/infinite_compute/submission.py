@@ -173,6 +173,18 @@ def make_steps(workload: spec.Workload, hyperparameters: Any) -> tuple[Any, Any]
     return jax.jit(train_members, donate_argnums=0), jax.jit(distil, donate_argnums=0)
 
 
+@jax.jit
+def interleave(batches: list[spec.Batch]) -> spec.Batch:
+    """Joins batches, one row of each in turn: several devices have some of all."""
+    place = sharding.get_batch_dim_sharding()
+
+    def of_leaf(*parts):
+        joined = jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+        return jax.lax.with_sharding_constraint(joined, place)
+
+    return jax.tree.map(of_leaf, *batches)
+
+
 def get_batch_size(workload_name: str) -> int:
     """Has no wish: each model takes the workload's default."""
     raise ValueError(f"no batch size of its own for {workload_name}")
@@ -252,13 +264,8 @@ def data_selection(
     global_step: int,
     rng: spec.RandomState,
 ) -> spec.Batch:
-    """Draws a batch for each member, one row of each in turn; later for the student.
-
-    So each of several devices has rows of all members.
-    """
+    """Draws a batch for each member, later one for the student."""
     if global_step >= ensemble_steps(workload, hyperparameters):
         return next(input_queue)
     batches = [next(input_queue) for _ in range(hyperparameters.members)]
-    return jax.tree.map(
-        lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *batches
-    )
+    return interleave(batches)

@@ -239,10 +239,11 @@ def test_contended_trials_are_warned_of(make_trial):
 
 @pytest.mark.parametrize("kind", ["idealized", "steps"])
 def test_times_without_other_load_need_no_warning_of_it(make_trial, kind):
-    runs = _runs(make_trial, _steps(10, 5, 2.0), _steps(10, 1, 1.5))
     timing = Timing(kind=TimeKind(kind))
-    warnings = score_runs(runs, RULES, timing=timing).warnings
-    assert not [warning for warning in warnings if "other load" in warning]
+    for more, count in (({"budget_sec": None}, 0), ({}, 1)):  # which ends by the clock
+        runs = _runs(make_trial, {**_steps(10, 5, 2.0), **more})
+        warnings = score_runs(runs, RULES, timing=timing).warnings
+        assert len([line for line in warnings if "other load" in line]) == count
 
 
 def test_different_budgets_are_warned_of(make_trial):

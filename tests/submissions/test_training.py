@@ -25,7 +25,7 @@ LEAST = {"prodigy": 0.0}
 # Where a step is several gradients, the schedule is for fewer and the trial ends there.
 PLANNED = {
     "data_echoing": 10,
-    "data_selection": 16,
+    "data_selection": 14,
     "fedspeed": 4,
     "ignite": 7,
     "sam": 10,

@@ -218,5 +218,12 @@ def test_steps_alone_end_a_trial_that_ignores_its_budget(tmp_path, monkeypatch):
     target = registry.find_workload(RESNET, "mini").validation_target_value
     assert config.workload.validation_target_value == target
     assert config.max_steps == config.workload.step_hint
-    values["max_steps"].value = 7
-    assert run.trial_configs(values)[0].max_steps == 7
+    hint = config.workload.step_hint
+    for name, value, wanted in (
+        ("ruleset", "self", 1.5 * hint),
+        ("step_hint", 100, 150),
+        ("target_setting", 0.75, 75),
+        ("max_steps", 7, 7),
+    ):
+        values[name].value = value
+        assert run.trial_configs(values)[0].max_steps == wanted

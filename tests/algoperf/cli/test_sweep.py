@@ -1,5 +1,6 @@
 """A sweep that is killed or stopped, and where it may write."""
 
+import importlib
 import os
 import random
 import signal
@@ -9,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import flags
 from synthetic import without_times
 
 from algoperf import cli, locks, records
+from algoperf.cli import common
 from algoperf.cli.common import StopRequest
 from algoperf.launch import jobs
 from algoperf.records import Status
@@ -56,6 +59,13 @@ def test_flags_of_another_executor_are_refused(flags, says, capsys, tmp_path):
     assert cli.main([*SWEEP, f"--out={tmp_path / 'runs'}", *flags]) == 1
     assert says in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_run_and_sweep_share_is_passed_on():
+    sweep = importlib.import_module("algoperf.cli.sweep")  # cli.sweep is the entry point
+    values = flags.FlagValues()
+    common.define_run_flags(values)
+    assert set(values) == set(sweep._PASSED_ON)
 
 
 def test_a_suite_has_a_scale_of_its_own(capsys, tmp_path):
