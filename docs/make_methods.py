@@ -44,8 +44,8 @@ in [reparam.md](reparam.md).
       --suite mini --studies {studies} --seed {seed} --target_setting 1.0 \\
       --out runs/methods
 
-{trials} trials on {machine}: the first point of each search space, the same on all
-workloads, {seeds}.
+{trials} trials on {machine}: the first point that each search space had, the same on
+all workloads, {seeds}. AdamW was [tuned](tuned.md) later.
 They train for the workload's step hint, whatever they reach and however long it takes:
 a budget of seconds would also judge what else the machine did.
 {failed}
