@@ -62,7 +62,7 @@ def test_flags_of_another_executor_are_refused(flags, says, capsys, tmp_path):
 
 
 def test_what_run_and_sweep_share_is_passed_on():
-    sweep = importlib.import_module("algoperf.cli.sweep")  # cli.sweep is the entry point
+    sweep = importlib.import_module("algoperf.cli.sweep")
     values = flags.FlagValues()
     common.define_run_flags(values)
     assert set(values) == set(sweep._PASSED_ON)
