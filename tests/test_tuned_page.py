@@ -21,8 +21,8 @@ SUBMISSIONS = registry.submission_paths()
 NOT_TUNED = {"apollo", "factorised", "fira", "galore", "lora", "pruned", "relora"}
 NOT_TUNED |= {"quantized_adamw", "quantized_lora", "stable_rps"}
 # Whose turn has not come.
-NOT_TUNED |= {"adafactor", "adapt_sgd", "cyclic_cosine", "data_echoing", "ema"}
-NOT_TUNED |= {"data_selection", "fedspeed", "ignite", "infinite_compute", "lamb"}
+NOT_TUNED |= {"adapt_sgd", "cyclic_cosine", "data_echoing", "ema"}
+NOT_TUNED |= {"data_selection", "fedspeed", "ignite", "infinite_compute"}
 NOT_TUNED |= {"lawa", "sam", "sgd", "signum", "wsd"}
 OF_FEWER_WORKLOADS = {"infinite_compute": ["finewebedu_lm_mini"]}
 HOST = {"host": {"cores": 1, "cpu": "AMD EPYC"}}
