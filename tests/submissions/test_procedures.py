@@ -601,6 +601,7 @@ POINTS = tuning.load_search_space(
 
 @pytest.mark.parametrize("point", POINTS)
 def test_the_budget_of_the_plain_steps_is_enough_for_the_student(point):
+    """By the costs that the module names; a benchmark measures those."""
     module, hint = module_of("infinite_compute"), 1000
     workload = types.SimpleNamespace(step_hint=hint, metrics_logger=None)
     point = tuning.as_namedtuple(point)
