@@ -60,4 +60,4 @@ def test_the_language_model_is_trained_to_its_target(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_image_classification_is_trained_to_its_target(tmp_path, capsys):
-    train_and_score("adamw", "imagenet_resnet", tmp_path, capsys)
+    train_and_score("schedule_free_adamw", "imagenet_resnet", tmp_path, capsys)
