@@ -57,6 +57,7 @@ def fedspeed(
         g = (1 - alpha) grad F(x) + alpha grad F(x + rho grad F(x) / ||grad F(x)||)
         x <- x - rate (clip(g + decay x) - g_hat + (x - x_t) / lambda),
 
+    (the perturbation is rho long as in the authors' code; the paper adds rho grad F),
     then g_hat <- g_hat - (x - x_t) / lambda, and with m the mean of the clients'
     x - lambda g_hat, x_{t+1} = x_t + schedule(t) (m - x_t). The paper's x_{t+1} is m.
     Without prox term that is FedAvg (McMahan et al. 2017), and with one client and one

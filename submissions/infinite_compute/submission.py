@@ -1,12 +1,15 @@
 """Ensemble, then distil, for scarce data (Kim et al. 2025, arXiv:2509.14786).
 
-Members start from seeds of their own, see batches of their own over many epochs, and
-decay their weights up to 30 times as strongly as is usual. A student, also new, then
-learns from the mean of their logits and from the labels. All of it together costs
-what `step_hint` plain steps do, and so fits in a budget that they fit in: MEMBER and
-FORWARD say what the models' parts of a step cost. The parameters that are returned are
-the student's; until it starts, the first member's, so that evaluations say how training
-goes.
+Members start from seeds of their own, see batches of their own, and decay their weights
+up to 30 times as strongly as is usual. A student, also new, then learns from the mean
+of their logits and from the labels. All of it together costs what `step_hint` plain
+steps do, and so fits in a budget that they fit in: MEMBER and FORWARD say what the
+models' parts of a step cost. The parameters that are returned are the student's; until
+it starts, the first member's, so that evaluations say how training goes.
+
+The paper's members see the data many times, with computing time to spare. Here they
+share the time that one model has, and so the times that it sees the data: on the mini
+language model, four together not once.
 
 The paper's student learns from sequences that the ensemble writes, beside real ones;
 this one learns from what the ensemble says of real ones (Hinton et al. 2015).
