@@ -1,3 +1,4 @@
+# make install  install only
 # make demo    install, train two submissions on two workloads, score them
 # make test    install, run the tests that take minutes
 # make test-slow  run the others
@@ -21,7 +22,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # what they have compiled.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-slow test-long test-oldest test-slurm lint leaderboard clean
+.PHONY: install demo test test-slow test-long test-oldest test-slurm lint leaderboard clean
+
+install: .venv/core
 
 demo: .venv/core
 	$(BIN)/algoperf demo

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from algoperf import runner
+from algoperf import layout, runner, tuning
 from algoperf.errors import UserError
 from algoperf.records import Status
 from algoperf.submission import Submission, SubmissionFunctions
@@ -29,13 +28,21 @@ from algoperf.workload import Workload
 STEPS_THAT_MAY_COMPILE = 2
 
 
-def violations(
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What trying a submission brought to light."""
+
+    violations: list[str]  # one line each; none of a good submission
+    unread: list[str]  # hyperparameters that nothing looked at; () if it did not end
+
+
+def try_out(
     submission: Submission,
     workload: Workload,
     hyperparameters: Mapping[str, Any] | None,
     steps: int = 3,
-) -> list[str]:
-    """Returns one line per violation, each once; an empty list is a good submission.
+) -> Findings:
+    """Runs a submission for a few steps.
 
     Args:
       submission: what to try.
@@ -44,6 +51,7 @@ def violations(
       steps: how many; at least 2.
     """
     observer = _Observer(submission.functions)
+    unread: list[str] = []
     observer.try_get_batch_size()
     with tempfile.TemporaryDirectory() as folder:
         config = TrialConfig(
@@ -61,10 +69,13 @@ def violations(
         if _run(config, observer, stop_at=None):
             whole = observer.params
             observer.check_training()
+            unread = [
+                name for name in hyperparameters or () if name not in observer.read
+            ]
             config = dataclasses.replace(config, out=Path(folder, "parts"))
             if _run(config, observer, stop_at=steps // 2):
                 observer.check_same(whole)
-    return list(observer.found)
+    return Findings(list(observer.found), unread)
 
 
 def _run(config: TrialConfig, observer: "_Observer", stop_at: int | None) -> bool:
@@ -90,6 +101,7 @@ class _Observer:
     def __init__(self, functions: SubmissionFunctions):
         self._functions = functions
         self.found: dict[str, None] = {}  # in order, each once
+        self.read: set[str] = set()  # names of hyperparameters
         self.step = 0  # how many were made
         self.params: Any = None  # the newest, on the host
         self.compilations: dict[int, int] = {}  # by step
@@ -177,7 +189,9 @@ class _Observer:
             )
 
     def _init_optimizer_state(self, *arguments: Any) -> Any:
-        self._initial = jax.device_get(arguments[1])
+        workload, params, model_state, point, rng = arguments
+        arguments = workload, params, model_state, self._watched_point(point), rng
+        self._initial = jax.device_get(params)
         if self.params is None:
             self.params = self._initial
         state = self._functions.init_optimizer_state(*arguments)
@@ -192,7 +206,10 @@ class _Observer:
         return state
 
     def _data_selection(self, *arguments: Any) -> Any:
-        batch = self._functions.data_selection(*arguments)
+        *before, point, step, rng = arguments
+        batch = self._functions.data_selection(
+            *before, self._watched_point(point), step, rng
+        )
         if not isinstance(batch, dict) or not {"inputs", "targets"} <= set(batch):
             self.add("data_selection must return a dict with 'inputs' and 'targets'")
         return batch
@@ -209,37 +226,26 @@ class _Observer:
     def _prepare_for_eval(self, **arguments: Any) -> Any:
         return self._watched("prepare_for_eval", arguments)
 
+    def _watched_point(self, point: Any) -> Any:
+        return None if point is None else tuning.watched(point, self.read)
+
     def _watched(self, function: str, arguments: dict[str, Any]) -> Any:
-        names = ("optimizer_state", "current_param_container", "model_state")
-        before = {name: _layout(arguments[name]) for name in names}
+        names = {
+            "optimizer_state": "optimizer_state",
+            "current_param_container": "params",
+            "model_state": "model_state",
+        }
+        before = {name: layout.layout(arguments[name]) for name in names}
+        arguments["hyperparameters"] = self._watched_point(arguments["hyperparameters"])
         outputs = getattr(self._functions, function)(**arguments)
         if not isinstance(outputs, tuple | list) or len(outputs) != len(names):
             return outputs  # the runner says what is wrong
-        for name, output in zip(names, outputs, strict=True):
-            change = _change(before[name], _layout(output))
+        for (name, what), output in zip(names.items(), outputs, strict=True):
+            change = layout.change(function, what, before[name], output)
             if change:
-                what = name.removeprefix("current_")
-                self.add(f"{function} changes the layout of the {what}: {change}")
+                self.add(change)
         self.params = jax.device_get(outputs[1])
         return outputs
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    """Returns path -> shape and dtype of the arrays and numbers of a tree."""
-    return {
-        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(np.shape(leaf))}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float)
-    }
-
-
-def _change(before: dict[str, str], after: dict[str, str]) -> str | None:
-    """Says where two layouts differ first."""
-    for path in sorted(before.keys() | after.keys()):
-        old, new = before.get(path, "nothing"), after.get(path, "nothing")
-        if old != new:
-            return f"{path} was {old}, is {new}"
-    return None
 
 
 def _equal(one: Any, other: Any) -> bool:

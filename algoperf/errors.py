@@ -31,12 +31,23 @@ class OtherWriterError(UserError):
     exit_status = 69  # EX_UNAVAILABLE of sysexits.h
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Returns the error for a name that is not among `known`, nearest names first."""
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], listing: str = ""
+) -> UserError:
+    """Returns the error for a name that is not among `known`, nearest names first.
+
+    Args:
+      kind: what it is a name of.
+      name: what is unknown.
+      known: the others.
+      listing: the command that lists them, if they are too many for a line.
+    """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
+    elif listing:
+        hint = f"`{listing}` lists those that come with AlgoPerf"
     else:
         hint = f"known: {', '.join(names) or 'none'}"
     return UserError(f"unknown {kind} {name!r}; {hint}")

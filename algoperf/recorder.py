@@ -154,6 +154,11 @@ class Recorder:
         found = _identity(earlier)
         for name, wanted in _identity(record).items():
             if found.get(name, wanted) != wanted:
+                if name == "submission":
+                    raise OtherRunError(
+                        f"{folder} holds another run: {config.submission.path} has "
+                        "changed since, or is another file; choose another --out"
+                    )
                 raise OtherRunError(
                     f"{folder} holds another run: its {name} is {found[name]}, "
                     f"asked for is {wanted}; choose another --out"

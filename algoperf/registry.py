@@ -57,7 +57,10 @@ def find_submission(name_or_path: str) -> Path:
             f"no submission at {name_or_path}: give a .py file, a folder that holds "
             "submission.py, or a name that `algoperf submissions` lists"
         )
-    raise unknown_name("submission", name_or_path, paths)
+    here = {file.parent.name for file in Path().glob("*/submission.py")}
+    raise unknown_name(
+        "submission", name_or_path, paths.keys() | here, "algoperf submissions"
+    )
 
 
 def family_names() -> list[str]:
@@ -97,7 +100,8 @@ def find_workload(name: str, scale: str) -> "Workload":
         raise UserError(
             f"workload {name} has no scale {scale!r}; it has: {', '.join(scales)}"
         )
-    raise unknown_name("workload", name, {w.variant for w in all_workloads()})
+    known = {w.variant for w in all_workloads()}
+    raise unknown_name("workload", name, known, "algoperf workloads")
 
 
 def suites() -> dict[str, dict[str, Any]]:

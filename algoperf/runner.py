@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from algoperf import failures, reparam, spec, tuning
+from algoperf import failures, layout, reparam, spec, tuning
 from algoperf.checkpoint import Checkpoints
 from algoperf.clock import (
     Clock,
@@ -191,6 +191,8 @@ class _Trial:
         self._step_key = seeds.key(3)
         data = self.workload.dataset("train", batch_size, seed=seeds.data_seed)
         fresh = self._fresh_state(seeds)
+        self._layout = layout.layout(fresh.params)
+        self._known: set[str] = set()  # functions whose params have kept it
         self.checkpoints = Checkpoints(recorder.folder, hosts)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
         state, facts = restored or (fresh, {})
@@ -309,12 +311,12 @@ class _Trial:
         }
 
     def _next_state(self, function: str, outputs: Any, step: int) -> TrainState:
-        if not isinstance(outputs, tuple | list) or len(outputs) != 3:
-            raise TypeError(
-                f"{function} must return (optimizer_state, params, model_state), got "
-                f"{type(outputs).__name__}"
-            )
-        optimizer_state, params, model_state = outputs
+        optimizer_state, params, model_state = layout.returned(function, outputs)
+        if function not in self._known:  # once: no time between steps
+            self._known.add(function)
+            changed = layout.change(function, "params", self._layout, params)
+            if changed is not None:
+                raise TypeError(changed)
         return TrainState(params, model_state, optimizer_state, step)
 
     def _prepare_for_eval(self) -> None:

@@ -12,7 +12,7 @@ import collections
 import json
 import keyword
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -126,6 +126,26 @@ def as_namedtuple(point: Mapping[str, Any] | None) -> Any:
     if point is None:
         return None
     return collections.namedtuple(_POINT, point)(**point)
+
+
+def watched(point: Any, read: set[str]) -> Any:
+    """Returns an equal point that adds to `read` each of its names that is looked at.
+
+    One that is iterated over counts as read as a whole.
+    """
+    kind = type(point)
+
+    def get(self: Any, name: str) -> Any:
+        if name in kind._fields:
+            read.add(name)
+        return kind.__getattribute__(self, name)
+
+    def iterate(self: Any) -> Iterator[Any]:
+        read.update(kind._fields)
+        return kind.__iter__(self)
+
+    members = {"__slots__": (), "__getattribute__": get, "__iter__": iterate}
+    return type(_POINT, (kind,), members)(*point)
 
 
 def is_point(value: Any) -> bool:

@@ -46,11 +46,17 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     total = 0
     for workload in workloads:
         point = None if space is None else tuning.trial_point(space, 0, 1)
-        violations = contract.violations(loaded, workload, point, values.steps)
-        total += len(violations)
-        count = len(violations) or "no"
+        found = contract.try_out(loaded, workload, point, values.steps)
+        total += len(found.violations)
+        count = len(found.violations) or "no"
         noun = "violation" if count == 1 else "violations"
         print(f"{loaded.name} on {workload.name}: {count} {noun}", flush=True)
-        for violation in violations:
+        for violation in found.violations:
             print(f"  - {violation}", flush=True)
+        if found.unread:
+            print(
+                f"  note: nothing read {', '.join(found.unread)} of the search space "
+                "here; is a name misspelt?",
+                flush=True,
+            )
     return 1 if total else 0

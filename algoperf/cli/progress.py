@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -77,10 +78,14 @@ class ProgressReport:
         budget = f"budget {config.budget_sec:.4g} s"
         if math.isinf(config.budget_sec):
             budget = "no time budget"
+        elif config.budget_ratio != 1:
+            budget += f" ({config.budget_ratio:.2g} of the reference machine's)"
         self._console.print(
             f"{_name(config)}: target {config.workload.target_metric_name} "
             f"{config.workload.validation_target_value:g}, {budget}{_layout(config)}"
         )
+        if config.hyperparameters:
+            self._console.print(f"  {_point(config.hyperparameters)}")
         total = config.max_steps or config.workload.step_hint
         self._task = self._bar.add_task(_name(config), total=total, seconds=0.0)
 
@@ -89,6 +94,14 @@ def _name(config: TrialConfig) -> str:
     return (
         f"{config.submission.name} on {config.workload.name}, study {config.study}, "
         f"trial {config.trial}"
+    )
+
+
+def _point(hyperparameters: Mapping[str, Any]) -> str:
+    """Hyperparameters in four digits; their files have all."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in hyperparameters.items()
     )
 
 

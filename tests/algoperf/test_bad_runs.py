@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import pytest
 from synthetic import SYNTHETIC, Synthetic, replaced, rows_of
@@ -121,7 +122,7 @@ def test_no_memory_says_so(make_config, assert_not_reached, error):
     ("name", "value", "says"),
     [
         ("update_params", "None", "got NoneType"),
-        ("update_params", "(1, 2)", "got tuple"),
+        ("update_params", "(1, 2)", "got 2 values"),
         ("prepare_for_eval", "{'params': 1}", "got dict"),
     ],
 )
@@ -134,6 +135,26 @@ def test_a_wrong_return_value_is_named(
     assert record["status"] is Status.FAILED
     wanted = f"{name} must return (optimizer_state, params, model_state), {says}"
     assert wanted in record["message"]
+    assert_not_reached(config, Status.FAILED)
+
+
+@pytest.mark.parametrize("name", ["update_params", "prepare_for_eval"])
+def test_params_of_another_type_are_named(make_config, assert_not_reached, name):
+    """At the first step: later the model would compute with less, unsaid."""
+    config = make_config(
+        f"""
+import jax
+_original = {name}
+def {name}(**arguments):
+    state, params, model_state = _original(**arguments)
+    return state, jax.tree.map(lambda p: p.astype("bfloat16"), params), model_state
+"""
+    )
+    record = run_trial(config)
+    assert record["status"] is Status.FAILED
+    wanted = rf"TypeError: {name} changes the layout of the params: \['.*'\] was "
+    wanted += r"float32\[(.*)\], is bfloat16\[\1\]"
+    assert re.fullmatch(wanted, record["message"])
     assert_not_reached(config, Status.FAILED)
 
 

@@ -31,7 +31,7 @@ def data_selection(*arguments):
     batch = dict(select(*arguments))
     return {"target": batch.pop("targets"), **batch}
 """,
-    "changes the layout of the param_container": """
+    "update_params changes the layout of the params: ['": """
 update = update_params
 def update_params(**arguments):
     state, params, model_state = update(**arguments)
@@ -88,14 +88,28 @@ def prepare_for_eval(**arguments):
 }
 
 
-def _violations(tmp_path, text):
+def _try_out(tmp_path, text):
     file = tmp_path / "attempt.py"
     file.write_text(text)
-    return contract.violations(load_submission(file), BATCH_NORM, {"x": 1.0}, steps=4)
+    return contract.try_out(load_submission(file), BATCH_NORM, {"x": 1.0}, steps=4)
 
 
 def test_a_good_submission_has_none(tmp_path):
-    assert _violations(tmp_path, GOOD) == []
+    found = _try_out(tmp_path, GOOD)
+    assert (found.violations, found.unread) == ([], ["x"])
+
+
+def test_hyperparameters_that_nothing_reads_are_named(tmp_path):
+    for code, unread in {
+        "point.x": [],
+        "point._asdict()": [],
+        "[*point]": [],
+        "getattr(point, 'y', 1)": ["x"],
+    }.items():
+        text = GOOD.replace("optax.sgd(0.1", f"{code} and optax.sgd(0.1")
+        assert _try_out(tmp_path, text).unread == unread, code
+    text = GOOD + BAD["RuntimeError: not today"]  # what it reads later, none knows
+    assert _try_out(tmp_path, text).unread == []
 
 
 def test_no_time_ends_what_is_tried(tmp_path):
@@ -112,11 +126,11 @@ def test_no_time_ends_what_is_tried(tmp_path):
 
     functions = submission.functions._replace(update_params=counted)
     submission = dataclasses.replace(submission, functions=functions)
-    assert contract.violations(submission, hurried, {"x": 1.0}, steps=4) == []
+    assert contract.try_out(submission, hurried, {"x": 1.0}, steps=4).violations == []
     assert seen == [0, 1, 2, 3] * 2
 
 
 @pytest.mark.parametrize("says", BAD)
 def test_a_violation_is_named(tmp_path, says):
-    found = _violations(tmp_path, GOOD + BAD[says])
+    found = _try_out(tmp_path, GOOD + BAD[says]).violations
     assert any(says in violation for violation in found), found

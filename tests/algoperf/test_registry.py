@@ -54,9 +54,19 @@ def test_a_submission_is_found_by_name_file_and_folder(tmp_path):
 def test_an_unknown_submission_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"unknown submission 'adam'.*adamw"):
         registry.find_submission("adam")
+    with pytest.raises(UserError, match="`algoperf submissions` lists those that"):
+        registry.find_submission("xyzzy")
     for path in (tmp_path, tmp_path / "none.py", tmp_path / "none"):
         with pytest.raises(UserError, match="no submission at"):
             registry.find_submission(str(path))
+
+
+def test_folders_here_are_among_the_near_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yogi").mkdir()
+    (tmp_path / "yogi" / "submission.py").touch()
+    with pytest.raises(UserError, match="'yogii'; did you mean yogi"):
+        registry.find_submission("yogii")
 
 
 def test_listing_names_imports_no_jax():

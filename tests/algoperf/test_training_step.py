@@ -275,7 +275,7 @@ def test_muon_keeps_the_contract_with_a_recipe(recipe):
     muon = load_submission(registry.find_submission("muon"))
     space = tuning.load_search_space(muon.default_search_space)
     point = {**tuning.trial_point(space, 0, 1), "recipe": recipe}
-    assert contract.violations(muon, BATCH_NORM, point, steps=3) == []
+    assert contract.try_out(muon, BATCH_NORM, point, steps=3).violations == []
 
 
 def test_averages_go_with_a_recipe_that_has_state():

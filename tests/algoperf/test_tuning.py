@@ -12,7 +12,13 @@ from synthetic import SYNTHETIC
 
 from algoperf.errors import UserError
 from algoperf.trials import Seeds, TrialConfig, study_seed, trial_configs
-from algoperf.tuning import as_namedtuple, is_point, load_search_space, trial_point
+from algoperf.tuning import (
+    as_namedtuple,
+    is_point,
+    load_search_space,
+    trial_point,
+    watched,
+)
 
 RANGES = {
     "learning_rate": {"min": 1e-4, "max": 1e-1, "scaling": "log"},
@@ -116,6 +122,21 @@ def test_a_point_is_read_by_attribute():
     assert is_point(point)
     assert not is_point((0.1, None))
     assert not hasattr(point, "dropout_rate")
+
+
+def test_what_is_read_of_a_watched_point_is_known():
+    read = set()
+    point = as_namedtuple({"learning_rate": 0.1, "beta": 0.9, "decay": 0.0})
+    seen = watched(point, read)
+    assert is_point(seen)
+    assert not hasattr(seen, "gamma")
+    assert (seen == point, hash(seen) == hash(point), read) == (True, True, set())
+    assert seen.beta == 0.9
+    assert read == {"beta"}
+    assert getattr(seen, "decay", 1.0) == 0.0
+    assert read == {"beta", "decay"}
+    assert seen._asdict() == point._asdict()
+    assert read == set(point._fields)
 
 
 def test_more_trials_than_points_is_refused():

@@ -109,7 +109,7 @@ def test_words_are_chosen_and_the_contract_holds():
 
     update = submission.functions.update_params
     # The first choice is due after ten steps.
-    assert contract.violations(submission, workload, POINT, steps=13) == []
+    assert contract.try_out(submission, workload, POINT, steps=13).violations == []
     params, model_state = workload.init_model_fn(jax.random.PRNGKey(0))
     point = as_namedtuple(POINT)
     key = jax.random.PRNGKey(1)

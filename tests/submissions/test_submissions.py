@@ -35,19 +35,20 @@ def test_points_of_a_list_are_different(name):
     assert len({json.dumps(point, sort_keys=True) for point in space}) == len(space)
 
 
-def _violations(name, problem, steps):
+def _try_out(name, problem, steps):
     submission = _load(name)
     point = tuning.trial_point(
         tuning.load_search_space(submission.default_search_space), 0, 1
     )
-    return contract.violations(submission, problem, point, steps=steps)
+    return contract.try_out(submission, problem, point, steps=steps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
     """With batch statistics, stopped and resumed too."""
-    assert _violations(name, BATCH_NORM, steps=4) == []
+    found = _try_out(name, BATCH_NORM, steps=4)
+    assert (found.violations, found.unread) == ([], [])
 
 
 @pytest.mark.slow
@@ -63,7 +64,7 @@ def test_contract(name):
 def test_contract_on_a_workload(name, workload):
     jax.clear_caches()
     problem = registry.find_workload(workload, "mini")
-    assert _violations(name, problem, steps=3) == []
+    assert _try_out(name, problem, steps=3).violations == []
 
 
 @pytest.mark.parametrize("name", ["prodigy", "schedule_free_adamw"])

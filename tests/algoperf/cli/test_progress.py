@@ -28,6 +28,12 @@ def test_the_layout_is_named_where_it_is_not_plain(
     assert progress._layout(config) == expected
 
 
+def test_a_point_is_short():
+    point = {"learning_rate": 0.0025199113871, "clip": 1.0, "recipe": "fp8", "n": 2}
+    words = "learning_rate 0.00252, clip 1, recipe fp8, n 2"
+    assert progress._point(point) == words
+
+
 def test_a_reader_that_leaves_ends_no_trial():
     """As in `algoperf run ... | head -1`."""
     script = (

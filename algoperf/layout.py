@@ -1,0 +1,46 @@
+"""Shapes and dtypes of what goes in and out of a submission's functions."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Layout = dict[str, str]
+
+
+def layout(tree: Any) -> Layout:
+    """Returns path -> dtype and shape of the arrays and numbers of a tree."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(np.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float)
+    }
+
+
+def change(function: str, name: str, before: Layout, output: Any) -> str | None:
+    """Says where what a function returns as `name` leaves its layout first."""
+    after = layout(output)
+    for path in sorted(before.keys() | after.keys()):
+        old, new = before.get(path, "nothing"), after.get(path, "nothing")
+        if old != new:
+            what = f"{function} changes the layout of the {name}"
+            return f"{what}: {path} was {old}, is {new}"
+    return None
+
+
+def returned(function: str, outputs: Any) -> tuple[Any, Any, Any]:
+    """Returns (optimizer_state, params, model_state).
+
+    Raises:
+      TypeError: the function returned something else.
+    """
+    if isinstance(outputs, tuple | list) and len(outputs) == 3:
+        optimizer_state, params, model_state = outputs
+        return optimizer_state, params, model_state
+    found = type(outputs).__name__
+    if isinstance(outputs, tuple | list):
+        found = f"{len(outputs)} values"
+    raise TypeError(
+        f"{function} must return (optimizer_state, params, model_state), got {found}"
+    )
