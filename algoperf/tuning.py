@@ -133,7 +133,7 @@ def watched(point: Any, read: set[str]) -> Any:
 
     One that is iterated over counts as read as a whole.
     """
-    kind = type(point)
+    kind: Any = type(point)
 
     def get(self: Any, name: str) -> Any:
         if name in kind._fields:
