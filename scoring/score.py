@@ -288,47 +288,58 @@ def _never_run(never: Sequence[str], rules: Rules) -> str:
 def _count_warnings(
     submission: str, groups: dict[str, list[Trial]], protocol: Protocol
 ) -> Iterator[str]:
-    """Yields where studies are too few, or trials not as many; alike cases together.
+    """Yields where studies or trials are too few, alike cases together.
 
-    The fastest of more trials is faster. Studies too many are for `_surplus_warnings`.
+    Those too many are for `_surplus_warnings`.
     """
     few_studies: dict[int, list[str]] = defaultdict(list)
     for workload, trials in groups.items():
         trials_per_study = Counter(trial.study for trial in trials)
         if len(trials_per_study) < protocol.studies:
             few_studies[len(trials_per_study)].append(workload)
-        odd_trials: dict[int, list[str]] = defaultdict(list)
+        few_trials: dict[int, list[str]] = defaultdict(list)
         for study, count in trials_per_study.items():
-            if count != protocol.trials:
-                odd_trials[count].append(f"study_{study}")
-        for count, studies in odd_trials.items():
+            if count < protocol.trials:
+                few_trials[count].append(f"study_{study}")
+        for count, studies in few_trials.items():
             yield (
                 f"{', '.join(studies)} of {submission} on {workload} "
                 f"{'has' if len(studies) == 1 else 'have'} "
-                f"{_count(count, protocol.trials, 'trials')}"
+                f"{count} of {protocol.trials} trials"
             )
     for count, workloads in few_studies.items():
         where = _places(workloads, list(groups))
-        words = _count(count, protocol.studies, "studies")
-        yield f"{submission} has {words} on {where}"
+        yield f"{submission} has {count} of {protocol.studies} studies on {where}"
 
 
 def _surplus_warnings(
     groups: Groups, rules: Rules, protocol: Protocol
 ) -> Iterator[str]:
-    """Yields a line if some ran more studies than asked for, and others not as many.
+    """Yields a line if some ran more than asked for, and others not as many.
 
     A time is the median of its studies. More of them favour nobody if all have as many;
-    else one time is surer than another, and of two studies one miss is a miss.
+    else one time is surer than another, and of two studies one miss is a miss. And the
+    fastest of more trials is faster.
     """
-    numbers: dict[str, dict[str, int]] = defaultdict(dict)
+    studies: dict[str, dict[str, int]] = defaultdict(dict)
+    trials_per_study: dict[str, dict[str, int]] = defaultdict(dict)
     for (submission, workload), trials in groups.items():
         if workload in rules.workloads:
-            numbers[workload][submission] = len({trial.study for trial in trials})
+            counts = Counter(trial.study for trial in trials)
+            studies[workload][submission] = len(counts)
+            trials_per_study[workload][submission] = max(counts.values())
+    yield from _uneven_warnings("studies", studies, protocol.studies)
+    yield from _uneven_warnings("trials", trials_per_study, protocol.trials)
+
+
+def _uneven_warnings(
+    noun: str, numbers: dict[str, dict[str, int]], wanted: int
+) -> Iterator[str]:
+    """Yields a line if numbers, by workload and submission, differ beyond `wanted`."""
     uneven = {
         workload: own
         for workload, own in numbers.items()
-        if max(own.values()) > max(protocol.studies, min(own.values()))
+        if max(own.values()) > max(wanted, min(own.values()))
     }
     if not uneven:
         return
@@ -341,8 +352,8 @@ def _surplus_warnings(
         for (low, high), names in sorted(found.items())
     ]
     yield (
-        f"numbers of studies differ on {_places(list(uneven), list(numbers))}, where "
-        f"the rules ask for {protocol.studies}: {', '.join(parts)}"
+        f"numbers of {noun} differ on {_places(list(uneven), list(numbers))}, where "
+        f"the rules ask for {wanted}: {', '.join(parts)}"
     )
 
 
@@ -352,13 +363,6 @@ def _places(some: list[str], every: list[str]) -> str:
     if len(some) > 2 * len(rest) + 1:
         return "every workload" + (f" but {', '.join(rest)}" if rest else "")
     return ", ".join(some)
-
-
-def _count(found: int, wanted: int, noun: str) -> str:
-    """Words such as '3 of 5 studies', or '5 trials where the rules ask for 3'."""
-    if found < wanted:
-        return f"{found} of {wanted} {noun}"
-    return f"{found} {noun} where the rules ask for {wanted}"
 
 
 def _late_warnings(trials: Sequence[Trial], goal: Goal) -> Iterator[str]:

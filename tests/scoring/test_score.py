@@ -165,29 +165,29 @@ def test_self_tuning_expects_one_trial_per_study(make_trial):
     assert any("have 1 of 5 trials" in w for w in external.warnings)
 
 
-def test_more_trials_than_the_rules_ask_for_are_warned_of(make_trial):
-    trials = [make_trial(trial=t, times=[1], values=[1]) for t in (1, 2)]
-    result = _score(Runs(trials=tuple(trials), skipped=()))
-    assert any("has 2 trials where the rules ask for 1" in w for w in result.warnings)
-
-
-def test_more_studies_are_told_of_where_not_all_have_as_many(make_trial):
+@pytest.mark.parametrize("noun", ["studies", "trials"])
+def test_more_than_asked_for_is_told_of_where_not_all_have_as_many(make_trial, noun):
     counts = {"a": (3, 1), "b": (3, 1), "c": (3, 1)}
 
     def warnings():
         trials = [
             make_trial(
-                name, workload, study=study, times=[1], metric=metric, values=[1]
+                name,
+                workload,
+                **{"studies": {"study": k}, "trials": {"trial": k + 1}}[noun],
+                times=[1],
+                metric=metric,
+                values=[1],
             )
             for name, of_name in counts.items()
             for (workload, metric), count in zip(FAST.items(), of_name, strict=True)
-            for study in range(count)
+            for k in range(count)
         ]
         return _score(Runs(trials=tuple(trials), skipped=())).warnings
 
     assert warnings() == ()  # by all alike
     counts["b"] = (2, 1)
-    words = "numbers of studies differ on"
+    words = f"numbers of {noun} differ on"
     assert warnings() == (
         f"{words} imagenet_resnet_mini, where the rules ask for 1: 2 (b), 3 (a, c)",
     )
