@@ -32,7 +32,8 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
 - Averages (`ema`, `lawa`, `schedule_free_adamw`) need one more while evaluated.
 - Where something else than the parameters is trained (`factorised`, `lora`, `pruned`,
   `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
-  [reparam.md](reparam.md) tells them apart.
+  [reparam.md](reparam.md) tells them apart. So are the models of `infinite_compute` and
+  the weights in float32 of `adapt_sgd`.
 - **Step** is the time of a training step beside AdamW's on the mini language model, and
   **Memory** that of parameters and state. All took turns in one run of
   `python tests/benchmarks/submissions_cost.py --json docs/algorithm_costs.json`
@@ -40,6 +41,11 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
   of the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model
   (AdamW takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large
   batch, and more gradients per step are counted as they come.
+- Docstrings say where a rule leaves its paper. Two more do: `prodigy` is optax's, which
+  corrects the rate for the bias of Adam's moments always and the distance with it, what
+  the authors' code does if asked to; `mars` is the algorithm as printed, where the
+  authors' code clips each tensor by itself and leaves those that are no matrices to
+  AdamW.
 - The steps timed are the first of a trial. Two submissions have cheaper ones later:
   `kron`, once it no longer fits its preconditioner at every step, and
   `infinite_compute`, once its members are done and the student learns.

@@ -9,7 +9,6 @@ and its figure, docs/leaderboard.svg, are made from what is kept.
 """
 
 import argparse
-import dataclasses
 import io
 import math
 import tarfile
@@ -18,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gains
 import numpy as np
-from scipy import stats
 
 import scoring
 from algoperf import hardware, records
 from algoperf.errors import UserError
 from scoring import time_to_target
-from scoring.read import FloatArray
 
 DOCS = Path(__file__).resolve().parent
 ARCHIVE = DOCS / "leaderboard.tar.xz"
@@ -37,8 +35,6 @@ REFERENCE = "adamw"
 # Between evaluations, whose period would be a tenth of such a time, it interpolates.
 TIMING = scoring.Timing(kind=scoring.TimeKind.IDEALIZED, interpolate=True)
 STEPS = scoring.Timing(kind=scoring.TimeKind.STEPS, interpolate=True)
-RESAMPLES = 2_000
-CONFIDENCE = 0.95
 
 # Our submissions that have a counterpart in the field of 2024, by its name there.
 FIELD = "v0.5"
@@ -99,78 +95,7 @@ def unpack(archive: Path, folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-@dataclasses.dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation with an interval over resampled workloads."""
-
-    rho: float
-    low: float
-    high: float
-    count: int  # of pairs
-
-    def __str__(self) -> str:
-        return f"{self.rho:.2f} ({self.low:.2f} to {self.high:.2f}; n = {self.count})"
-
-
-def log_ratios(times_SB: FloatArray, reference: int, r_max: float) -> FloatArray:
-    """Returns the logs of times over the reference's, [S, B].
-
-    Ratios end at `r_max` and its inverse, which misses count as: of a submission the
-    one, of the reference the other. NaN where both missed.
-    """
-    with np.errstate(invalid="ignore"):
-        ratios_SB = times_SB / times_SB[reference]
-    both_missed_SB = np.isinf(times_SB) & np.isinf(times_SB[reference])
-    ratios_SB[both_missed_SB] = np.nan
-    return np.log(np.clip(ratios_SB, 1 / r_max, r_max))
-
-
-def correlations(ours_SB: FloatArray, theirs_SB: FloatArray) -> dict[str, Correlation]:
-    """Correlates log ratios of S submissions on B workloads here and there.
-
-    Intervals are of resampled workloads, the submissions stay the same; a resample
-    without an order (all equal) has no correlation and is left out.
-    """
-    known_SB = np.isfinite(ours_SB) & np.isfinite(theirs_SB)
-
-    def pooled(chosen_B: np.ndarray) -> tuple[FloatArray, FloatArray]:
-        is_known = known_SB[:, chosen_B]
-        return ours_SB[:, chosen_B][is_known], theirs_SB[:, chosen_B][is_known]
-
-    def averaged(chosen_B: np.ndarray) -> tuple[FloatArray, FloatArray]:
-        weights_SB = known_SB[:, chosen_B].astype(float)
-        count_S = weights_SB.sum(axis=1)
-        is_known_S = count_S > 0
-        ours_S, theirs_S = (
-            np.where(weights_SB > 0, values_SB[:, chosen_B], 0.0).sum(axis=1)
-            / np.maximum(count_S, 1)
-            for values_SB in (ours_SB, theirs_SB)
-        )
-        return ours_S[is_known_S], theirs_S[is_known_S]
-
-    rng = np.random.default_rng(0)
-    num_workloads = ours_SB.shape[1]
-    draws_RB = rng.integers(num_workloads, size=(RESAMPLES, num_workloads))
-    found = {}
-    for name, pairs in {"each workload": pooled, "the mean": averaged}.items():
-        all_pairs = pairs(np.arange(num_workloads))
-        resampled_R = np.array([spearman(*pairs(draw_B)) for draw_B in draws_RB])
-        ends = np.nanquantile(resampled_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        found[name] = Correlation(
-            spearman(*all_pairs), float(ends[0]), float(ends[1]), all_pairs[0].size
-        )
-    return found
-
-
-def spearman(x_N: FloatArray, y_N: FloatArray) -> float:
-    """Returns the rank correlation, ties at their mean rank; NaN without an order."""
-    ranks_2N = np.stack([stats.rankdata(x_N), stats.rankdata(y_N)])
-    if x_N.size < 2 or (np.ptp(ranks_2N, axis=1) == 0).any():
-        return math.nan
-    return float(np.corrcoef(ranks_2N)[0, 1])
-
-
-def field_correlations(result: scoring.Result) -> dict[str, Correlation] | None:
+def field_correlations(result: scoring.Result) -> dict[str, gains.Correlation] | None:
     """Correlates a result with the published field; None without NadamW and others."""
     published = scoring.load_published(FIELD)
     names = [name for name in COUNTERPARTS if name in result.submissions]
@@ -183,10 +108,10 @@ def field_correlations(result: scoring.Result) -> dict[str, Correlation] | None:
     reference = names.index(FIELD_REFERENCE)
     r_max = result.rules.r_max
     ours_SB, theirs_SB = (
-        np.delete(log_ratios(times_SB, reference, r_max), reference, axis=0)
+        np.delete(gains.log_ratios(times_SB, reference, r_max), reference, axis=0)
         for times_SB in (result.times[np.ix_(rows, columns)], field_SB[field_rows])
     )
-    return correlations(ours_SB, theirs_SB)
+    return gains.correlations(ours_SB, theirs_SB)
 
 
 def _shared_workloads() -> list[str]:
@@ -196,40 +121,7 @@ def _shared_workloads() -> list[str]:
     return [workload for workload in field if f"{workload}_mini" in mini]
 
 
-@dataclasses.dataclass(frozen=True)
-class Gain:
-    """A geometric mean of speed-ups over workloads, with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def gains(result: scoring.Result, reference: str) -> dict[str, Gain]:
-    """Returns each other submission's speed-up over a reference.
-
-    Over all workloads: one that a single one of the two misses counts as `r_max`, one
-    that both miss as 1. The interval is Student's t of the logs over the workloads,
-    hence speaks of new workloads like them; one workload has none.
-    """
-    index = result.submissions.index(reference)
-    logs_SB = -log_ratios(result.times, index, result.rules.r_max)
-    logs_SB = np.where(np.isnan(logs_SB), 0.0, logs_SB)
-    found = {}
-    for name, logs_B in zip(result.submissions, logs_SB, strict=True):
-        if name == reference or logs_B.size < 2:
-            continue
-        mean = logs_B.mean()
-        spread = logs_B.std(ddof=1) / math.sqrt(logs_B.size)
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, logs_B.size - 1) * spread
-        found[name] = Gain(*(math.exp(mean + x) for x in (0, -half, half)))
-    return found
-
-
-def draw(by_kind: Mapping[str, Mapping[str, Gain]], path: Path) -> None:
+def draw(by_kind: Mapping[str, Mapping[str, gains.Gain]], path: Path) -> None:
     """Draws speed-ups with their intervals, the greatest of the first kind on top."""
     import matplotlib
 
@@ -249,7 +141,10 @@ def draw(by_kind: Mapping[str, Mapping[str, Gain]], path: Path) -> None:
         arms = (values - lows, highs - values)
         axes.errorbar(values, places, xerr=arms, fmt="o", ms=3, lw=0.9, label=kind)
     axes.axvline(1, color="black", lw=0.8)
-    axes.set(xscale="log", xlabel="speed-up over AdamW, 95 % interval over workloads")
+    axes.set(
+        xscale="log",
+        xlabel="speed-up over AdamW where both reach the target, 95 % interval each",
+    )
     axes.set_yticks(np.arange(len(order)), order, fontsize=8)
     axes.xaxis.set_major_locator(ticker.FixedLocator([0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -271,21 +166,38 @@ the mini suite, on {machine}.{budget}
 Times are steps to the target, interpolated between evaluations, times the undisturbed
 time of a step. The score is that of [scoring.md](scoring.md).
 
-- **Interval** is of the score, at 95 %, over resampled studies and trials.
 """
-OVER_WORDS = """\
-- **Over AdamW** is the geometric mean of the speed-up over AdamW over all workloads. A
-  target that one of the two misses counts as {r_max:g} times as long, one that both
-  miss as equal. In brackets the 95 % interval over workloads; it is not corrected for
-  the number of submissions. **In steps** is the same of steps alone, whatever they
-  cost.
+GAIN_WORDS = """
+## What they gain over AdamW
+
+Geometric means of the speed-up over AdamW. In brackets the 95 % interval, Student's t
+of the logarithms over workloads, which speaks of new ones like them; then how many
+workloads. Each interval is for itself; a star marks what is beyond chance with all of
+its column looked at (Holm 1979, at 5 %).
+
+- **In time** and **in steps** are over the workloads on which both reach the target.
+  That spares those that miss much: **won** and **lost** are the targets that they reach
+  and AdamW misses, and the other way round.
+- **Elsewhere** is in steps on the workloads that chose no point: [tuning](tuned.md) ran
+  on {tuned_on}.
+- **With misses** is in time over all workloads. A target that one of the two misses
+  counts as {r_max:g} times as long, one that both miss as equal.
+- Times take the undisturbed time of a usual step. `kron` and `infinite_compute` have
+  some that cost more and are not counted: they look faster in time than they are.
+
+{rows}
+![Speed-ups over AdamW]({figure})
 """
 WARNING_WORDS = """
 ## What the scorer warns of
 
 {rows}
 """
-COLUMNS = ("rank", "submission", "score", "interval", "targets reached")
+COLUMNS = ("rank", "submission", "score", "targets reached")
+GAIN_COLUMNS = ("submission", "in time", "in steps", "elsewhere", "with misses")
+GAIN_COLUMNS += ("won", "lost")
+# What `algoperf tune` chose the points on.
+TUNED_ON = ("finewebedu_lm_mini", "librispeech_deepspeech_mini")
 FIELD_WORDS = """
 ## Does the order mean anything at full scale?
 
@@ -313,31 +225,65 @@ def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -
       result: their score.
       in_steps: their score by steps.
     """
-    assessment = scoring.assess(runs, result)
-    has_reference = REFERENCE in result.submissions
-    over = [gains(x, REFERENCE) for x in (result, in_steps) if has_reference]
-    columns = (*COLUMNS, "over AdamW", "in steps") if over else COLUMNS
-    rows: list[Sequence[str]] = [columns, ["---"] * len(columns)]
+    rows = []
     for rank, s in enumerate(result.ranking, start=1):
-        name = result.submissions[s]
         reached = int(np.isfinite(result.times[s]).sum())
-        interval = "-"
-        if (known := assessment.uncertainty) and math.isfinite(known.score_low_S[s]):
-            interval = f"{known.score_low_S[s]:.2f} to {known.score_high_S[s]:.2f}"
-        cells = [str(rank), name, f"{result.scores[s]:.3f}", interval]
-        cells.append(f"{reached} of {len(result.workloads)}")
-        rows.append([*cells, *(str(found.get(name, "-")) for found in over)])
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    head = HEAD.format(**_protocol(runs))
-    if over:
-        head += OVER_WORDS.format(r_max=result.rules.r_max)
-        table += f"\n![Speed-ups over AdamW]({FIGURE.name})\n"
+        targets = f"{reached} of {len(result.workloads)}"
+        score = f"{result.scores[s]:.3f}"
+        rows.append((str(rank), result.submissions[s], score, targets))
+    gained = ""
+    if REFERENCE in result.submissions:
+        gained = gain_words(runs, result, in_steps)
     warned = ""
     mixed = scoring.check_mixed(runs, result.rules, allow=True)
     unwell = unhealthy(runs, result.rules, result.timing)
     if warnings := [*unwell, *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
-    return f"{head}\n{table}{warned}{_field_words(result)}"
+    head = HEAD.format(**_protocol(runs))
+    return f"{head}\n{table(COLUMNS, rows)}{gained}{warned}{_field_words(result)}"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def gain_words(
+    runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result
+) -> str:
+    """Returns what the page says of gains over the reference."""
+    elsewhere = [name for name in result.workloads if name not in TUNED_ON]
+    columns = [
+        gains.over(result, REFERENCE, result.workloads),
+        gains.over(in_steps, REFERENCE, result.workloads),
+        gains.over(in_steps, REFERENCE, elsewhere),
+        gains.over(result, REFERENCE, result.workloads, with_misses=True),
+    ]
+    ran = {(trial.submission, trial.workload) for trial in runs.trials}
+    reached_SB = np.isfinite(result.times)
+    own_B = reached_SB[result.submissions.index(REFERENCE)]
+    rows = []
+    for s in result.ranking:
+        name = result.submissions[s]
+        if name == REFERENCE:
+            continue
+        is_run_B = np.array([(name, workload) in ran for workload in result.workloads])
+        cells = []
+        for found in columns:
+            star = "*" if name in gains.sure(found) else ""
+            cells.append(f"{found[name]}{star}" if name in found else "-")
+        if not is_run_B.all():
+            cells[-1] = "-"  # it has not missed what it did not run
+        won = int((reached_SB[s] & ~own_B).sum())
+        lost = int((own_B & ~reached_SB[s] & is_run_B).sum())
+        rows.append((name, *cells, str(won), str(lost)))
+    return GAIN_WORDS.format(
+        rows=table(GAIN_COLUMNS, rows),
+        figure=FIGURE.name,
+        r_max=result.rules.r_max,
+        tuned_on=" and ".join(f"`{name.removesuffix('_mini')}`" for name in TUNED_ON),
+    )
 
 
 def unhealthy(
@@ -437,7 +383,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         PAGE.write_text(page(runs, result, in_steps), encoding="utf-8")
         if REFERENCE in result.submissions:
             kinds = {"in time": result, "in steps": in_steps}
-            draw({kind: gains(x, REFERENCE) for kind, x in kinds.items()}, FIGURE)
+            by_kind = {
+                kind: gains.over(x, REFERENCE, x.workloads) for kind, x in kinds.items()
+            }
+            draw(by_kind, FIGURE)
     print(f"wrote {PAGE}")
 
 

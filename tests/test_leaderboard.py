@@ -20,7 +20,9 @@ from algoperf.errors import UserError
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
+gains = scripts.load("docs/gains.py")
 leaderboard = scripts.load("docs/make_leaderboard.py")
+make_tuned = scripts.load("docs/make_tuned.py")
 
 
 def test_records_go_in_and_come_out(tmp_path):
@@ -113,7 +115,7 @@ def test_a_trial_that_ended_badly_is_told_of_as_it_is_scored(tmp_path, status):
     text = page_of(root)
     assert f"- adamw/study_0/{first}/trial_1 {status} after its target, which" in text
     assert f"- lawa/study_0/{first}/trial_1 {status}, a miss\n" in text
-    assert " | 9 of 9 | " in next(x for x in text.splitlines() if "| adamw |" in x)
+    assert " | 9 of 9 |" in next(x for x in text.splitlines() if "| adamw |" in x)
     # Without a step time there is no idealized time.
     change(root, "adamw", step_time={})
     text = page_of(root)
@@ -150,15 +152,20 @@ def test_the_page(tmp_path):
     text = leaderboard.page(scoring.read_runs([root]), *results_of(root))
     assert "36 trials: one study of one point" in text
     assert "2 cores of an Abacus" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    found = {row[0]: row[1:] for row in rows if row[0] in factors and len(row) > 4}
+    assert found.keys() == factors.keys() - {"adamw"}
     # 8 workloads, each nearly four times as fast; the one that it missed, four times
     # as slow. A step of half the time on one of them shows in time alone.
-    shampoo = next(line for line in text.splitlines() if "| shampoo |" in line)
-    in_time, in_steps = shampoo.rstrip(" |").split(" | ")[-2:]
-    assert float(in_time.split()[0]) >= float(in_steps.split()[0])
-    logs = [math.log(4)] * 8 + [-math.log(4)]
-    assert in_steps.startswith(f"{math.exp(np.mean(logs)):.2f} (")
-    lawa = next(line for line in text.splitlines() if "| lawa |" in line)
-    assert " | 0.46 (" in lawa  # 8 halves and a quarter
+    in_time, in_steps, elsewhere, with_misses, won, lost = found["shampoo"]
+    assert float(in_time.split()[0]) > float(in_steps.split()[0])
+    assert (in_steps, elsewhere) == ("4.00 (8)", "4.00 (6)")
+    assert in_time.endswith("; 8)*")
+    assert with_misses.endswith("; 9)*")
+    assert (won, lost) == ("0", "1")
+    logs = [math.log(0.5)] * 8 + [-math.log(4)]
+    value = float(found["lawa"][3].split()[0])
+    assert value == pytest.approx(math.exp(np.mean(logs)), rel=0.02)
     assert "Submissions: `lawa`, `shampoo`." in text
 
 
@@ -166,27 +173,74 @@ def test_the_page_without_adamw_has_no_gains_over_it(tmp_path):
     root = write_runs(tmp_path, {"nadamw": 1, "muon": 0.5})
     text = leaderboard.page(scoring.read_runs([root]), *results_of(root))
     assert "over AdamW" not in text
-    assert "| 1 | muon | 1.000 | - | 9 of 9 |\n" in text
+    assert "| 1 | muon | 1.000 | 9 of 9 |\n" in text
+
+
+def test_what_a_submission_did_not_run_is_no_loss(tmp_path):
+    root = write_runs(tmp_path, {"adamw": 1, "nadamw": 0.5, "muon": 0.5})
+    for name in RULES.base_workloads[2:]:
+        shutil.rmtree(root / "muon" / "study_0" / f"{name}_jax")
+    rows = [line.strip("| ").split(" | ") for line in page_of(root).splitlines()]
+    (muon,) = (row for row in rows if row[0] == "muon" and len(row) > 4)
+    assert muon[-3:] == ["-", "0", "0"]
+    assert muon[1].endswith("(2)") or muon[1].endswith("; 2)")
+
+
+def test_the_points_were_tuned_where_the_page_says():
+    goals = make_tuned.read_tunings()["adamw"].goals
+    assert sorted(goals) == sorted(leaderboard.TUNED_ON)
 
 
 def test_a_gain_with_its_interval_by_hand(tmp_path):
     result = result_of(write_runs(tmp_path, {"adamw": 1, "muon": 0.5}))
-    result.times[1] *= np.exp([0.3, -0.3, *[0.0] * 7])
+    changed = np.array([0.3, -0.3, *[0.0] * 7])
+    result.times[1] *= np.exp(changed)
     half = stats.t.ppf(0.975, 8) * math.sqrt(2 * 0.3**2 / 8) / 3
-    words = f"2.00 ({2 * math.exp(-half):.2f} to {2 * math.exp(half):.2f})"
-    found = leaderboard.gains(result, "adamw")
+    words = f"2.00 ({2 * math.exp(-half):.2f} to {2 * math.exp(half):.2f}; 9)"
+    found = gains.over(result, "adamw", result.workloads)
     assert {name: str(gain) for name, gain in found.items()} == {"muon": words}
-    # What both miss counts as equal.
+    wanted = stats.ttest_1samp(np.log(2) - changed, 0).pvalue
+    assert found["muon"].p_value == pytest.approx(wanted)
+    # What both miss says nothing of either, or counts as equal.
     result.times[:, 2] = math.inf
-    logs = np.log(2) + np.array([0.3, -0.3, -np.log(2), *[0.0] * 6])
-    gain = leaderboard.gains(result, "adamw")["muon"]
-    assert gain.value == pytest.approx(math.exp(logs.mean()))
+    logs = np.log(2) + np.array([0.3, -0.3, *[0.0] * 6])
+    gain = gains.over(result, "adamw", result.workloads)["muon"]
+    assert (gain.value, gain.count) == (pytest.approx(math.exp(logs.mean())), 8)
+    gain = gains.over(result, "adamw", result.workloads, with_misses=True)["muon"]
+    wanted = np.mean([*logs, 0.0])
+    assert (gain.value, gain.count) == (pytest.approx(math.exp(wanted)), 9)
+    # What one misses is left out, or counts as much as the rules let it.
+    result.times[1, 3] = math.inf
+    gain = gains.over(result, "adamw", result.workloads)["muon"]
+    assert gain.count == 7
+    gain = gains.over(result, "adamw", result.workloads, with_misses=True)["muon"]
+    wanted = np.mean([*logs[:-1], 0.0, -math.log(RULES.r_max)])
+    assert gain.value == pytest.approx(math.exp(wanted))
+
+
+def test_what_does_not_vary_has_no_interval():
+    gain = gains.gain(np.full(9, -math.log(4)))
+    assert str(gain) == "0.25 (9)"
+    assert math.isnan(gain.p_value)
+    assert gains.gain(np.ones(1)) is None
+    assert gains.sure({"sgd": gain}) == set()
+
+
+def test_what_is_sure_is_that_of_holm():
+    def found(*p_values):
+        return {str(k): gains.Gain(1.0, 0.9, 1.1, 9, p) for k, p in enumerate(p_values)}
+
+    # Against 0.05 / 4, / 3, / 2 and / 1.
+    assert gains.sure(found(0.04, 0.012, 0.9, 0.016)) == {"1", "3"}
+    assert gains.sure(found(0.013, 0.013, 0.013, 0.013)) == set()
+    assert gains.sure(found(0.012, 0.016, 0.024, 0.04)) == set("0123")
+    assert gains.sure(found(0.04)) == {"0"}
 
 
 def test_the_figure_shows_each_submission_and_repeats(tmp_path):
     by_name = {
-        "muon": leaderboard.Gain(1.5, 1.2, 1.9),
-        "sgd": leaderboard.Gain(0.3, 0.2, 0.4),
+        "muon": gains.Gain(1.5, 1.2, 1.9, 9, 0.1),
+        "sgd": gains.Gain(0.3, math.nan, math.nan, 9, math.nan),
     }
     for file in ("a.svg", "b.svg"):
         leaderboard.draw({"in time": by_name, "in steps": by_name}, tmp_path / file)
@@ -198,7 +252,7 @@ def test_the_figure_shows_each_submission_and_repeats(tmp_path):
 
 def test_log_ratios_of_misses():
     times = np.array([[1.0, 1, np.inf, np.inf], [2, np.inf, 1, np.inf], [9, 0.1, 5, 1]])
-    got = leaderboard.log_ratios(times, 0, r_max=4)
+    got = gains.log_ratios(times, 0, r_max=4)
     wanted = np.log(
         [[1, 1, math.nan, math.nan], [2, 4, 0.25, math.nan], [4, *[0.25] * 3]]
     )
@@ -210,27 +264,27 @@ def test_spearman_is_that_of_scipy():
     for size in (3, 10, 40):
         x, y = rng.integers(0, 5, (2, size)).astype(float)
         wanted = stats.spearmanr(x, y).statistic
-        assert leaderboard.spearman(x, y) == pytest.approx(wanted)
-    assert math.isnan(leaderboard.spearman(np.ones(3), np.arange(3.0)))
+        assert gains.spearman(x, y) == pytest.approx(wanted)
+    assert math.isnan(gains.spearman(np.ones(3), np.arange(3.0)))
 
 
 def test_correlation_of_a_known_order():
     same = np.arange(5.0)[:, None] + np.linspace(0, 0.5, 8)
-    found = leaderboard.correlations(same, same**3)
+    found = gains.correlations(same, same**3)
     for value in found.values():
         assert (value.rho, value.low, value.high) == pytest.approx((1, 1, 1))
     assert [value.count for value in found.values()] == [40, 5]
-    opposite = leaderboard.correlations(same, -same)["the mean"]
+    opposite = gains.correlations(same, -same)["the mean"]
     assert opposite.rho == pytest.approx(-1)
     # Without an order its interval holds 0.
     noise = np.random.default_rng(1).normal(size=(2, 5, 8))
-    chance = leaderboard.correlations(*noise)["each workload"]
+    chance = gains.correlations(*noise)["each workload"]
     assert chance.low < 0 < chance.high
 
 
 def test_missing_cells_are_left_out():
     ours = np.array([[0.0, 1.0, np.nan], [1.0, 2.0, 5.0], [2.0, 3.0, 6.0]])
-    found = leaderboard.correlations(ours, np.nan_to_num(ours))
+    found = gains.correlations(ours, np.nan_to_num(ours))
     assert found["each workload"].count == 8
     assert found["each workload"].rho == pytest.approx(1)
 

@@ -13,6 +13,7 @@ from algoperf import records
 from algoperf.errors import UserError
 
 scripts.load("docs/make_recipes.py")
+scripts.load("docs/gains.py")
 scripts.load("docs/make_leaderboard.py")
 make_methods = scripts.load("docs/make_methods.py")
 DENSE_SIZES = dict.fromkeys(make_methods.SIZES, 1000)
