@@ -162,10 +162,9 @@ Written by `python docs/make_leaderboard.py` from the records in
 the same records and draws their page, `runs/leaderboard.html`.
 
 {trials} trials: {studies} of {points} of the search space on each of the workloads of
-the mini suite, on {machine}.{budget}
+the mini suite, on {machine}.{fastest}{budget}
 Times are steps to the target, interpolated between evaluations, times the undisturbed
 time of a step. The score is that of [scoring.md](scoring.md).
-
 """
 GAIN_WORDS = """
 ## What they gain over AdamW
@@ -315,6 +314,7 @@ def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
         "trials": str(len(runs.trials)),
         "studies": "one study" if studies == 1 else f"{studies} studies",
         "points": "one point" if points == 1 else f"{points} points",
+        "fastest": "" if points == 1 else "\nOn each the fastest point counts.",
         "machine": machines(runs),
         "budget": _budget_words(runs),
     }
