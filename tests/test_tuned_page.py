@@ -20,8 +20,6 @@ SUBMISSIONS = registry.submission_paths()
 # them.
 NOT_TUNED = {"apollo", "factorised", "fira", "galore", "lora", "pruned", "relora"}
 NOT_TUNED |= {"quantized_adamw", "quantized_lora", "stable_rps"}
-# Whose turn has not come.
-NOT_TUNED |= {"adapt_sgd", "fedspeed", "infinite_compute", "sgd", "signum"}
 OF_FEWER_WORKLOADS = {"infinite_compute": ["finewebedu_lm_mini"]}
 HOST = {"host": {"cores": 1, "cpu": "AMD EPYC"}}
 GOALS = {
