@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from algoperf import layout, runner, tuning
+from algoperf import outputs, runner, tuning
 from algoperf.errors import UserError
 from algoperf.records import Status
 from algoperf.submission import Submission, SubmissionFunctions
@@ -33,7 +33,7 @@ class Findings:
     """What trying a submission brought to light."""
 
     violations: list[str]  # one line each; none of a good submission
-    unread: list[str]  # hyperparameters that nothing looked at; () if it did not end
+    unread: list[str]  # hyperparameters that nothing looked at; none if it did not end
 
 
 def try_out(
@@ -90,7 +90,8 @@ def _run(config: TrialConfig, observer: "_Observer", stop_at: int | None) -> boo
     except UserError as error:
         observer.add(str(error))
         return False
-    if record["status"] is Status.FAILED:
+    message = record["message"].removeprefix("TypeError: ")
+    if record["status"] is Status.FAILED and message not in observer.found:
         observer.add(record["message"])
     return record["status"] is not Status.FAILED
 
@@ -102,6 +103,7 @@ class _Observer:
         self._functions = functions
         self.found: dict[str, None] = {}  # in order, each once
         self.read: set[str] = set()  # names of hyperparameters
+        self._points: dict[type, Any] = {}  # watched, by the runner's own class
         self.step = 0  # how many were made
         self.params: Any = None  # the newest, on the host
         self.compilations: dict[int, int] = {}  # by step
@@ -227,7 +229,12 @@ class _Observer:
         return self._watched("prepare_for_eval", arguments)
 
     def _watched_point(self, point: Any) -> Any:
-        return None if point is None else tuning.watched(point, self.read)
+        if point is None:
+            return None
+        kind = type(point)
+        if kind not in self._points:  # one, so that functions of it compile once
+            self._points[kind] = tuning.watched(point, self.read)
+        return self._points[kind]
 
     def _watched(self, function: str, arguments: dict[str, Any]) -> Any:
         names = {
@@ -235,17 +242,17 @@ class _Observer:
             "current_param_container": "params",
             "model_state": "model_state",
         }
-        before = {name: layout.layout(arguments[name]) for name in names}
+        before = {name: outputs.leaf_types(arguments[name]) for name in names}
         arguments["hyperparameters"] = self._watched_point(arguments["hyperparameters"])
-        outputs = getattr(self._functions, function)(**arguments)
-        if not isinstance(outputs, tuple | list) or len(outputs) != len(names):
-            return outputs  # the runner says what is wrong
-        for (name, what), output in zip(names.items(), outputs, strict=True):
-            change = layout.change(function, what, before[name], output)
+        found = getattr(self._functions, function)(**arguments)
+        if not isinstance(found, tuple | list) or len(found) != len(names):
+            return found  # the runner says what is wrong
+        for (name, what), output in zip(names.items(), found, strict=True):
+            change = outputs.change(function, what, before[name], output)
             if change:
                 self.add(change)
-        self.params = jax.device_get(outputs[1])
-        return outputs
+        self.params = jax.device_get(found[1])
+        return found
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -47,7 +47,7 @@ def unknown_name(
     if near:
         hint = f"did you mean {' or '.join(near)}?"
     elif listing:
-        hint = f"`{listing}` lists those that come with AlgoPerf"
+        hint = f"`{listing}` lists those that there are"
     else:
         hint = f"known: {', '.join(names) or 'none'}"
     return UserError(f"unknown {kind} {name!r}; {hint}")

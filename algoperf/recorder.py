@@ -156,8 +156,9 @@ class Recorder:
             if found.get(name, wanted) != wanted:
                 if name == "submission":
                     raise OtherRunError(
-                        f"{folder} holds another run: {config.submission.path} has "
-                        "changed since, or is another file; choose another --out"
+                        f"{folder} holds another run: {config.submission.path}, or a "
+                        "file that it imports, has changed since, or is another one; "
+                        "choose another --out"
                     )
                 raise OtherRunError(
                     f"{folder} holds another run: its {name} is {found[name]}, "

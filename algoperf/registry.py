@@ -57,7 +57,11 @@ def find_submission(name_or_path: str) -> Path:
             f"no submission at {name_or_path}: give a .py file, a folder that holds "
             "submission.py, or a name that `algoperf submissions` lists"
         )
-    here = {file.parent.name for file in Path().glob("*/submission.py")}
+    here = {
+        file.parent.name
+        for file in Path().glob("*/submission.py")
+        if not (file.parent / "__init__.py").exists()  # a module of ours by that name
+    }
     raise unknown_name(
         "submission", name_or_path, paths.keys() | here, "algoperf submissions"
     )

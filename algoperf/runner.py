@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from algoperf import failures, layout, reparam, spec, tuning
+from algoperf import failures, outputs, reparam, spec, tuning
 from algoperf.checkpoint import Checkpoints
 from algoperf.clock import (
     Clock,
@@ -191,8 +191,8 @@ class _Trial:
         self._step_key = seeds.key(3)
         data = self.workload.dataset("train", batch_size, seed=seeds.data_seed)
         fresh = self._fresh_state(seeds)
-        self._layout = layout.layout(fresh.params)
-        self._known: set[str] = set()  # functions whose params have kept it
+        self._param_types = outputs.leaf_types(fresh.params)
+        self._known: set[str] = set()  # functions whose params have kept them
         self.checkpoints = Checkpoints(recorder.folder, hosts)
         restored = self.checkpoints.restore(fresh) if recorder.is_resumed else None
         state, facts = restored or (fresh, {})
@@ -286,12 +286,12 @@ class _Trial:
         if self.config.submission.wants_train_state:
             extra["train_state"] = self._train_state()
         try:
-            outputs = self.functions.update_params(
+            found = self.functions.update_params(
                 **self._common_arguments(), batch=batch, rng=update_key, **extra
             )
         except spec.TrainingCompleteError:
             return True
-        self.state = self._next_state("update_params", outputs, step=state.step + 1)
+        self.state = self._next_state("update_params", found, step=state.step + 1)
         if self.in_flight.add(self.state.params):
             self.step_times.open_window(*self._moment())
         self.watch(self._progress(is_new_evaluation=False))
@@ -310,22 +310,21 @@ class _Trial:
             "global_step": self.state.step,
         }
 
-    def _next_state(self, function: str, outputs: Any, step: int) -> TrainState:
-        optimizer_state, params, model_state = layout.returned(function, outputs)
+    def _next_state(self, function: str, found: Any, step: int) -> TrainState:
+        optimizer_state, params, model_state = outputs.returned(function, found)
         if function not in self._known:  # once: no time between steps
             self._known.add(function)
-            changed = layout.change(function, "params", self._layout, params)
-            if changed is not None:
-                raise TypeError(changed)
+            if change := outputs.change(function, "params", self._param_types, params):
+                raise TypeError(change)
         return TrainState(params, model_state, optimizer_state, step)
 
     def _prepare_for_eval(self) -> None:
         """Calls the submission's function and waits for all that it dispatched."""
         self._finish_steps()
-        outputs = self.functions.prepare_for_eval(
+        found = self.functions.prepare_for_eval(
             **self._common_arguments(), rng=self._eval_key
         )
-        self.state = self._next_state("prepare_for_eval", outputs, self.state.step)
+        self.state = self._next_state("prepare_for_eval", found, self.state.step)
         wait_for_devices()
 
     def _finish_steps(self) -> None:

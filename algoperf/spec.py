@@ -238,7 +238,8 @@ class Submission(Protocol):
         """One step: returns (optimizer_state, params, model_state).
 
         `train_state` (read-only clock readings) is passed only to functions that name
-        it. May donate the buffers that it was given.
+        it. May donate the buffers that it was given. The params keep their shapes and
+        dtypes; a trial whose first step changes them fails.
         """
         ...
 
@@ -257,7 +258,7 @@ class Submission(Protocol):
     ) -> UpdateReturn:
         """Optional; called, and charged, before each evaluation.
 
-        Training goes on from what it returns.
+        Training goes on from what it returns, of the same shapes and dtypes.
         """
         ...
 

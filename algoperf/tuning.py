@@ -131,7 +131,7 @@ def as_namedtuple(point: Mapping[str, Any] | None) -> Any:
 def watched(point: Any, read: set[str]) -> Any:
     """Returns an equal point that adds to `read` each of its names that is looked at.
 
-    One that is iterated over counts as read as a whole.
+    One that is iterated over, or indexed, counts as read as a whole.
     """
     kind: Any = type(point)
 
@@ -144,7 +144,12 @@ def watched(point: Any, read: set[str]) -> Any:
         read.update(kind._fields)
         return kind.__iter__(self)
 
+    def look_up(self: Any, index: Any) -> Any:
+        read.update(kind._fields)
+        return kind.__getitem__(self, index)
+
     members = {"__slots__": (), "__getattribute__": get, "__iter__": iterate}
+    members["__getitem__"] = look_up
     return type(_POINT, (kind,), members)(*point)
 
 

@@ -37,7 +37,8 @@ def log_ratios(
 class Gain:
     """A geometric mean of speed-ups over workloads, with its interval.
 
-    The ends are NaN where nothing varies, and so nothing says how sure it is.
+    The ends and the p-value are NaN where nothing says how sure it is: of fewer than
+    three workloads, or where all are alike.
     """
 
     value: float
@@ -62,7 +63,7 @@ def gain(logs_B: FloatArray) -> Gain | None:
     if count < 2:
         return None
     mean, error = logs_B.mean(), logs_B.std(ddof=1) / math.sqrt(count)
-    if np.ptp(logs_B) == 0:
+    if count < 3 or np.ptp(logs_B) == 0:
         return Gain(math.exp(mean), math.nan, math.nan, count, math.nan)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
     ends = (math.exp(mean + sign * half) for sign in (-1, 1))
@@ -98,13 +99,9 @@ def sure(found: Mapping[str, Gain]) -> set[str]:
     """Returns whose gain or loss is beyond chance, with all of them looked at.
 
     Holm 1979: of n p-values the k-th smallest, from 0, is held against 0.05 / (n - k),
-    until the first that is not below.
+    until the first that is not below. One that is unknown counts among the n.
     """
-    p_values = {
-        name: value.p_value
-        for name, value in found.items()
-        if not math.isnan(value.p_value)
-    }
+    p_values = {name: np.nan_to_num(g.p_value, nan=1.0) for name, g in found.items()}
     names: set[str] = set()
     for k, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         if p_values[name] >= (1 - CONFIDENCE) / (len(p_values) - k):

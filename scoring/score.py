@@ -18,6 +18,7 @@ from scoring.rules import Goal, Protocol, Rules
 from scoring.time_to_target import Mode, Studies, TimeKind, Timing
 
 Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
+Ranges = dict[str, dict[str, tuple[int, int]]]  # by workload and submission
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -321,32 +322,33 @@ def _surplus_warnings(
     else one time is surer than another, and of two studies one miss is a miss. And the
     fastest of more trials is faster.
     """
-    studies: dict[str, dict[str, int]] = defaultdict(dict)
-    trials_per_study: dict[str, dict[str, int]] = defaultdict(dict)
+    studies: Ranges = defaultdict(dict)
+    trials_per_study: Ranges = defaultdict(dict)
     for (submission, workload), trials in groups.items():
         if workload in rules.workloads:
             counts = Counter(trial.study for trial in trials)
-            studies[workload][submission] = len(counts)
-            trials_per_study[workload][submission] = max(counts.values())
+            studies[workload][submission] = (len(counts), len(counts))
+            trials = min(counts.values()), max(counts.values())
+            trials_per_study[workload][submission] = trials
     yield from _uneven_warnings("studies", studies, protocol.studies)
     yield from _uneven_warnings("trials", trials_per_study, protocol.trials)
 
 
-def _uneven_warnings(
-    noun: str, numbers: dict[str, dict[str, int]], wanted: int
-) -> Iterator[str]:
+def _uneven_warnings(noun: str, numbers: Ranges, wanted: int) -> Iterator[str]:
     """Yields a line if numbers, by workload and submission, differ beyond `wanted`."""
     uneven = {
         workload: own
         for workload, own in numbers.items()
-        if max(own.values()) > max(wanted, min(own.values()))
+        if max(high for _, high in own.values())
+        > max(wanted, min(low for low, _ in own.values()))
     }
     if not uneven:
         return
     found: dict[tuple[int, int], list[str]] = defaultdict(list)
     for submission in sorted({name for own in uneven.values() for name in own}):
-        counts = [own[submission] for own in uneven.values() if submission in own]
-        found[min(counts), max(counts)].append(submission)
+        ranges = [own[submission] for own in uneven.values() if submission in own]
+        lows, highs = zip(*ranges, strict=True)
+        found[min(lows), max(highs)].append(submission)
     parts = [
         f"{low if low == high else f'{low} to {high}'} ({', '.join(names)})"
         for (low, high), names in sorted(found.items())

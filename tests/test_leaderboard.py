@@ -183,7 +183,14 @@ def test_what_a_submission_did_not_run_is_no_loss(tmp_path):
     rows = [line.strip("| ").split(" | ") for line in page_of(root).splitlines()]
     (muon,) = (row for row in rows if row[0] == "muon" and len(row) > 4)
     assert muon[-3:] == ["-", "0", "0"]
-    assert muon[1].endswith("(2)") or muon[1].endswith("; 2)")
+    assert muon[1].endswith(" (2)")  # too few for an interval
+    # Nor is what the reference did not run a gain.
+    root = write_runs(tmp_path / "other", {"adamw": 1, "muon": 0.5})
+    for name in RULES.base_workloads[3:]:
+        shutil.rmtree(root / "adamw" / "study_0" / f"{name}_jax")
+    rows = [line.strip("| ").split(" | ") for line in page_of(root).splitlines()]
+    (muon,) = (row for row in rows if row[0] == "muon" and len(row) > 4)
+    assert muon[-3:] == ["-", "0", "0"]
 
 
 def test_the_points_were_tuned_where_the_page_says():
@@ -222,6 +229,7 @@ def test_what_does_not_vary_has_no_interval():
     gain = gains.gain(np.full(9, -math.log(4)))
     assert str(gain) == "0.25 (9)"
     assert math.isnan(gain.p_value)
+    assert str(gains.gain(np.log([1.5, 6.0]))) == "3.00 (2)"
     assert gains.gain(np.ones(1)) is None
     assert gains.sure({"sgd": gain}) == set()
 
@@ -235,6 +243,9 @@ def test_what_is_sure_is_that_of_holm():
     assert gains.sure(found(0.013, 0.013, 0.013, 0.013)) == set()
     assert gains.sure(found(0.012, 0.016, 0.024, 0.04)) == set("0123")
     assert gains.sure(found(0.04)) == {"0"}
+    # One of which nothing is known was looked at too.
+    assert gains.sure(found(0.03, math.nan)) == set()
+    assert gains.sure(found(0.02, math.nan)) == {"0"}
 
 
 def test_the_figure_shows_each_submission_and_repeats(tmp_path):

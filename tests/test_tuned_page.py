@@ -16,8 +16,8 @@ from algoperf.tuned import Goal, Tuning
 make_tuned = scripts.load("docs/make_tuned.py")
 TUNED = make_tuned.read_tunings()
 SUBMISSIONS = registry.submission_paths()
-# Their points are those of their papers; docs/reparam.md and docs/numerics.md measure
-# them.
+# Their points are those of their papers, or of the studies in docs/reparam.md and
+# docs/numerics.md, which measure them.
 NOT_TUNED = {"apollo", "factorised", "fira", "galore", "lora", "pruned", "relora"}
 NOT_TUNED |= {"quantized_adamw", "quantized_lora", "stable_rps"}
 OF_FEWER_WORKLOADS = {"infinite_compute": ["finewebedu_lm_mini"]}

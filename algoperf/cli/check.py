@@ -56,7 +56,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
         if found.unread:
             print(
                 f"  note: nothing read {', '.join(found.unread)} of the search space "
-                "here; is a name misspelt?",
+                f"in {values.steps} steps; is a name misspelt?",
                 flush=True,
             )
     return 1 if total else 0

@@ -79,7 +79,7 @@ class ProgressReport:
         if math.isinf(config.budget_sec):
             budget = "no time budget"
         elif config.budget_ratio != 1:
-            budget += f" ({config.budget_ratio:.2g} of the reference machine's)"
+            budget += f" ({config.budget_ratio:.3g} times the reference machine's)"
         self._console.print(
             f"{_name(config)}: target {config.workload.target_metric_name} "
             f"{config.workload.validation_target_value:g}, {budget}{_layout(config)}"

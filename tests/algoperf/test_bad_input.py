@@ -70,7 +70,7 @@ def test_the_folder_of_another_run(killed, tmp_path):
     path.parent.mkdir()
     path.write_text(killed.submission.path.read_text() + "# changed\n")
     other = dataclasses.replace(killed, submission=load_submission(path))
-    says = "holds another run: .*adam.py has changed since, or is another file"
+    says = "holds another run: .*adam.py, or a file that it imports, has changed since"
     _assert_refused(other, says, resume=True)
     assert run_trial(killed, resume=True)["status"] is Status.COMPLETED
 

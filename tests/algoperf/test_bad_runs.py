@@ -152,7 +152,9 @@ def {name}(**arguments):
     )
     record = run_trial(config)
     assert record["status"] is Status.FAILED
-    wanted = rf"TypeError: {name} changes the layout of the params: \['.*'\] was "
+    wanted = (
+        rf"TypeError: {name} changes the shapes or dtypes of the params: \['.*'\] was "
+    )
     wanted += r"float32\[(.*)\], is bfloat16\[\1\]"
     assert re.fullmatch(wanted, record["message"])
     assert_not_reached(config, Status.FAILED)

@@ -54,7 +54,9 @@ def test_a_submission_is_found_by_name_file_and_folder(tmp_path):
 def test_an_unknown_submission_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"unknown submission 'adam'.*adamw"):
         registry.find_submission("adam")
-    with pytest.raises(UserError, match="`algoperf submissions` lists those that"):
+    with pytest.raises(
+        UserError, match="`algoperf submissions` lists those that there"
+    ):
         registry.find_submission("xyzzy")
     for path in (tmp_path, tmp_path / "none.py", tmp_path / "none"):
         with pytest.raises(UserError, match="no submission at"):

@@ -198,6 +198,23 @@ def test_more_than_asked_for_is_told_of_where_not_all_have_as_many(make_trial, n
     )
 
 
+def test_studies_with_unlike_numbers_of_trials_are_told_of(make_trial):
+    """The fastest of more trials is faster, whoever else has as many."""
+    trials = [
+        make_trial(name, study=study, trial=k + 1, times=[1], values=[1])
+        for name in "ab"
+        for study, count in enumerate((5, 1, 1))
+        for k in range(count)
+    ]
+    (words,) = (
+        warning
+        for warning in _score(Runs(trials=tuple(trials), skipped=())).warnings
+        if "trials" in warning
+    )
+    assert words.startswith("numbers of trials differ on ")
+    assert words.endswith("where the rules ask for 1: 1 to 5 (a, b)")
+
+
 @pytest.mark.parametrize("status", ["running", "preempted"])
 def test_unfinished_trials_are_warned_of(make_trial, status):
     trial = make_trial(times=[1], values=[0.1], record={"status": status})
