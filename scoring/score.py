@@ -328,8 +328,8 @@ def _surplus_warnings(
         if workload in rules.workloads:
             counts = Counter(trial.study for trial in trials)
             studies[workload][submission] = (len(counts), len(counts))
-            trials = min(counts.values()), max(counts.values())
-            trials_per_study[workload][submission] = trials
+            ends = min(counts.values()), max(counts.values())
+            trials_per_study[workload][submission] = ends
     yield from _uneven_warnings("studies", studies, protocol.studies)
     yield from _uneven_warnings("trials", trials_per_study, protocol.trials)
 
