@@ -173,7 +173,21 @@ class Workload(abc.ABC):
         How far a target is from them says how much there is to learn.
         """
         parts = [self.trivial_measure(batch) for batch in self.batches("validation")]
-        return self.metrics(join(jax.device_get(parts)))
+        return self.metrics_of(parts)
+
+    def metrics_of(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Returns the metrics of a split from what `measure` said of its batches.
+
+        Sums are taken in float64: exact for counts, and the same in any order.
+        """
+        parts = jax.device_get(parts)
+        measured = {
+            name: math.fsum(float(part[name]) for part in parts)
+            if np.ndim(first) == 0
+            else np.concatenate([part[name] for part in parts])
+            for name, first in parts[0].items()
+        }
+        return {name: float(x) for name, x in self.metrics(measured).items()}
 
     def batches(self, split: str) -> Iterator[spec.Batch]:
         """Yields the batches of one of EVAL_SPLITS, on the host."""
@@ -372,25 +386,11 @@ class Evaluator:
                     parts[-1 - EVAL_STEPS_IN_FLIGHT] = jax.device_get(
                         parts[-1 - EVAL_STEPS_IN_FLIGHT]
                     )
-            measured = join(jax.device_get(parts))
-            for name, value in self._workload.metrics(measured).items():
-                results[f"{prefix}/{name}"] = float(value)
+            for name, value in self._workload.metrics_of(parts).items():
+                results[f"{prefix}/{name}"] = value
         results["validation/num_examples"] = self._workload.num_validation_examples
         results["test/num_examples"] = self._workload.num_test_examples
         return results
-
-
-def join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Adds up the scalars of what `Workload.measure` returned, joins the arrays.
-
-    Sums are taken in float64: exact for counts, and the same in any order.
-    """
-    return {
-        name: math.fsum(float(part[name]) for part in parts)
-        if np.ndim(first) == 0
-        else np.concatenate([part[name] for part in parts])
-        for name, first in parts[0].items()
-    }
 
 
 # Names of a parameter's nearest modules that decide its type, most telling first.

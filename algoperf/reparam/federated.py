@@ -23,7 +23,6 @@ from algoperf.errors import UserError
 from algoperf.reparam import experts
 from algoperf.reparam.base import Reparametrisation, State
 from algoperf.reparam.width import FIRST, SECOND, gated_mlps
-from algoperf.workload import join
 
 RIDGE = 1e-2  # of the mean variance, added to all variances
 ROUNDING = 1e-5  # relative, of a mean loss with factors multiplied out, in float32
@@ -196,7 +195,7 @@ def make_evaluate(
         params: Any, mixtures: Any, routers: Any, batches: Sequence[spec.Batch]
     ) -> float:
         parts = [measured(params, mixtures, routers, batch) for batch in batches]
-        return workload.metrics(join(jax.device_get(parts)))["loss"]
+        return workload.metrics_of(parts)["loss"]
 
     return evaluate
 
@@ -209,7 +208,7 @@ def make_plain_evaluate(
 
     def evaluate(params: Any, batches: Sequence[spec.Batch]) -> float:
         parts = [step(params, {}, batch) for batch in batches]
-        return workload.metrics(join(jax.device_get(parts)))["loss"]
+        return workload.metrics_of(parts)["loss"]
 
     return evaluate
 

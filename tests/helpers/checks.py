@@ -8,7 +8,6 @@ import optax
 import pytest
 
 from algoperf import sharding, spec
-from algoperf.workload import join
 
 
 def each_variant(workloads):
@@ -62,7 +61,7 @@ def evaluate(workload, params, model_state, batches):
     """Returns the metrics over batches, as the harness computes them."""
     step = jax.jit(workload.evaluation_step)
     parts = [jax.device_get(step(params, model_state, batch)) for batch in batches]
-    return workload.metrics(join(parts))
+    return workload.metrics_of(parts)
 
 
 def count_types(workload):

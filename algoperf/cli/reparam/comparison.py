@@ -258,7 +258,7 @@ def _run(
     study: int,
     factor: float,
 ) -> "TrialConfig":
-    from algoperf.reparam import trainers
+    from algoperf.cli.reparam import trainers
 
     if setting.submission == NARROW:
         chosen, point = trainers.narrow_network(), training.point(DENSE)

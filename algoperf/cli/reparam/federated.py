@@ -107,7 +107,7 @@ def _runs(
 
     The first is the public model's; the experts start from its params, `public`.
     """
-    from algoperf.reparam import trainers
+    from algoperf.cli.reparam import trainers
 
     first, *others = planned.values()
     adamw, point = training.load("adamw"), training.point("adamw")

@@ -10,7 +10,7 @@ import jax
 
 from algoperf.inference.models import decoder
 from algoperf.inference.models.shapes import DecoderShape
-from algoperf.workload import Workload, join
+from algoperf.workload import Workload
 
 
 def evaluate(
@@ -34,4 +34,4 @@ def evaluate(
 
     dataset = workload.dataset(split, workload.eval_batch_size, seed=0)
     parts = [jax.device_get(measured(params, dataset[i])) for i in range(len(dataset))]
-    return {name: float(x) for name, x in workload.metrics(join(parts)).items()}
+    return workload.metrics_of(parts)

@@ -23,6 +23,7 @@ from algoperf.inference.rooflines import peak_rates, roofline
 from algoperf.inference.rooflines.roofline import Peak
 from algoperf.inference.timing import profiler
 from algoperf.inference.timing.programs import Program
+from algoperf.inference.timing.spread import spread_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def row(program: Program, peak: Peak, seconds: Sequence[float] = ()) -> Row:
     return dataclasses.replace(
         found,
         measured_seconds=measured,
-        spread=profiler.spread_of({(0, 0): seconds}),
+        spread=spread_of([seconds]),
         efficiency=ideal / measured,
     )
 

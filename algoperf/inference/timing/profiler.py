@@ -16,7 +16,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,20 +26,12 @@ from algoperf.inference.timing.runtime import (
     fit_quality,
     fit_runtime,
 )
-
-if TYPE_CHECKING:
-    from algoperf.inference.timing.size_time import SizeTime
+from algoperf.inference.timing.size_time import SizeTime
+from algoperf.inference.timing.spread import spread_of, uncertainty_of
 
 Cell = tuple[int, int]  # prompt and output tokens
 Measure = Callable[[int, int], float]  # (prompt, output) -> seconds
 
-# From a spread to the standard error of a median, for normal noise.
-_MAD_TO_DEVIATION = 1.4826
-_MEDIAN_FACTOR = 1.2533
-# The median absolute deviation of few numbers is too small; by how much, for 2 to 9
-# (Croux and Rousseeuw 1992, Time-efficient algorithms for two highly robust estimators
-# of scale, section 4). Beyond, n / (n - 0.8).
-_OF_FEW = (1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)
 # Rounds go on until the uncertainty is this share of its limit: the fit's own limits
 # are tighter.
 AIM = 1 / 3
@@ -229,7 +220,7 @@ def measure_rounds(
     for done in range(1, plan.max_rounds + 1):
         for cell in order.sample(list(cells), len(cells)):
             times[cell].append(measure(*cell))
-        now = uncertainty_of(times) if done > 2 else math.inf
+        now = uncertainty_of(times.values()) if done > 2 else math.inf
         if done > 2:
             say(f"round {done}: medians within {100 * now:.1f} %")
         is_late = clock() - start > plan.seconds
@@ -266,28 +257,6 @@ def repeated(
         return timed(run, repeats[one, other])
 
     return seconds
-
-
-def spread_of(times: Mapping[Cell, Sequence[float]]) -> float:
-    """Returns the relative deviation of a measurement, on average over the cells.
-
-    1.4826 x median absolute deviation / median, corrected for few rounds: for normal
-    noise the standard deviation.
-    """
-    spreads = []
-    for found in times.values():
-        middle = np.median(found)
-        spreads.append(np.median(np.abs(np.array(found) - middle)) / middle)
-    rounds = min(len(found) for found in times.values())
-    few = rounds - 2
-    factor = _OF_FEW[few] if 0 <= few < len(_OF_FEW) else rounds / (rounds - 0.8)
-    return float(_MAD_TO_DEVIATION * factor * np.mean(spreads))
-
-
-def uncertainty_of(times: Mapping[Cell, Sequence[float]]) -> float:
-    """Returns the relative standard error of a cell's median, on average."""
-    rounds = min(len(found) for found in times.values())
-    return _MEDIAN_FACTOR * spread_of(times) / math.sqrt(rounds)
 
 
 def profile(
@@ -345,13 +314,13 @@ def fit_result(
         held_out=grid.held_out,
         runtime=runtime,
         held_out_error=error,
-        uncertainty=uncertainty_of(times),
-        spread=spread_of(times),
+        uncertainty=uncertainty_of(times.values()),
+        spread=spread_of(times.values()),
         rounds=min(len(found) for found in times.values()),
     )
 
 
-def refusal(result: "Result | SizeTime", limits: Limits = Limits()) -> str | None:
+def refusal(result: Result | SizeTime, limits: Limits = Limits()) -> str | None:
     """Returns why a result should not be used, and what to do; None where it may be."""
     found = []
     if result.uncertainty > limits.uncertainty:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from algoperf.errors import UserError, unknown_name
-from algoperf.inference.timing import profiler
 from algoperf.inference.timing.prompt_time import (
     FITTED,
     RULES,
@@ -20,6 +19,7 @@ from algoperf.inference.timing.prompt_time import (
     prompt_columns,
 )
 from algoperf.inference.timing.runtime import r_squared
+from algoperf.inference.timing.spread import spread_of, uncertainty_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +75,14 @@ def fit_sizes(
     found = fit_rule(chosen, sizes, seconds)
     predicted = np.array([found(n) for n in fitted])
     errors = [abs(found(n) / medians[n] - 1) for n in held_out]
-    cells = {(n, 0): of_size for n, of_size in times.items()}
     return SizeTime(
         times=times,
         held_out=tuple(held_out),
         seconds=found,
         r2=r_squared(seconds, predicted),
         held_out_error=float(np.mean(errors)) if errors else None,
-        uncertainty=profiler.uncertainty_of(cells),
-        spread=profiler.spread_of(cells),
+        uncertainty=uncertainty_of(times.values()),
+        spread=spread_of(times.values()),
         rounds=min(len(of_size) for of_size in times.values()),
     )
 

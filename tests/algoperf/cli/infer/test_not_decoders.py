@@ -83,9 +83,9 @@ def test_all_others(name, tmp_path, capsys):
 
 
 def test_a_noisy_machine_is_refused(tmp_path, capsys, monkeypatch):
-    from algoperf.inference.timing import profiler
+    from algoperf.inference.timing import size_time
 
-    monkeypatch.setattr(profiler, "uncertainty_of", lambda times: 0.5)
+    monkeypatch.setattr(size_time, "uncertainty_of", lambda times: 0.5)
     command = profiled("imagenet_resnet", "--prompts=1", f"--out={tmp_path}")
     command.remove("--accept_noise")
     assert cli.main(command) == 1

@@ -133,18 +133,6 @@ def test_rounds_go_on_until_medians_are_known():
     assert noisy.uncertainty <= Limits().uncertainty / 3
 
 
-@pytest.mark.parametrize("rounds", [3, 4, 5, 8, 20])
-def test_spread_is_the_standard_deviation_however_few_rounds(rounds):
-    rng = np.random.default_rng(0)
-    times = {
-        (p, 1): tuple(1 + 0.05 * rng.standard_normal(rounds)) for p in range(1, 2000)
-    }
-    assert profiler.spread_of(times) == pytest.approx(0.05, rel=0.06)
-    # What the medians of so many rounds deviate by.
-    medians = np.std([np.median(found) for found in times.values()])
-    assert profiler.uncertainty_of(times) == pytest.approx(medians, rel=0.15)
-
-
 def test_time_limits_the_rounds_but_for_three():
     machine = FakeMachine()
     plan = Plan(rounds=50, max_rounds=50, seconds=1.0)
