@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 import scoring
+from scoring import recipes
 from scoring.read import FloatArray
 
 RESAMPLES = 2_000
@@ -62,13 +63,11 @@ def gain(logs_B: FloatArray) -> Gain | None:
     count = logs_B.size
     if count < 2:
         return None
-    mean, error = logs_B.mean(), logs_B.std(ddof=1) / math.sqrt(count)
+    mean = recipes.mean_ratio(np.exp(logs_B), CONFIDENCE)
     if count < 3 or np.ptp(logs_B) == 0:
-        return Gain(math.exp(mean), math.nan, math.nan, count, math.nan)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
-    ends = (math.exp(mean + sign * half) for sign in (-1, 1))
-    p_value = 2 * stats.t.sf(abs(mean) / error, count - 1)
-    return Gain(math.exp(mean), *ends, count, float(p_value))
+        return Gain(mean.value, math.nan, math.nan, count, math.nan)
+    p_value = stats.ttest_1samp(logs_B, 0.0).pvalue
+    return Gain(*mean, count, float(p_value))
 
 
 def over(
