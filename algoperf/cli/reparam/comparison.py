@@ -258,10 +258,10 @@ def _run(
     study: int,
     factor: float,
 ) -> "TrialConfig":
-    from algoperf.cli.reparam import trainers
+    from algoperf import study_submissions
 
     if setting.submission == NARROW:
-        chosen, point = trainers.narrow_network(), training.point(DENSE)
+        chosen, point = study_submissions.narrow_network(), training.point(DENSE)
     else:
         chosen = training.load(setting.submission)
         point = training.point(setting.submission)

@@ -107,14 +107,14 @@ def _runs(
 
     The first is the public model's; the experts start from its params, `public`.
     """
-    from algoperf.cli.reparam import trainers
+    from algoperf import study_submissions
 
     first, *others = planned.values()
     adamw, point = training.load("adamw"), training.point("adamw")
     runs = [training.config(values, first, adamw, point, study)]
     for whole in others:
         workload = training.with_steps(whole, _expert_steps(whole))
-        expert = trainers.expert("expert", public)
+        expert = study_submissions.expert("expert", public)
         runs.append(training.config(values, workload, expert, point | EXPERT, study))
     return [*runs, training.config(values, joint, adamw, point, study)]
 
