@@ -85,15 +85,15 @@ def _run(config: TrialConfig, observer: "_Observer", stop_at: int | None) -> boo
         with observer.listening():
             if stop_at is not None:
                 runner.run_trial(config, should_stop=lambda: observer.step == stop_at)
-                observer.compilations.clear()
             record = runner.run_trial(config, resume=True)
     except UserError as error:
         observer.add(str(error))
         return False
-    message = record["message"].removeprefix("TypeError: ")
-    if record["status"] is Status.FAILED and message not in observer.found:
+    status, message = record["status"], record["message"].removeprefix("TypeError: ")
+    ended_badly = status in (Status.FAILED, Status.DIVERGED)
+    if ended_badly and message not in observer.found:
         observer.add(record["message"])
-    return record["status"] is not Status.FAILED
+    return status is not Status.FAILED
 
 
 class _Observer:
@@ -136,7 +136,7 @@ class _Observer:
     def try_get_batch_size(self) -> None:
         """Asks for the batch size of a workload that nobody knows."""
         try:
-            self._functions.get_batch_size("a_workload_that_nobody_knows")
+            size = self._functions.get_batch_size("a_workload_that_nobody_knows")
         except ValueError:
             return
         except Exception as error:
@@ -144,6 +144,12 @@ class _Observer:
                 "get_batch_size must raise ValueError for a name that it does not "
                 f"know, it raised {type(error).__name__}: {error}"
             )
+        else:
+            if size is None:
+                self.add(
+                    "get_batch_size must raise ValueError for a name that it does not "
+                    "know, it returned None"
+                )
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

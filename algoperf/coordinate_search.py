@@ -284,8 +284,12 @@ def grid(plan: Plan, name: str, anchor: Any) -> Grid:
     if above:
         places[-1] = high
     values = [rounded(math.exp(x) if _is_log(part) else x, part) for x in places]
-    values[below] = anchor
-    return Grid(list(dict.fromkeys(values)), is_ordered=True)
+    # A neighbour may round to the value itself, as 2000.0 where this is 2000.
+    lower, upper = (
+        [v for v in side if v != anchor]
+        for side in (values[:below], values[below + 1 :])
+    )
+    return Grid(list(dict.fromkeys([*lower, anchor, *upper])), is_ordered=True)
 
 
 def rounded(value: Any, part: Part) -> Any:

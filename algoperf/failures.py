@@ -3,6 +3,7 @@
 import contextlib
 import traceback
 from pathlib import Path
+from typing import Any, cast
 
 from algoperf import sharding, tuning
 from algoperf.errors import UserError
@@ -31,14 +32,27 @@ def outcome(
 
 def missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | None:
     """Says what is wrong if a submission read a hyperparameter that it lacks."""
-    owner = getattr(error, "obj", None)
-    if not isinstance(error, AttributeError) or not tuning.is_point(owner):
+    if not isinstance(error, AttributeError):
         return None
-    return (
-        f"submission {config.submission.name} reads the hyperparameter "
-        f"{error.name!r}, which its search space lacks; it has: "
-        f"{', '.join(config.hyperparameters or {})}"
-    )
+    name, owner = config.submission.name, cast(Any, error.obj)
+    if tuning.is_point(owner):
+        where = "its search space" if config.hyperparameters else "its self_tuned"
+        return (
+            f"submission {name} reads the hyperparameter {error.name!r}, which {where} "
+            f"lacks; add it there, beside {', '.join(owner._fields)}"
+        )
+    if owner is None and config.hyperparameters is None and _is_own(config, error):
+        return (
+            f"submission {name} reads {error.name!r} of hyperparameters, and "
+            "--ruleset self gives none; run it with --ruleset external"
+        )
+    return None
+
+
+def _is_own(config: TrialConfig, error: BaseException) -> bool:
+    """Whether a line of the submission's file raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename) == config.submission.path
 
 
 def describe(config: TrialConfig, error: BaseException) -> str:

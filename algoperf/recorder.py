@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from algoperf import hardware, locks, records
 from algoperf.errors import OtherRunError, UserError
 from algoperf.hosts import Hosts
@@ -50,7 +52,17 @@ class ScalarLog:
     def append_scalar_metrics(
         self, metrics: Mapping[str, Any], global_step: int
     ) -> None:
-        """Keeps scalars for `measurements.csv`."""
+        """Keeps scalars for `measurements.csv`.
+
+        Raises:
+          TypeError: one is no scalar.
+        """
+        for name, value in metrics.items():
+            if np.size(value) != 1:  # asks for the shape alone, and does not wait
+                raise TypeError(
+                    f"append_scalar_metrics: {name} has shape {np.shape(value)}; "
+                    "log a mean or a norm of it"
+                )
         self._pending.append((int(global_step), dict(metrics)))
 
     def rows(self) -> list[Row]:
@@ -164,6 +176,7 @@ class Recorder:
                     f"{folder} holds another run: its {name} is {found[name]}, "
                     f"asked for is {wanted}; choose another --out"
                 )
+        _check_budget(folder, earlier, record)
         earlier["preemption_count"] += not earlier["status"].is_final
         return str(folder), earlier, True
 
@@ -332,6 +345,23 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     record = json.loads(json.dumps(records.finite(record)))
     facts = {**(record.get("placement") or {}), **record}
     return {name: facts[name] for name in IDENTITY if name in facts}
+
+
+def _check_budget(
+    folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Raises OtherRunError where one run has a time budget and the other has none.
+
+    Its length is that of the beginning: it was measured there.
+    """
+    had, wants = (
+        x.get("budget_sec", 0.0) not in (None, math.inf) for x in (earlier, record)
+    )
+    if had != wants:
+        raise OtherRunError(
+            f"{folder} holds another run: it has {'a' if had else 'no'} time budget, "
+            f"asked for is {'one' if wants else 'none'}; choose another --out"
+        )
 
 
 def _before(

@@ -45,9 +45,16 @@ def find_submission(name_or_path: str) -> Path:
       UserError: neither; with the nearest names.
     """
     paths = submission_paths()
-    if name_or_path in paths:
-        return paths[name_or_path]
     path = Path(name_or_path)
+    if name_or_path in paths:
+        file = path / "submission.py"
+        if file.is_file() and not file.samefile(paths[name_or_path]):
+            raise UserError(
+                f"{name_or_path} is a folder here, and a submission that comes with "
+                f"AlgoPerf: give ./{name_or_path} for the folder, or the path that "
+                "`algoperf submissions --json -` names"
+            )
+        return paths[name_or_path]
     if path.is_dir() and (path / "submission.py").is_file():
         return path / "submission.py"
     if path.is_file():
@@ -135,8 +142,8 @@ def find_suite(name: str) -> tuple[list[str], str]:
 def held_out(seed: int, scale: str) -> list[str]:
     """Draws one variant of every family that has any at this scale.
 
-    Each family's draw follows from the seed and its name alone, so a new family or
-    another version changes no other family's.
+    Each family's draw follows from the seed and the names of its variants alone, so a
+    new family changes no other family's.
     """
     variants: dict[str, list[str]] = {}
     for workload in all_workloads():

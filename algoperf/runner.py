@@ -47,6 +47,7 @@ class Progress:
 
     step: int
     submission_sec: float
+    budget_sec: float  # the one in force
     evaluation: Row | None  # the newest one
     is_new_evaluation: bool  # it has just been made
 
@@ -422,10 +423,9 @@ class _Trial:
         )
 
     def _progress(self, is_new_evaluation: bool) -> Progress:
-        rows = self.recorder.rows
-        elapsed = self.clock.seconds(Phase.SUBMISSION)
-        newest = rows[-1] if rows else None
-        return Progress(self.state.step, elapsed, newest, is_new_evaluation)
+        elapsed, budget = self.clock.seconds(Phase.SUBMISSION), self.recorder.budget_sec
+        newest = self.recorder.rows[-1] if self.recorder.rows else None
+        return Progress(self.state.step, elapsed, budget, newest, is_new_evaluation)
 
     def facts(self) -> dict[str, Any]:
         """Returns what the record says of the run so far."""

@@ -17,6 +17,9 @@ from algoperf.workload import Workload
 SELF_TUNING_BUDGET_FACTOR = 1.5
 
 
+WRAPPED = "one that wraps its update_params says so by functools.wraps"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialConfig:
     """Everything that decides what a trial computes, and where it is recorded.
@@ -44,7 +47,7 @@ class TrialConfig:
             raise UserError(
                 f"the hyperparameters name the recipe {recipe!r}, and "
                 f"{self.submission.name} computes its gradients itself, without; name "
-                "no recipe, or take a submission made by from_optax"
+                f"no recipe, or take a submission made by from_optax ({WRAPPED})"
             )
 
     @property
@@ -64,6 +67,9 @@ class TrialConfig:
 def budget_factor(ruleset: str) -> float:
     """Returns how many budgets a trial has under a ruleset."""
     return SELF_TUNING_BUDGET_FACTOR if ruleset == "self" else 1.0
+
+
+WRAPPED = "one that wraps its update_params says so by functools.wraps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
       UserError: it is no whole number, or does not divide over the devices; or the
         workload's packs do not.
     """
-    wish: Any = None
+    wish: Any = workload.default_batch_size
     for name in (workload.name, workload.variant, workload.base_workload):
         try:
             wish = submission.functions.get_batch_size(name)
@@ -147,10 +153,11 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
                 "must raise ValueError"
             ) from error
         break
-    if wish is None:
-        wish = workload.default_batch_size
-    elif not isinstance(wish, int | np.integer) or wish < 1:
-        raise UserError(f"get_batch_size of {submission.name} returned {wish!r}")
+    if not isinstance(wish, int | np.integer) or wish < 1:
+        raise UserError(
+            f"get_batch_size of {submission.name} returned {wish!r}; return a whole "
+            "number of 1 or more, or raise ValueError for the workload's own"
+        )
     if workload.max_batch_size is not None and wish > workload.max_batch_size:
         logging.info(
             "batch size %d is capped at %d on %s",
@@ -164,7 +171,7 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
     if microbatches > 1 and not submission.is_from_optax:
         raise UserError(
             f"{submission.name} computes its gradients itself, and decides itself "
-            "whether in parts; run it without --microbatches"
+            f"whether in parts; run it without --microbatches ({WRAPPED})"
         )
     if workload.max_packs is not None:
         sharding.check_packs(workload.max_packs, workload.name, microbatches)

@@ -1,40 +1,42 @@
-"""Writes docs/leaderboard.md from the records in docs/leaderboard.tar.xz.
+"""Writes docs/leaderboard.md from docs/leaderboard.tar.xz and docs/step_times.json.
 
     python docs/make_leaderboard.py --pack RUNS
     python docs/make_leaderboard.py --unpack DIR
 
 RUNS is what `algoperf sweep --suite mini` leaves: `--pack` keeps the records of its
 trials. `--unpack` gives them back, for `algoperf score DIR`. Without either, the page
-and its figure, docs/leaderboard.svg, are made from what is kept.
+and its figure, docs/leaderboard.svg, are made from what is kept. What a step takes was
+measured by `algoperf step_times --suite mini --out docs/step_times.json`.
 """
 
 import argparse
-import io
+import dataclasses
 import math
-import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gains
 import numpy as np
+import packed
 
 import scoring
-from algoperf import hardware, records
+from algoperf import records
 from algoperf.errors import UserError
-from scoring import time_to_target
+from scoring import time_to_target, uncertainty
+from scoring.rules import Rules
+from scoring.step_times import StepTimes
 
 DOCS = Path(__file__).resolve().parent
 ARCHIVE = DOCS / "leaderboard.tar.xz"
 PAGE = DOCS / "leaderboard.md"
 FIGURE = DOCS / "leaderboard.svg"
-KEPT = (records.RECORD_FILE, records.EVAL_FILE, records.HPARAMS_FILE)
+STEP_TIMES = DOCS / "step_times.json"
 REFERENCE = "adamw"
-# Steps times the undisturbed time of a step: what ran beside a trial does not count.
-# Between evaluations, whose period would be a tenth of such a time, it interpolates.
+# Between evaluations, whose period would be a tenth of a time, it interpolates.
 TIMING = scoring.Timing(kind=scoring.TimeKind.IDEALIZED, interpolate=True)
-STEPS = scoring.Timing(kind=scoring.TimeKind.STEPS, interpolate=True)
+
 
 # Our submissions that have a counterpart in the field of 2024, by its name there.
 FIELD = "v0.5"
@@ -49,50 +51,59 @@ COUNTERPARTS = {
 }
 
 
-def pack(runs: Path, archive: Path) -> int:
-    """Keeps the records of all trials under a folder; returns how many there are.
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Records and their scores.
 
-    The same records give the same bytes. The archive is replaced as a whole.
+    Attributes:
+      runs: of the submissions that ran all workloads.
+      apart: of the others.
+      in_time: the score of `runs`.
+      in_steps: the same by steps.
+      first_point: by time, of the first trial of each study alone.
+      step_costs: geometric mean of the time of a step over the reference's, by name.
+    """
+
+    runs: scoring.Runs
+    apart: scoring.Runs
+    in_time: scoring.Result
+    in_steps: scoring.Result
+    first_point: scoring.Result
+    step_costs: Mapping[str, float]
+
+
+def board(runs: scoring.Runs, rules: Rules, step_times: StepTimes) -> Board:
+    """Scores runs, those of the whole suite alone.
 
     Raises:
-      UserError: there are none that can be read, one is not at its end, or they are of
-        several versions.
+      UserError: a step time is missing.
     """
-    found = scoring.read_runs([runs])
-    scoring.check_mixed(found, scoring.load_rules("mini"))
-    unfinished = [
-        f"{trial.submission}/{trial.place}"
-        for trial in found.trials
-        if trial.status is None or not trial.status.is_final
-    ]
-    if unfinished:
-        raise UserError(
-            f"{len(unfinished)} trials are not at their end, such as {unfinished[0]}; "
-            "the same `algoperf sweep` goes on with them"
-        )
-    places = sorted(trial.path for trial in found.trials)
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:xz") as tar:
-        for path in [folder / name for folder in places for name in KEPT]:
-            if not path.exists():  # a trial that failed before its first evaluation
-                continue
-            entry = tarfile.TarInfo(str(path.relative_to(runs)))
-            entry.size = path.stat().st_size
-            tar.addfile(entry, io.BytesIO(path.read_bytes()))
-    records.write_bytes(archive, content.getvalue())
-    return len(places)
+    runs = scoring.with_step_times(runs, rules, step_times)
+    ran = {(trial.submission, trial.workload) for trial in runs.trials}
+    whole = {
+        name
+        for name in runs.submissions
+        if all((name, workload) in ran for workload in rules.base_workloads)
+    }
+    costs = {}
+    for name in whole if REFERENCE in whole else ():
+        of_all = [step_times[workload] for workload in rules.base_workloads]
+        ratios = [of[name].seconds / of[REFERENCE].seconds for of in of_all]
+        costs[name] = float(np.exp(np.mean(np.log(ratios))))
+    kept = _only(runs, lambda trial: trial.submission in whole)
+    first = _only(kept, lambda trial: trial.trial == 1)
+    return Board(
+        runs=kept,
+        apart=_only(runs, lambda trial: trial.submission not in whole),
+        in_time=scoring.score_runs(kept, rules, timing=TIMING),
+        in_steps=scoring.score_runs(kept, rules, timing=packed.STEPS),
+        first_point=scoring.score_runs(first, rules, timing=TIMING),
+        step_costs=costs,
+    )
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Writes the records that an archive keeps, as trials left them.
-
-    Raises:
-      UserError: there is no archive.
-    """
-    if not archive.exists():
-        raise UserError(f"{archive} is not there yet; make it with --pack RUNS")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+def _only(runs: scoring.Runs, keep: Callable[[scoring.Trial], bool]) -> scoring.Runs:
+    return dataclasses.replace(runs, trials=tuple(filter(keep, runs.trials)))
 
 
 def field_correlations(result: scoring.Result) -> dict[str, gains.Correlation] | None:
@@ -159,13 +170,20 @@ def draw(by_kind: Mapping[str, Mapping[str, gains.Gain]], path: Path) -> None:
 HEAD = """# Leaderboard
 
 Written by `python docs/make_leaderboard.py` from the records in
-`docs/leaderboard.tar.xz`; none of these numbers was typed in. `make leaderboard` scores
-the same records and draws their page, `runs/leaderboard.html`.
+`docs/leaderboard.tar.xz` and the step times in `docs/step_times.json`; none of these
+numbers was typed in. `make leaderboard` scores the same records and draws their page,
+`runs/leaderboard.html`.
 
 {trials} trials: {studies} of {points} of the search space on each of the workloads of
 the mini suite, on {machine}.{fastest}{budget}
-Times are steps to the target, interpolated between evaluations, times the undisturbed
-time of a step. The score is that of [scoring.md](scoring.md).
+Times are steps to the target, interpolated between evaluations, times the time of a
+step: that was measured by itself, all submissions taking turns
+(`algoperf step_times`), since trials ran at different hours beside different work. They
+are without compilation and `prepare_for_eval`, which the [clock](rules.md) of a trial
+counts, and which are a good part of trials as short as these.
+
+The score is that of [scoring.md](scoring.md); it depends on who else is in the table.
+With one study, neighbours may change places under another seed.
 """
 GAIN_WORDS = """
 ## What they gain over AdamW
@@ -173,19 +191,27 @@ GAIN_WORDS = """
 Geometric means of the speed-up over AdamW. In brackets the 95 % interval, Student's t
 of the logarithms over workloads, which speaks of new ones like them; then how many
 workloads. Each interval is for itself; a star marks what is beyond chance with all of
-its column looked at (Holm 1979, at 5 %).
+its column looked at (Holm 1979, at 5 %). Seeds are the same for all, one for each
+trial: what another seed would change is in the intervals only as far as it differs
+between workloads.
 
-- **In time** and **in steps** are over the workloads on which both reach the target.
-  That spares those that miss much: **won** and **lost** are the targets that they reach
-  and AdamW misses, and the other way round.
-- **Elsewhere** is in steps on the workloads that [tuning](tuned.md) did not see; it ran
-  on {tuned_on}.
-- **With misses** is in time over all workloads. A target that one of the two misses
-  counts as {r_max:g} times as long, and no ratio as more; one that both miss as equal.
-- There is no interval of fewer than three workloads, nor where all are alike.
-- Times take the undisturbed time of a usual step. `kron` and `infinite_compute` have
-  some that cost more and are not counted: they look faster in time than they are.
+- **In time** is over the workloads on which both reach the target. That spares those
+  that miss much: **won** and **lost** are the targets that they reach and AdamW misses,
+  and the other way round.
+- **Elsewhere** is over those of them that [tuning](tuned.md) did not see; it ran on
+  {tuned_on}.
+- **First point** takes the first point of each search space alone, the best of its
+  tuning. Of three, the fastest is chosen by the very runs that it is then judged by:
+  who has three that are alike gains a few percent by that.
+- **With misses** is over all workloads. A target that one of the two misses counts as
+  {r_max:g} times as long, and no ratio as more; one that both miss as equal.
+- **In steps** counts those, whatever they cost: some hold several gradients or updates,
+  and their plans are shorter. **A step** is its time over AdamW's, a mean over the
+  workloads; that of `kron`, whose steps are dearest at the beginning, is too long.
+- There is no interval, and no star, of fewer than three workloads, nor where all are
+  alike, as for one that misses all.
 
+{missed}
 {rows}
 ![Speed-ups over AdamW]({figure})
 """
@@ -195,8 +221,8 @@ WARNING_WORDS = """
 {rows}
 """
 COLUMNS = ("rank", "submission", "score", "targets reached")
-GAIN_COLUMNS = ("submission", "in time", "in steps", "elsewhere", "with misses")
-GAIN_COLUMNS += ("won", "lost")
+GAIN_COLUMNS = ("submission", "in time", "elsewhere", "first point", "with misses")
+GAIN_COLUMNS += ("in steps", "a step", "won", "lost")
 # What `algoperf tune` chose the points on.
 TUNED_ON = ("finewebedu_lm_mini", "librispeech_deepspeech_mini")
 FIELD_WORDS = """
@@ -218,30 +244,45 @@ interval. AdamW and momentum were not in that field.
 """
 
 
-def page(runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result) -> str:
-    """Returns the text of the page.
-
-    Args:
-      runs: the records.
-      result: their score.
-      in_steps: their score by steps.
-    """
+def page(board: Board) -> str:
+    """Returns the text of the page."""
+    result = board.in_time
+    places = uncertainty.ranks(result.scores[None])[0]
     rows = []
-    for rank, s in enumerate(result.ranking, start=1):
+    for s in result.ranking:
         reached = int(np.isfinite(result.times[s]).sum())
         targets = f"{reached} of {len(result.workloads)}"
-        score = f"{result.scores[s]:.3f}"
-        rows.append((str(rank), result.submissions[s], score, targets))
-    gained = ""
-    if REFERENCE in result.submissions:
-        gained = gain_words(runs, result, in_steps)
+        score = f"{result.scores[s]:.2f}"
+        rows.append((f"{places[s]:.0f}", result.submissions[s], score, targets))
+    gained = gain_words(board) if REFERENCE in result.submissions else ""
     warned = ""
-    mixed = scoring.check_mixed(runs, result.rules, allow=True)
-    unwell = unhealthy(runs, result.rules, result.timing)
+    mixed = scoring.check_mixed(board.runs, result.rules, allow=True)
+    unwell = packed.unhealthy(board.runs, result.rules, result.timing)
     if warnings := [*unwell, *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
-    head = HEAD.format(**_protocol(runs))
-    return f"{head}\n{table(COLUMNS, rows)}{gained}{warned}{_field_words(result)}"
+    head = HEAD.format(**_protocol(board.runs))
+    scored = f"{table(COLUMNS, rows)}{_apart_words(board.apart, result.rules)}"
+    return f"{head}\n{scored}{gained}{warned}{_field_words(result)}"
+
+
+def _apart_words(runs: scoring.Runs, rules: Rules) -> str:
+    """Returns what the page says of submissions that did not run all workloads."""
+    lines = []
+    for name in runs.submissions:
+        trials = [trial for trial in runs.trials if trial.submission == name]
+        ran = [w for w in rules.base_workloads if any(t.workload == w for t in trials)]
+        of = {w: [t for t in trials if t.workload == w] for w in ran}
+        reached = [w for w in ran if _reaches(of[w], rules, w)]
+        lines.append(
+            f"`{name}` ran on {', '.join(f'`{w}`' for w in ran)} alone, hence is not "
+            f"ranked; it reaches {len(reached)} of {len(ran)}.\n"
+        )
+    return "".join(f"\n{line}" for line in lines)
+
+
+def _reaches(trials: Sequence[scoring.Trial], rules: Rules, workload: str) -> bool:
+    time = time_to_target.workload_time(trials, rules.goals[workload], timing=TIMING)
+    return math.isfinite(time)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -250,66 +291,67 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def gain_words(
-    runs: scoring.Runs, result: scoring.Result, in_steps: scoring.Result
-) -> str:
+def gain_words(board: Board) -> str:
     """Returns what the page says of gains over the reference."""
-    names = list(result.submissions)
+    result, names = board.in_time, board.in_time.submissions
     elsewhere = [name for name in result.workloads if name not in TUNED_ON]
     columns = [
         gains.over(result, REFERENCE, result.workloads),
-        gains.over(in_steps, REFERENCE, result.workloads),
-        gains.over(in_steps, REFERENCE, elsewhere),
+        gains.over(result, REFERENCE, elsewhere),
+        gains.over(board.first_point, REFERENCE, result.workloads),
         gains.over(result, REFERENCE, result.workloads, with_misses=True),
     ]
-    ran = {(trial.submission, trial.workload) for trial in runs.trials}
-    ran_SB = np.array([[(s, w) in ran for w in result.workloads] for s in names])
+    in_steps = gains.over(board.in_steps, REFERENCE, result.workloads)
     reached_SB = np.isfinite(result.times)
     r = names.index(REFERENCE)
-    # What was not run was not missed.
-    won_S = (reached_SB & ~reached_SB[r] & ran_SB[r]).sum(axis=1)
-    lost_S = (reached_SB[r] & ~reached_SB & ran_SB).sum(axis=1)
-    whole = {name for name, row_B in zip(names, ran_SB, strict=True) if row_B.all()}
-    if REFERENCE not in whole:
-        whole = set()
-    columns[-1] = {name: gain for name, gain in columns[-1].items() if name in whole}
+    won_S = (reached_SB & ~reached_SB[r]).sum(axis=1)
+    lost_S = (reached_SB[r] & ~reached_SB).sum(axis=1)
     stars = [gains.sure(column) for column in columns]
     rows = []
     for s in result.ranking:
         if s == r:
             continue
+        name = names[s]
         cells = [
-            f"{column[names[s]]}{'*' * (names[s] in star)}"
-            if names[s] in column
-            else "-"
+            f"{column[name]}{'*' * (name in star)}" if name in column else "-"
             for column, star in zip(columns, stars, strict=True)
         ]
-        rows.append((names[s], *cells, str(won_S[s]), str(lost_S[s])))
+        cells += [str(in_steps.get(name, "-")), f"{board.step_costs[name]:.2f}"]
+        rows.append((name, *cells, str(won_S[s]), str(lost_S[s])))
     return GAIN_WORDS.format(
         rows=table(GAIN_COLUMNS, rows),
         figure=FIGURE.name,
+        missed=_missed_words(board),
         r_max=result.rules.r_max,
         tuned_on=" and ".join(f"`{name.removesuffix('_mini')}`" for name in TUNED_ON),
     )
 
 
-def unhealthy(
-    runs: scoring.Runs, rules: scoring.Rules, timing: scoring.Timing
-) -> list[str]:
-    """Returns a line for each trial that failed or diverged, and what it counts as.
-
-    A trial that no target ends may have reached that of the rules before.
-    """
-    lines = []
-    for trial in runs.trials:
-        is_unwell = trial.status in (records.Status.FAILED, records.Status.DIVERGED)
-        if not is_unwell or trial.workload not in rules.workloads:
+def _missed_words(board: Board) -> str:
+    """Returns by how much the reference missed which targets."""
+    result = board.in_time
+    times_B = result.times[result.submissions.index(REFERENCE)]
+    missed = []
+    for workload, time in zip(result.workloads, times_B, strict=True):
+        if math.isfinite(time):
             continue
-        goal = rules.goals[trial.workload]
-        time = time_to_target.trial_time(trial, goal, timing)
-        known = ", a miss" if math.isinf(time) else " after its target, which counts"
-        lines.append(f"{trial.submission}/{trial.place} {trial.status}{known}")
-    return lines
+        goal = result.rules.goals[workload]
+        values = [
+            value
+            for trial in board.runs.trials
+            if (trial.submission, trial.workload) == (REFERENCE, workload)
+            for value in trial.columns.get(goal.column, ())
+            if math.isfinite(value)
+        ]
+        best = min if goal.direction is records.Direction.MINIMIZE else max
+        came = f"{best(values):.4g}" if values else "nothing"
+        missed.append(f"`{workload}` ({came}, where {goal.target:.4g} is asked for)")
+    if not missed:
+        return "AdamW reaches all targets.\n"
+    return (
+        f"AdamW misses {', '.join(missed)}. All rows share its runs: a target that it "
+        "misses by a hair lifts all that reach it in **with misses** and **won**.\n"
+    )
 
 
 def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
@@ -323,7 +365,7 @@ def _protocol(runs: scoring.Runs) -> Mapping[str, str]:
         "studies": "one study" if studies == 1 else f"{studies} studies",
         "points": "one point" if points == 1 else f"{points} points",
         "fastest": "" if points == 1 else "\nOn each the fastest point counts.",
-        "machine": machines(runs),
+        "machine": packed.machines(runs),
         "budget": _budget_words(runs),
     }
 
@@ -346,12 +388,6 @@ def _end(record: Mapping[str, Any]) -> str:
     if has_target:
         return "ended at their target, their own plan's end or their step hint"
     return "went on for their step hint"
-
-
-def machines(runs: scoring.Runs) -> str:
-    """Returns what the trials ran on, in words."""
-    hosts = [trial.record["host"] for trial in runs.trials if trial.record]
-    return " and ".join(sorted({hardware.host_words(host) for host in hosts}))
 
 
 def _field_words(result: scoring.Result) -> str:
@@ -378,23 +414,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     group.add_argument("--unpack", type=Path, metavar="DIR", help="write them there")
     options = parser.parse_args(arguments)
     if options.unpack:
-        unpack(ARCHIVE, options.unpack)
+        packed.unpack(ARCHIVE, options.unpack)
         return
     if options.pack:
-        print(f"packed {pack(options.pack, ARCHIVE)} trials into {ARCHIVE}")
+        print(f"packed {packed.pack(options.pack, ARCHIVE)} trials into {ARCHIVE}")
     with tempfile.TemporaryDirectory() as folder:
-        unpack(ARCHIVE, Path(folder))
-        runs, rules = scoring.read_runs([folder]), scoring.load_rules("mini")
-        result, in_steps = (
-            scoring.score_runs(runs, rules, timing=timing) for timing in (TIMING, STEPS)
+        packed.unpack(ARCHIVE, Path(folder))
+        step_times = scoring.load_step_times(STEP_TIMES)
+        found = board(
+            scoring.read_runs([folder]), scoring.load_rules("mini"), step_times
         )
-        PAGE.write_text(page(runs, result, in_steps), encoding="utf-8")
-        if REFERENCE in result.submissions:
-            kinds = {"in time": result, "in steps": in_steps}
-            by_kind = {
-                kind: gains.over(x, REFERENCE, x.workloads) for kind, x in kinds.items()
-            }
-            draw(by_kind, FIGURE)
+        PAGE.write_text(page(found), encoding="utf-8")
+    if REFERENCE in found.in_time.submissions:
+        by_kind = {
+            kind: gains.over(result, REFERENCE, result.workloads)
+            for kind, result in (
+                ("in time", found.in_time),
+                ("in steps", found.in_steps),
+            )
+        }
+        draw(by_kind, FIGURE)
     print(f"wrote {PAGE}")
 
 

@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import make_leaderboard
 import make_recipes
 import numpy as np
+import packed
 
 import scoring
 from algoperf.errors import UserError
@@ -33,7 +33,7 @@ COSTS = DOCS / "reparam" / "costs"
 ARCHIVE = DOCS / "reparam" / "suite.tar.xz"
 PAGE = DOCS / "reparam_suite.md"
 DENSE = "adamw"
-STEPS = make_leaderboard.STEPS
+STEPS = packed.STEPS
 HEAD = """# Small and low-rank training on the mini suite
 
 Written by `python docs/make_methods.py` from the records in
@@ -256,12 +256,12 @@ def _head(runs: scoring.Runs, rules: scoring.Rules) -> str:
         f"{count} {'seed' if count == 1 else 'seeds'} of {', '.join(names)}"
         for count, names in sorted(seeds.items())
     ]
-    unwell = make_leaderboard.unhealthy(runs, rules, STEPS)
+    unwell = packed.unhealthy(runs, rules, STEPS)
     failed = f"\nThese ended early: {'; '.join(unwell)}.\n" if unwell else ""
     return HEAD.format(
         submissions=",".join(sorted(runs.submissions)),
         trials=len(runs.trials),
-        machine=make_leaderboard.machines(runs),
+        machine=packed.machines(runs),
         studies=max(seeds),
         seed=_seed(runs),
         seeds="; ".join(words),
@@ -299,10 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pack", type=Path, metavar="RUNS", help="keep these records")
     options = parser.parse_args(arguments)
     if options.pack:
-        count = make_leaderboard.pack(options.pack, ARCHIVE)
+        count = packed.pack(options.pack, ARCHIVE)
         print(f"packed {count} trials into {ARCHIVE}")
     with tempfile.TemporaryDirectory() as folder:
-        make_leaderboard.unpack(ARCHIVE, Path(folder))
+        packed.unpack(ARCHIVE, Path(folder))
         PAGE.write_text(page(scoring.read_runs([folder])), encoding="utf-8")
     print(f"wrote {PAGE}")
 

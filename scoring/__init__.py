@@ -29,6 +29,8 @@ from scoring.published import Published, known_published, load_published
 from scoring.read import Runs, Skipped, Trial, read_runs
 from scoring.rules import Goal, Protocol, Rules, known_rules, load_rules
 from scoring.score import Result, score_runs
+from scoring.step_times import load as load_step_times
+from scoring.step_times import with_step_times
 from scoring.tables import print_report
 from scoring.time_to_target import Mode, TimeKind, Timing
 from scoring.uncertainty import Uncertainty, estimate_uncertainty
@@ -71,12 +73,14 @@ __all__ = [
     "known_rules",
     "load_published",
     "load_rules",
+    "load_step_times",
     "predict_runs",
     "print_report",
     "read_runs",
     "score_predicted",
     "score_runs",
     "to_json",
+    "with_step_times",
     "write_csv_files",
     "write_figures",
     "write_page",

@@ -115,8 +115,8 @@ def score_runs(
     warnings += guards.contention_warnings(
         trial
         for trial in _judged(groups, rules)
-        # Other times leave other load out, but for what a budget ends.
-        if timing.kind is TimeKind.SUBMISSION or not trial.has_no_budget
+        # Steps are the same under any load, but for what a budget ends.
+        if timing.kind is not TimeKind.STEPS or not trial.has_no_budget
     )
     theirs: tuple[str, ...] = ()
     if published is not None:

@@ -16,11 +16,13 @@ from scipy import stats
 import scoring
 from algoperf import records
 from algoperf.errors import UserError
+from scoring.step_times import StepTime
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 gains = scripts.load("docs/gains.py")
+packed = scripts.load("docs/packed.py")
 leaderboard = scripts.load("docs/make_leaderboard.py")
 make_tuned = scripts.load("docs/make_tuned.py")
 
@@ -28,15 +30,15 @@ make_tuned = scripts.load("docs/make_tuned.py")
 def test_records_go_in_and_come_out(tmp_path):
     runs = write_runs(tmp_path / "runs", {"adamw": 1, "muon": 0.5})
     first, second = tmp_path / "a.tar.xz", tmp_path / "b.tar.xz"
-    assert leaderboard.pack(runs, first) == 18
-    leaderboard.unpack(first, tmp_path / "out")
+    assert packed.pack(runs, first) == 18
+    packed.unpack(first, tmp_path / "out")
     kept = [p for p in runs.rglob("*") if p.is_file() and p.name != "checkpoint"]
     assert len(kept) == 3 * 18
     for path in kept:
         copy = tmp_path / "out" / path.relative_to(runs)
         assert copy.read_bytes() == path.read_bytes()
     assert not list((tmp_path / "out").rglob("checkpoint"))
-    leaderboard.pack(tmp_path / "out", second)
+    packed.pack(tmp_path / "out", second)
     assert second.read_bytes() == first.read_bytes()
 
 
@@ -82,17 +84,17 @@ def test_the_page_of_runs_without_a_budget_says_so(tmp_path):
     assert "No time budget applied to 17 of them.\n" in text
     assert "- records of different budget: a time budget (adamw); no time" in text
     with pytest.raises(UserError, match="records of different budget"):
-        leaderboard.pack(root, tmp_path / "a.tar.xz")
+        packed.pack(root, tmp_path / "a.tar.xz")
 
 
 def test_an_unfinished_trial_is_not_packed(tmp_path):
     runs = write_runs(tmp_path / "runs", {"adamw": 1})
     archive = tmp_path / "a.tar.xz"
-    leaderboard.pack(runs, archive)
+    packed.pack(runs, archive)
     before = archive.read_bytes()
     change(runs, "adamw", status="preempted")
     with pytest.raises(UserError, match="1 trials are not at their end, such as adamw"):
-        leaderboard.pack(runs, archive)
+        packed.pack(runs, archive)
     assert archive.read_bytes() == before
 
 
@@ -100,8 +102,8 @@ def test_a_trial_that_failed_before_its_first_evaluation_is_packed(tmp_path):
     runs = write_runs(tmp_path / "runs", {"adamw": 1})
     folder = change(runs, "adamw", status="failed")
     (folder / records.EVAL_FILE).unlink()
-    assert leaderboard.pack(runs, tmp_path / "a.tar.xz") == 9
-    leaderboard.unpack(tmp_path / "a.tar.xz", tmp_path / "out")
+    assert packed.pack(runs, tmp_path / "a.tar.xz") == 9
+    packed.unpack(tmp_path / "a.tar.xz", tmp_path / "out")
     told = f"adamw/study_0/{RULES.base_workloads[0]}/trial_1 failed, a miss"
     assert f"## What the scorer warns of\n\n- {told}\n" in page_of(tmp_path / "out")
 
@@ -116,81 +118,109 @@ def test_a_trial_that_ended_badly_is_told_of_as_it_is_scored(tmp_path, status):
     assert f"- adamw/study_0/{first}/trial_1 {status} after its target, which" in text
     assert f"- lawa/study_0/{first}/trial_1 {status}, a miss\n" in text
     assert " | 9 of 9 |" in next(x for x in text.splitlines() if "| adamw |" in x)
-    # Without a step time there is no idealized time.
-    change(root, "adamw", step_time={})
-    text = page_of(root)
-    assert f"- adamw/study_0/{first}/trial_1 {status}, a miss\n" in text
 
 
 def test_no_archive_is_said(tmp_path):
     with pytest.raises(UserError, match="--pack RUNS"):
-        leaderboard.unpack(tmp_path / "none.tar.xz", tmp_path)
+        packed.unpack(tmp_path / "none.tar.xz", tmp_path)
 
 
-def results_of(root):
-    """Scores by time, and by steps."""
+def board_of(root, **seconds):
+    """The board of runs whose steps take 0.1 s, or what is given by name."""
     runs = scoring.read_runs([root])
-    return [
-        scoring.score_runs(runs, RULES, timing=timing)
-        for timing in (leaderboard.TIMING, leaderboard.STEPS)
-    ]
+    times = {
+        name: StepTime(seconds.get(name, 0.1), 0.01, "") for name in runs.submissions
+    }
+    return leaderboard.board(runs, RULES, dict.fromkeys(RULES.base_workloads, times))
 
 
-def page_of(root):
-    return leaderboard.page(scoring.read_runs([root]), *results_of(root))
+def page_of(root, **seconds):
+    return leaderboard.page(board_of(root, **seconds))
 
 
 def result_of(root):
-    return results_of(root)[0]
+    return board_of(root).in_time
+
+
+def rows_of(text):
+    """The rows of the table of gains, by submission."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows if len(row) == 9 and row[0] != "---"}
 
 
 def test_the_page(tmp_path):
     factors = {"adamw": 1, "nadamw": 0.5, "shampoo": 0.25, "lawa": 2}
     missed = {("lawa", "ogbg_mini"), ("shampoo", "wmt_mini")}
     root = write_runs(tmp_path, factors, missed)
-    change(root, "shampoo", step_time={"seconds": 0.05})
-    text = leaderboard.page(scoring.read_runs([root]), *results_of(root))
+    text = page_of(root, shampoo=0.2)
     assert "36 trials: one study of one point" in text
     assert "2 cores of an Abacus" in text
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
-    found = {row[0]: row[1:] for row in rows if row[0] in factors and len(row) > 4}
-    assert found.keys() == factors.keys() - {"adamw"}
-    # 8 workloads, each nearly four times as fast; the one that it missed, four times
-    # as slow. A step of half the time on one of them shows in time alone.
-    in_time, in_steps, elsewhere, with_misses, won, lost = found["shampoo"]
-    assert float(in_time.split()[0]) > float(in_steps.split()[0])
-    assert (in_steps, elsewhere) == ("4.00 (8)", "4.00 (6)")
-    assert in_time.endswith("; 8)*")
-    assert with_misses.endswith("; 9)*")
+    assert "AdamW reaches all targets.\n" in text
+    found = rows_of(text)
+    assert found.keys() == factors.keys() - {"adamw"} | {"submission"}
+    # Eight workloads in a quarter of the steps, which take twice as long; the one that
+    # it missed, four times as slow.
+    in_time, elsewhere, first, with_misses, in_steps, step, won, lost = found["shampoo"]
+    assert (in_time, elsewhere, first) == ("2.00 (8)", "2.00 (6)", "2.00 (8)")
+    assert (in_steps, step) == ("4.00 (8)", "2.00")
+    assert float(with_misses.split()[0]) == pytest.approx(2 ** (6 / 9), abs=0.01)
     assert (won, lost) == ("0", "1")
     logs = [math.log(0.5)] * 8 + [-math.log(4)]
     value = float(found["lawa"][3].split()[0])
     assert value == pytest.approx(math.exp(np.mean(logs)), rel=0.02)
+    assert found["lawa"][3].endswith("; 9)*")
     assert "Submissions: `lawa`, `shampoo`." in text
 
 
+def test_what_the_reference_misses_is_told(tmp_path):
+    root = write_runs(tmp_path, {"adamw": 1, "lawa": 2}, {("adamw", "wmt_mini")})
+    goal = RULES.goals["wmt_mini"]
+    missed = f"`wmt_mini` ({goal.target / 2:.4g}, where {goal.target:.4g} is asked for)"
+    text = page_of(root)
+    assert f"AdamW misses {missed}. All rows share its runs" in text
+    assert rows_of(text)["lawa"][-2:] == ["1", "0"]
+
+
+def test_equal_scores_share_a_rank(tmp_path):
+    missed = {(name, w) for name in ("lawa", "ema") for w in RULES.base_workloads}
+    text = page_of(write_runs(tmp_path, {"adamw": 1, "ema": 1, "lawa": 1}, missed))
+    assert "| 2 | ema | 0.00 | 0 of 9 |\n| 2 | lawa | 0.00 | 0 of 9 |\n" in text
+    assert rows_of(text)["ema"][3] == "0.25 (9)"
+
+
+def test_the_first_point_is_apart_from_the_fastest(tmp_path):
+    root = write_runs(tmp_path, {"adamw": 1, "lawa": 1})
+    for folder in list(root.glob("lawa/study_0/*/trial_1")):
+        second = shutil.copytree(folder, folder.with_name("trial_2"))
+        rows = records.read_measurements(second / records.EVAL_FILE)
+        for row in rows:
+            row[records.GLOBAL_STEP] /= 2
+        records.write_measurements(second / records.EVAL_FILE, rows)
+    found = rows_of(page_of(root))["lawa"]
+    assert (found[0], found[2]) == ("2.00 (9)", "1.00 (9)")
+
+
 def test_the_page_without_adamw_has_no_gains_over_it(tmp_path):
-    root = write_runs(tmp_path, {"nadamw": 1, "muon": 0.5})
-    text = leaderboard.page(scoring.read_runs([root]), *results_of(root))
+    text = page_of(write_runs(tmp_path, {"nadamw": 1, "muon": 0.5}))
     assert "over AdamW" not in text
-    assert "| 1 | muon | 1.000 | 9 of 9 |\n" in text
+    assert "| 1 | muon | 1.00 | 9 of 9 |\n" in text
 
 
-def test_what_a_submission_did_not_run_is_no_loss(tmp_path):
-    root = write_runs(tmp_path, {"adamw": 1, "nadamw": 0.5, "muon": 0.5})
+def test_who_did_not_run_all_workloads_is_not_ranked(tmp_path):
+    missed = {("muon", RULES.base_workloads[1])}
+    root = write_runs(tmp_path, {"adamw": 1, "nadamw": 0.5, "muon": 0.5}, missed)
     for name in RULES.base_workloads[2:]:
         shutil.rmtree(root / "muon" / "study_0" / f"{name}_jax")
-    rows = [line.strip("| ").split(" | ") for line in page_of(root).splitlines()]
-    (muon,) = (row for row in rows if row[0] == "muon" and len(row) > 4)
-    assert muon[-3:] == ["-", "0", "0"]
-    assert muon[1].endswith(" (2)")  # too few for an interval
-    # Nor is what the reference did not run a gain.
+    text = page_of(root)
+    assert "18 trials: " in text
+    assert "muon |" not in text
+    first, second = RULES.base_workloads[:2]
+    words = f"`muon` ran on `{first}`, `{second}` alone, hence is not ranked; it"
+    assert f"{words} reaches 1 of 2.\n" in text
+    # Nor is it compared with, or a part of the comparison with the field.
     root = write_runs(tmp_path / "other", {"adamw": 1, "muon": 0.5})
-    for name in RULES.base_workloads[3:]:
-        shutil.rmtree(root / "adamw" / "study_0" / f"{name}_jax")
-    rows = [line.strip("| ").split(" | ") for line in page_of(root).splitlines()]
-    (muon,) = (row for row in rows if row[0] == "muon" and len(row) > 4)
-    assert muon[-3:] == ["-", "0", "0"]
+    shutil.rmtree(root / "adamw" / "study_0" / f"{first}_jax")
+    assert "over AdamW" not in page_of(root)
 
 
 def test_the_points_were_tuned_where_the_page_says():

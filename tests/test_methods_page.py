@@ -13,8 +13,7 @@ from algoperf import records
 from algoperf.errors import UserError
 
 scripts.load("docs/make_recipes.py")
-scripts.load("docs/gains.py")
-scripts.load("docs/make_leaderboard.py")
+scripts.load("docs/packed.py")
 make_methods = scripts.load("docs/make_methods.py")
 DENSE_SIZES = dict.fromkeys(make_methods.SIZES, 1000)
 FEW = "criteo1tb_mini"
@@ -131,5 +130,5 @@ def test_the_page_is_what_the_records_say(tmp_path):
     if not make_methods.ARCHIVE.exists():
         pytest.skip("no records are kept yet")
     folder = tmp_path / "records"
-    make_methods.make_leaderboard.unpack(make_methods.ARCHIVE, folder)
+    make_methods.packed.unpack(make_methods.ARCHIVE, folder)
     assert make_methods.page(read(folder)) == make_methods.PAGE.read_text()

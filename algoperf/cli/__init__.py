@@ -26,6 +26,7 @@ COMMANDS = (
     "status",
     "calibrate",
     "tune",
+    "step_times",
     "numerics",
     "reparam",
     "score",

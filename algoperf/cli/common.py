@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,59 @@ def define_workloads_flag(values: flags.FlagValues) -> None:
         "Names that `algoperf workloads` lists; all: every base workload of the scale.",
         flag_values=values,
     )
+
+
+def define_suite_flag(values: flags.FlagValues) -> None:
+    """Defines `--suite`."""
+    flags.DEFINE_string(
+        "suite",
+        None,
+        "A suite instead of --workloads and --scale: mini (all nine base workloads), "
+        "mini_fast (two), mini_qualification (three), full, full_qualification.",
+        flag_values=values,
+    )
+
+
+def choose_suite(values: flags.FlagValues) -> None:
+    """Sets `--workloads` and `--scale` to those of `--suite`, if it is given.
+
+    Raises:
+      UserError: an unknown suite, or flags that contradict it.
+    """
+    from algoperf import registry
+
+    if not values.suite:
+        return
+    if values["workloads"].present:
+        raise UserError("give --suite or --workloads, not both")
+    names, scale = registry.find_suite(values.suite)
+    if values["scale"].present and values.scale != scale:
+        raise UserError(
+            f"the suite {values.suite} is of --scale {scale}; leave --scale out"
+        )
+    values["workloads"].value, values["scale"].value = names, scale
+
+
+def load_submissions(names: Sequence[str]) -> "list[Submission]":
+    """Loads what `--submissions` names.
+
+    Raises:
+      UserError: none is named, one cannot be loaded, or two have one name.
+    """
+    from algoperf import registry, submission
+
+    if not names:
+        raise UserError("--submissions names none; `algoperf submissions` lists them")
+    loaded = [
+        submission.load_submission(registry.find_submission(name)) for name in names
+    ]
+    counts = Counter(submission.name for submission in loaded)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(
+            f"two submissions are named {twice[0]}; name each once, or rename the "
+            "folder of one"
+        )
+    return loaded
 
 
 def define_choice_flags(values: flags.FlagValues) -> None:
@@ -287,11 +341,16 @@ def search_space(
     Raises:
       UserError: it is missing or malformed.
     """
+    given = values.tuning_search_space
     if values.ruleset == "self":
+        if given:
+            raise UserError(
+                "--ruleset self gives no hyperparameters; leave --tuning_search_space "
+                "out"
+            )
         return None
     from algoperf import tuning
 
-    given = values.tuning_search_space
     return tuning.load_search_space(
         Path(given) if given else submission.default_search_space
     )

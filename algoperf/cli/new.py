@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from algoperf import records
+from algoperf import records, registry
 from algoperf.cli import common
 from algoperf.errors import UserError
 
@@ -16,7 +16,7 @@ SUBMISSION = '''"""{name}: say here in one line what is new about it."""
 
 import optax
 
-from algoperf.submission import from_optax, mask_without, warmup_cosine
+from algoperf.submission import from_optax, mask_without, planned_steps, warmup_cosine
 
 
 def build(workload, hyperparameters):
@@ -26,7 +26,7 @@ def build(workload, hyperparameters):
     ask of `workload`, and what the five functions do, stands in algoperf/spec.py.
     """
     schedule = warmup_cosine(
-        workload.step_hint,
+        planned_steps(workload, hyperparameters),
         hyperparameters.learning_rate,
         hyperparameters.warmup_factor,
     )
@@ -72,6 +72,11 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     name = common.one_argument(positional, "NAME", "new")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise UserError(f"{name!r} is no name: letters, digits and _, a letter first")
+    if name in registry.submission_paths():
+        raise UserError(
+            f"{name} is the name of a submission that comes with AlgoPerf; choose "
+            "another, or you would run that one"
+        )
     folder = Path(values.out) / name
     if folder.exists():
         raise UserError(f"{folder} is there already; choose another name or --out")

@@ -53,7 +53,7 @@ class ProgressReport:
     def watch(self, config: TrialConfig, progress: TrialProgress) -> None:
         """Called by the runner after every step and every evaluation."""
         if config is not self._config:
-            self._begin(config)
+            self._begin(config, progress.budget_sec)
         now = time.monotonic()
         if not progress.is_new_evaluation and now - self._shown < REFRESH_SEC:
             return
@@ -73,11 +73,13 @@ class ProgressReport:
             self._task = None
         self._console.print(_final_line(config, record))
 
-    def _begin(self, config: TrialConfig) -> None:
+    def _begin(self, config: TrialConfig, budget_sec: float) -> None:
         self._config = config
-        budget = f"budget {config.budget_sec:.4g} s"
-        if math.isinf(config.budget_sec):
+        budget = f"budget {budget_sec:.4g} s"
+        if math.isinf(budget_sec):
             budget = "no time budget"
+        elif budget_sec != config.budget_sec:  # it was measured as the trial began
+            budget += ", as when it began"
         elif config.budget_ratio != 1:
             budget += f" ({config.budget_ratio:.3g} times the reference machine's)"
         self._console.print(

@@ -22,6 +22,7 @@ USAGE = (
     "algoperf score DIR... [--benchmark v0.5|v0.6|mini|FILE]\n"
     "         [--ruleset external|self] [--rules documented|official]\n"
     "         [--time submission|idealized|steps] [--interpolate]\n"
+    "         [--step_times FILE]\n"
     "         [--bootstrap N] [--noresample_trials]\n"
     "         [--reference NAME] [--at_budget X] [--against v0.5]\n"
     "         [--predict] [--score_predicted] [--allow_mixed] [--nocache]\n"
@@ -79,6 +80,13 @@ def _define_rules(values: flags.FlagValues) -> None:
         ("submission", "idealized", "steps"),
         "submission: the clock of the trial; idealized: steps times its uncontended "
         "step time; steps: their number.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "step_times",
+        None,
+        "With --time idealized: the step times in this file, which `algoperf "
+        "step_times` measured side by side, instead of those of the records.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -213,9 +221,11 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
 
 def _check_names(values: flags.FlagValues) -> None:
     """Raises UserError for a flag whose text is empty, say by an unset variable."""
-    for name in ("benchmark", "against", "reference", *FILES):
+    for name in ("benchmark", "against", "reference", "step_times", *FILES):
         if values[name].value == "":
             raise UserError(f"--{name} is empty; give a name, or leave it out")
+    if values.step_times is not None and values.time != "idealized":
+        raise UserError("--step_times is for --time idealized; give both")
 
 
 @contextlib.contextmanager
@@ -253,6 +263,10 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
         )
     if published is None:
         scoring.check_workloads(runs, rules)
+    if values.step_times is not None:
+        runs = scoring.with_step_times(
+            runs, rules, scoring.load_step_times(Path(values.step_times))
+        )
     # Against a published field some mixtures are refused whatever the flags: scoring
     # comes first, lest a flag be asked for that would not help.
     result = scoring.score_runs(

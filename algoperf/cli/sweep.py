@@ -59,13 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     common.define_workloads_flag(values)
-    flags.DEFINE_string(
-        "suite",
-        None,
-        "A suite instead of --workloads and --scale: mini (all nine base workloads), "
-        "mini_fast (two), mini_qualification (three), full, full_qualification.",
-        flag_values=values,
-    )
+    common.define_suite_flag(values)
     flags.DEFINE_integer(
         "studies",
         1,
@@ -131,22 +125,11 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     out = common.out_folder(values)
     import jax
 
-    from algoperf import registry
     from algoperf.launch import cluster, jobs
 
     # This process only looks at names and shapes: accelerators are for the trials.
     jax.config.update("jax_platforms", "cpu")
-    if values.suite:
-        if values["workloads"].present:
-            raise UserError("give --suite or --workloads, not both")
-        names, scale = registry.find_suite(values.suite)
-        if values["scale"].present and values.scale != scale:
-            raise UserError(
-                f"the suite {values.suite} is of --scale {scale}; leave --scale out"
-            )
-        values["workloads"].value, values["scale"].value = names, scale
-    if not values.submissions:
-        raise UserError("--submissions names none; `algoperf submissions` lists them")
+    common.choose_suite(values)
     if values.only is not None and values.executor != "local":
         raise UserError("--only runs a trial here: give no --executor with it")
     for name, executors in (
@@ -297,20 +280,18 @@ def _print_manifest(values: flags.FlagValues, types: "Sequence[Hardware]") -> in
 
 def _jobs(values: flags.FlagValues) -> "Iterator[Job]":
     """Yields the trials, the ones to compare side by side in time."""
-    from algoperf import registry, submission, tuning
+    from algoperf import registry, tuning
     from algoperf.launch.jobs import Job
 
-    submissions = [
-        submission.load_submission(registry.find_submission(name))
-        for name in values.submissions
-    ]
-    names = [loaded.name for loaded in submissions]
-    if len(set(names)) != len(names):
-        raise UserError(f"two submissions have one name: {', '.join(sorted(names))}")
+    submissions = common.load_submissions(values.submissions)
     for loaded in submissions:
         space = common.search_space(values, loaded)
-        if space is not None:
+        if space is None:
+            continue
+        try:
             tuning.trial_point(space, 0, values.trials)  # are there that many?
+        except UserError as error:
+            raise UserError(f"{loaded.name}: {error}") from error
     workloads = registry.select_workloads(values.workloads, values.scale)
     passed_on = [
         f"--{name}={values[name].value}"

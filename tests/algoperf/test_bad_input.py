@@ -114,8 +114,8 @@ def test_a_record_of_a_newer_version(killed):
 
 def test_a_missing_hyperparameter(make_config):
     config = make_config(hyperparameters={"lr": 0.1, "beta2": 0.9})
-    says = "adam reads the hyperparameter 'learning_rate', .* it has: lr, beta2"
-    _assert_refused(config, says)
+    says = "'learning_rate', which its search space lacks; .*beside lr, beta2"
+    _assert_refused(config, f"adam reads the hyperparameter {says}")
     assert not config.out.exists()
 
 

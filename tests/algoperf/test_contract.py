@@ -81,6 +81,16 @@ def update_params(**arguments):
     params = jax.tree.map(lambda p: p * (1.0 + 0.01 * calls[0]), params)
     return state, params, model_state
 """,
+    "get_batch_size must raise ValueError for a name that it does not know, it ret": """
+def get_batch_size(workload_name):
+    return {"synthetic_mini": 64, "synthetic_batch_norm_mini": 64}.get(workload_name)
+""",
+    "train/loss is nan at step 4": """
+update = update_params
+def update_params(**arguments):
+    state, params, model_state = update(**arguments)
+    return state, params, jax.tree.map(lambda x: x * float("nan"), model_state)
+""",
     "RuntimeError: not today": """
 def prepare_for_eval(**arguments):
     raise RuntimeError("not today")

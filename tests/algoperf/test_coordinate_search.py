@@ -289,6 +289,17 @@ def test_an_end_near_the_value_is_not_tried_anew(part, tried):
     assert high.values[0] == 0.0
 
 
+def test_a_whole_start_in_a_narrow_range_has_neighbours():
+    part = {"min": 1990, "max": 2020, "start": 2000}
+    plan = Plan(ranges={"x": part}, budget=6, search=1)
+    values, scores = [], {}
+    while points := next_points(plan, scores):
+        values += [proposal.point["x"] for proposal in points]
+        scores |= {proposal.trial: float(proposal.trial) for proposal in points}
+    assert values[0] == 2000
+    assert len(set(values)) == len(values) > 1
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

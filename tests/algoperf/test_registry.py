@@ -71,6 +71,21 @@ def test_folders_here_are_among_the_near_names(tmp_path, monkeypatch):
         registry.find_submission("yogii")
 
 
+def test_a_folder_here_is_not_mistaken_for_a_submission_of_its_name(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "muon").mkdir()
+    (tmp_path / "muon" / "submission.py").touch()
+    with pytest.raises(UserError, match=r"muon is a folder here, .*: give \./muon for"):
+        registry.find_submission("muon")
+    assert registry.find_submission("./muon").samefile("muon/submission.py")
+    bundled = registry.submission_paths()["muon"]
+    assert registry.find_submission(str(bundled)) == bundled
+    monkeypatch.chdir(bundled.parent.parent)
+    assert registry.find_submission("muon") == bundled
+
+
 def test_listing_names_imports_no_jax():
     code = (
         "import sys; from algoperf import registry; registry.family_names(); "

@@ -1,9 +1,12 @@
 """The ratio that budgets are stretched by on another machine."""
 
+import math
+
 import pytest
 from synthetic import kill_at
 
 from algoperf import records, speed
+from algoperf.errors import OtherRunError
 from algoperf.runner import run_trial
 from algoperf.trials import TrialConfig
 
@@ -35,7 +38,15 @@ def test_the_budget_is_stretched_and_recorded(make_config):
 def test_a_resumed_run_keeps_its_budget(make_config):
     config = make_config(budget_ratio=2.0)
     kill_at(config, 5)
-    other = make_config(budget_ratio=5.0)
-    run_trial(other, resume=True)
+    other, told = make_config(budget_ratio=5.0), []
+    run_trial(other, resume=True, watch=lambda now: told.append(now.budget_sec))
+    assert set(told) == {config.budget_sec}
     record = records.read_record(config.folder)
     assert record["budget_sec"] == config.budget_sec
+
+
+@pytest.mark.parametrize(("first", "second"), [(1.0, math.inf), (math.inf, 1.0)])
+def test_a_budget_is_neither_won_nor_lost_by_a_resume(make_config, first, second):
+    kill_at(make_config(budget_ratio=first), 5)
+    with pytest.raises(OtherRunError, match="time budget, asked for is"):
+        run_trial(make_config(budget_ratio=second), resume=True)
