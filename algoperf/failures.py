@@ -41,7 +41,7 @@ def missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | N
             f"submission {name} reads the hyperparameter {error.name!r}, which {where} "
             f"lacks; add it there, beside {', '.join(owner._fields)}"
         )
-    if owner is None and config.hyperparameters is None and _is_own(config, error):
+    if owner is None and f"hyperparameters.{error.name}" in _own_line(config, error):
         return (
             f"submission {name} reads {error.name!r} of hyperparameters, and "
             "--ruleset self gives none; run it with --ruleset external"
@@ -49,10 +49,11 @@ def missing_hyperparameter(config: TrialConfig, error: BaseException) -> str | N
     return None
 
 
-def _is_own(config: TrialConfig, error: BaseException) -> bool:
-    """Whether a line of the submission's file raised an error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename) == config.submission.path
+def _own_line(config: TrialConfig, error: BaseException) -> str:
+    """Returns the line of the submission's file that raised an error, '' for others."""
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    is_own = frame and Path(frame[0].filename) == config.submission.path
+    return (frame[0].line or "") if is_own else ""
 
 
 def describe(config: TrialConfig, error: BaseException) -> str:

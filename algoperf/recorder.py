@@ -58,10 +58,10 @@ class ScalarLog:
           TypeError: one is no scalar.
         """
         for name, value in metrics.items():
-            if np.size(value) != 1:  # asks for the shape alone, and does not wait
+            if np.ndim(value):  # asks for the shape alone, and does not wait
                 raise TypeError(
                     f"append_scalar_metrics: {name} has shape {np.shape(value)}; "
-                    "log a mean or a norm of it"
+                    "log a mean, a norm, or one element of it"
                 )
         self._pending.append((int(global_step), dict(metrics)))
 

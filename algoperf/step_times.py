@@ -2,9 +2,9 @@
 
 All are set up first and take turns: in each round every one makes some steps on the
 same batches, in an order that is drawn anew, so that whatever else the machine does
-falls on all alike. Steps with something rare in them (a preconditioner's root every
-tenth) count as often as they come. The batches lie on the devices already: what reading
-data takes is not in the times.
+falls on all alike. What comes in every turn, such as a preconditioner's root at each
+tenth step, is in its mean; what is rarer may be left out. The steps are the first of a
+trial. The batches lie on the devices already: what reading data takes is not in.
 
 `scoring.step_times` makes one number per submission of what is found here.
 """
@@ -14,12 +14,14 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
-from algoperf import sharding, spec
+from algoperf import sharding, spec, tuning
 from algoperf.errors import UserError
+from algoperf.recorder import ScalarLog
 from algoperf.submission import Submission
 from algoperf.trials import global_batch_size
 from algoperf.workload import Workload
@@ -41,11 +43,26 @@ class StepTimes:
     state_bytes: int
 
 
+# What `train_state` says, to a submission that asks, of a trial that has just begun.
+TRAIN_STATE = MappingProxyType(
+    {
+        "validation_goal_reached": False,
+        "test_goal_reached": False,
+        "is_time_remaining": True,
+        "training_complete": False,
+        "last_eval_time": 0.0,
+        "accumulated_submission_time": 0.0,
+        "accumulated_eval_time": 0.0,
+        "accumulated_logging_time": 0.0,
+    }
+)
+
+
 @dataclasses.dataclass
 class Training:
-    """A submission at work: its functions and its newest state."""
+    """A submission at work, and its newest state."""
 
-    functions: Any
+    submission: Submission
     workload: Workload
     hyperparameters: Any
     batches: Iterator[Any]
@@ -70,7 +87,8 @@ class Training:
     def _make_step(self) -> None:
         optimizer_state, params, model_state = self.state
         rng = jax.random.PRNGKey(self.step)
-        batch = self.functions.data_selection(
+        functions = self.submission.functions
+        batch = functions.data_selection(
             self.workload,
             self.batches,
             optimizer_state,
@@ -80,7 +98,10 @@ class Training:
             self.step,
             rng,
         )
-        self.state = self.functions.update_params(
+        extra = {}
+        if self.submission.wants_train_state:
+            extra["train_state"] = TRAIN_STATE
+        self.state = functions.update_params(
             workload=self.workload,
             current_param_container=params,
             current_params_types=self.workload.model_params_types,
@@ -92,6 +113,7 @@ class Training:
             eval_results=[],
             global_step=self.step,
             rng=rng,
+            **extra,
         )
 
 
@@ -105,7 +127,8 @@ def set_up(
       workload: its data must be there.
       point: hyperparameters; None where the submission tunes itself.
     """
-    hyperparameters = submission.point(point)
+    hyperparameters = tuning.as_namedtuple(point)
+    workload = dataclasses.replace(workload, metrics_logger=ScalarLog())
     params, model_state = workload.init_model_fn(jax.random.PRNGKey(0))
     optimizer_state = submission.functions.init_optimizer_state(
         workload, params, model_state, hyperparameters, jax.random.PRNGKey(1)
@@ -118,7 +141,7 @@ def set_up(
     devices = sharding.get_batch_dim_sharding()
     batches = [jax.device_put(dict(data[i]), devices) for i in range(NUM_BATCHES)]
     training = Training(
-        submission.functions,
+        submission,
         workload,
         hyperparameters,
         itertools.cycle(batches),
@@ -136,7 +159,7 @@ def measure(
 ) -> tuple[dict[str, StepTimes], dict[str, str]]:
     """Returns what steps of each submission take, and why others are left out.
 
-    All are in memory at once. Left out is what refuses the workload by a UserError.
+    All are in memory at once. Left out is what fails in its first steps.
 
     Args:
       entries: submissions and their hyperparameters, by name.
@@ -151,8 +174,8 @@ def measure(
         try:
             training, kept[name] = set_up(submission, workload, point)
             training.make_steps(2 * steps)  # compiles, rare branches too
-        except UserError as error:
-            left_out[name] = str(error)
+        except Exception as error:
+            left_out[name] = _words(error)
         else:
             trainings[name] = training
         how = "left out" if name in left_out else "set up"
@@ -161,7 +184,19 @@ def measure(
     order = random.Random(0)
     for index in range(rounds):
         for name in order.sample(list(trainings), len(trainings)):
-            seconds[name].append(trainings[name].make_steps(steps) / steps)
+            try:
+                seconds[name].append(trainings[name].make_steps(steps) / steps)
+            except Exception as error:
+                raise UserError(
+                    f"{name} failed on {workload.name}: {_words(error)}; name the "
+                    "others without it"
+                ) from error
         say(f"{workload.name}: round {index + 1} of {rounds}")
     found = {n: StepTimes(tuple(seconds[n]), kept[n]) for n in trainings}
     return found, left_out
+
+
+def _words(error: Exception) -> str:
+    """Returns the first line of an error."""
+    text = str(error).strip().partition("\n")[0][:300]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

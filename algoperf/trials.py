@@ -15,8 +15,6 @@ from algoperf.submission import Submission
 from algoperf.workload import Workload
 
 SELF_TUNING_BUDGET_FACTOR = 1.5
-
-
 WRAPPED = "one that wraps its update_params says so by functools.wraps"
 
 
@@ -67,9 +65,6 @@ class TrialConfig:
 def budget_factor(ruleset: str) -> float:
     """Returns how many budgets a trial has under a ruleset."""
     return SELF_TUNING_BUDGET_FACTOR if ruleset == "self" else 1.0
-
-
-WRAPPED = "one that wraps its update_params says so by functools.wraps"
 
 
 @dataclasses.dataclass(frozen=True)

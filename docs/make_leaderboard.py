@@ -6,7 +6,9 @@
 RUNS is what `algoperf sweep --suite mini` leaves: `--pack` keeps the records of its
 trials. `--unpack` gives them back, for `algoperf score DIR`. Without either, the page
 and its figure, docs/leaderboard.svg, are made from what is kept. What a step takes was
-measured by `algoperf step_times --suite mini --out docs/step_times.json`.
+measured by
+
+    algoperf step_times --submissions all --suite mini --out docs/step_times.json
 """
 
 import argparse
@@ -35,7 +37,9 @@ FIGURE = DOCS / "leaderboard.svg"
 STEP_TIMES = DOCS / "step_times.json"
 REFERENCE = "adamw"
 # Between evaluations, whose period would be a tenth of a time, it interpolates.
-TIMING = scoring.Timing(kind=scoring.TimeKind.IDEALIZED, interpolate=True)
+TIMING = scoring.Timing(
+    kind=scoring.TimeKind.IDEALIZED, interpolate=True, in_turns=True
+)
 
 
 # Our submissions that have a counterpart in the field of 2024, by its name there.
@@ -72,7 +76,9 @@ class Board:
     step_costs: Mapping[str, float]
 
 
-def board(runs: scoring.Runs, rules: Rules, step_times: StepTimes) -> Board:
+def board(
+    runs: scoring.Runs, rules: Rules, step_times: Mapping[str, StepTimes]
+) -> Board:
     """Scores runs, those of the whole suite alone.
 
     Raises:
@@ -87,7 +93,7 @@ def board(runs: scoring.Runs, rules: Rules, step_times: StepTimes) -> Board:
     }
     costs = {}
     for name in whole if REFERENCE in whole else ():
-        of_all = [step_times[workload] for workload in rules.base_workloads]
+        of_all = [step_times[workload].of for workload in rules.base_workloads]
         ratios = [of[name].seconds / of[REFERENCE].seconds for of in of_all]
         costs[name] = float(np.exp(np.mean(np.log(ratios))))
     kept = _only(runs, lambda trial: trial.submission in whole)
@@ -201,15 +207,16 @@ between workloads.
 - **Elsewhere** is over those of them that [tuning](tuned.md) did not see; it ran on
   {tuned_on}.
 - **First point** takes the first point of each search space alone, the best of its
-  tuning. Of three, the fastest is chosen by the very runs that it is then judged by:
-  who has three that are alike gains a few percent by that.
+  tuning. Of several, the fastest is chosen by the very runs that it is then judged by:
+  who has some that are alike gains a few percent by that.
 - **With misses** is over all workloads. A target that one of the two misses counts as
   {r_max:g} times as long, and no ratio as more; one that both miss as equal.
 - **In steps** counts those, whatever they cost: some hold several gradients or updates,
   and their plans are shorter. **A step** is its time over AdamW's, a mean over the
-  workloads; that of `kron`, whose steps are dearest at the beginning, is too long.
+  workloads, at the beginning of a trial: `kron`, whose steps are dearest there, looks
+  slower in time than it is.
 - There is no interval, and no star, of fewer than three workloads, nor where all are
-  alike, as for one that misses all.
+  alike, as for one that misses all where AdamW misses none.
 
 {missed}
 {rows}

@@ -59,6 +59,7 @@ def _result_json(result: Result) -> dict[str, Any]:
         "time": str(result.timing.kind),
         "unit": unit,
         "interpolate": result.timing.interpolate,
+        "in_turns": result.timing.in_turns,
         "no_budget": result.no_budget,
         "submissions": [
             {

@@ -156,7 +156,7 @@ def _listed(groups: Mapping[str, Iterable[str]]) -> str:
 
 def hardware(trial: Trial) -> str:
     """Returns the hardware of a trial, or 'unknown'; all, if it went on elsewhere."""
-    return _of_all_parts(_hardware, trial)
+    return _of_all_parts(hardware_words, trial)
 
 
 def code(trial: Trial) -> str:
@@ -170,7 +170,8 @@ def _of_all_parts(describe: Callable[[Mapping[str, Any]], str], trial: Trial) ->
     return ", then ".join(dict.fromkeys(map(describe, parts)))
 
 
-def _hardware(record: Mapping[str, Any]) -> str:
+def hardware_words(record: Mapping[str, Any]) -> str:
+    """Returns the hardware that `devices` and `host` of a record name, or 'unknown'."""
     devices, host = record.get("devices") or {}, record.get("host") or {}
     parts = []
     if devices:

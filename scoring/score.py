@@ -115,8 +115,9 @@ def score_runs(
     warnings += guards.contention_warnings(
         trial
         for trial in _judged(groups, rules)
-        # Steps are the same under any load, but for what a budget ends.
-        if timing.kind is not TimeKind.STEPS or not trial.has_no_budget
+        # These are the same under any load, but for what a budget ends.
+        if not (timing.in_turns or timing.kind is TimeKind.STEPS)
+        or not trial.has_no_budget
     )
     theirs: tuple[str, ...] = ()
     if published is not None:

@@ -8,6 +8,7 @@ took turns (`algoperf step_times`) can be compared.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from algoperf.errors import UserError
+from scoring import guards
 from scoring.parse import one_line
 from scoring.read import FloatArray, Runs, Trial
 from scoring.rules import Rules
@@ -22,15 +24,18 @@ from scoring.rules import Rules
 SCHEMA_VERSION = 1
 # The standard error of a median of normal noise, over the median absolute deviation.
 _MEDIAN_ERROR = 1.4826 * 1.2533
+# Of fewer submissions, or rounds, nothing says how far their medians are off.
+_FEWEST = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """What a step of a submission takes on a workload.
+    """What a step of a submission takes.
 
     Attributes:
       seconds: of a step.
-      error: relative standard error of `seconds` beside those of the others.
+      error: relative standard error of `seconds` beside those of the others; NaN where
+        too few took turns.
       sha256: of the submission that was measured.
     """
 
@@ -39,11 +44,23 @@ class StepTime:
     sha256: str
 
 
-StepTimes = Mapping[str, Mapping[str, StepTime]]  # by workload and submission
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+    """What took turns on a workload.
+
+    Attributes:
+      of: step times by submission.
+      left_out: why others have none.
+      hardware: in the words of `guards.hardware`.
+    """
+
+    of: Mapping[str, StepTime]
+    left_out: Mapping[str, str]
+    hardware: str
 
 
-def load(path: Path) -> StepTimes:
-    """Reads what `algoperf step_times` wrote.
+def load(path: Path) -> dict[str, StepTimes]:
+    """Reads what `algoperf step_times` wrote, by workload.
 
     Raises:
       UserError: there is no such file, or it is of another kind.
@@ -53,12 +70,9 @@ def load(path: Path) -> StepTimes:
         if content["schema_version"] != SCHEMA_VERSION:
             raise UserError(
                 f"{path} has schema version {content['schema_version']}, this code "
-                f"reads {SCHEMA_VERSION}; measure again with algoperf step_times"
+                f"reads {SCHEMA_VERSION}; measure again, into another file"
             )
-        return {
-            workload: of_workload(facts)
-            for workload, facts in content["workloads"].items()
-        }
+        return {name: parsed(facts) for name, facts in content["workloads"].items()}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -67,8 +81,8 @@ def load(path: Path) -> StepTimes:
         ) from error
 
 
-def of_workload(facts: Mapping[str, Any]) -> dict[str, StepTime]:
-    """Returns the step times of submissions that took turns on a workload.
+def parsed(facts: Mapping[str, Any]) -> StepTimes:
+    """Returns the step times of a workload.
 
     Raises:
       ValueError: rounds that are no positive numbers, or not as many of each.
@@ -81,58 +95,86 @@ def of_workload(facts: Mapping[str, Any]) -> dict[str, StepTime]:
     if not (np.isfinite(seconds_SR) & (seconds_SR > 0)).all():
         raise ValueError("seconds of a round are positive numbers")
     seconds_S, errors_S = in_turns(seconds_SR)
-    return {
+    of = {
         name: StepTime(float(seconds), float(error), str(facts["sha256"][name]))
         for name, seconds, error in zip(names, seconds_S, errors_S, strict=True)
     }
+    return StepTimes(of, dict(facts["left_out"]), guards.hardware_words(facts))
 
 
 def in_turns(seconds_SR: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Returns seconds of a step and their relative standard errors, both [S].
 
-    A slow round is slow for all: of the logarithms the median over submissions is taken
-    from each round first, then the median over rounds of what is left; the median round
-    gives the scale, which all have alike and the errors leave out.
+    A slow round is slow for all. Of the logarithms each submission's median over rounds
+    is taken out, then the median over submissions of what is left is the round; each
+    submission's median without the rounds is its own. Errors are NaN where fewer than
+    three submissions or rounds would have to say how slow a round was.
     """
     logs_SR = np.log(seconds_SR)
-    rounds_R = np.median(logs_SR, axis=0)
+    rounds_R = np.median(logs_SR - np.median(logs_SR, axis=1, keepdims=True), axis=0)
     rest_SR = logs_SR - rounds_R
     own_S = np.median(rest_SR, axis=1)
     deviations_S = np.median(np.abs(rest_SR - own_S[:, None]), axis=1)
-    errors_S = _MEDIAN_ERROR * deviations_S / np.sqrt(seconds_SR.shape[1])
-    return np.exp(own_S + np.median(rounds_R)), errors_S
+    errors_S = _MEDIAN_ERROR * deviations_S / math.sqrt(logs_SR.shape[1])
+    if min(logs_SR.shape) < _FEWEST:
+        errors_S = np.full(len(own_S), np.nan)
+    return np.exp(own_S), errors_S
 
 
-def with_step_times(runs: Runs, rules: Rules, step_times: StepTimes) -> Runs:
+def with_step_times(
+    runs: Runs, rules: Rules, step_times: Mapping[str, StepTimes]
+) -> Runs:
     """Returns runs whose trials have these step times; those of other workloads stay.
 
-    A warning says whose file has changed since.
+    Warnings say whose file has changed since, and what was measured on other hardware.
 
     Raises:
-      UserError: a trial's submission was not measured on its workload.
+      UserError: a trial's submission was not measured on its workload, or the trial has
+        no record of ours.
     """
-    trials, changed = [], set()
+    trials, changed, elsewhere = [], set(), set()
     for trial in runs.trials:
         if trial.workload not in rules.goals:
             trials.append(trial)
             continue
-        found = step_times.get(trial.workload, {}).get(trial.submission)
-        if found is None:
+        if trial.record is None:
             raise UserError(
-                f"no step time of {one_line(trial.submission)} on {trial.workload}; "
-                "measure it beside the others: algoperf step_times with all of them"
+                f"{one_line(str(trial.path))} is an official log, which step times "
+                "cannot be put into; score it by --time submission or steps"
             )
+        measured = step_times.get(trial.workload)
+        found = measured.of.get(trial.submission) if measured else None
+        if measured is None or found is None:
+            raise _missing(trial, measured)
         trials.append(_with(trial, found))
-        theirs = (trial.record or {}).get("submission") or {}
+        theirs = trial.record.get("submission") or {}
         if theirs.get("sha256") not in (None, found.sha256):
             changed.add(trial.submission)
+        if guards.hardware(trial) not in (guards.UNKNOWN, measured.hardware):
+            elsewhere.add(trial.workload)
     warnings = list(runs.warnings)
-    if changed:
-        names = ", ".join(map(one_line, sorted(changed)))
-        warnings.append(f"step times are of another version of the file: {names}")
+    for what, names in (
+        ("step times are of another version of the file: ", changed),
+        ("step times were measured on other hardware than trials ran on: ", elsewhere),
+    ):
+        if names:
+            warnings.append(what + ", ".join(map(one_line, sorted(names))))
     return dataclasses.replace(runs, trials=tuple(trials), warnings=tuple(warnings))
 
 
+def _missing(trial: Trial, measured: StepTimes | None) -> UserError:
+    where = f"{one_line(trial.submission)} on {trial.workload}"
+    if measured is not None and trial.submission in measured.left_out:
+        reason = one_line(measured.left_out[trial.submission])
+        return UserError(f"no step time of {where}, which was left out: {reason}")
+    return UserError(
+        f"no step time of {where}; measure it beside the others: algoperf step_times "
+        "with all of them"
+    )
+
+
 def _with(trial: Trial, found: StepTime) -> Trial:
-    record = {**(trial.record or {}), "step_time": {"seconds": found.seconds}}
+    assert trial.record is not None
+    own = trial.record.get("step_time") or {}
+    record = {**trial.record, "step_time": {**own, "seconds_in_turns": found.seconds}}
     return dataclasses.replace(trial, record=record)

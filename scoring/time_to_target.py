@@ -62,6 +62,7 @@ class Timing:
     """How the time to a target is read off the evaluations of a trial."""
 
     kind: TimeKind = TimeKind.SUBMISSION
+    in_turns: bool = False  # steps were timed by `algoperf step_times`, not in trials
     interpolate: bool = False  # between the last evaluation before and the first after
 
     @property
@@ -73,6 +74,7 @@ class Timing:
         """Words for the time: 'seconds of submission time', 'steps, interpolated'."""
         kind = self.kind
         words = kind.label if kind is TimeKind.STEPS else f"{kind.unit} of {kind.label}"
+        words += ", steps timed in turns" if self.in_turns else ""
         return f"{words}, interpolated" if self.interpolate else words
 
 
@@ -80,9 +82,14 @@ SUBMISSION_TIME = Timing()
 
 
 def step_seconds(trial: Trial) -> float | None:
-    """Returns the uncontended step time of a trial; None if its record has none."""
+    """Returns the uncontended step time of a trial; None if its record has none.
+
+    What was measured in turns comes before what the trial says of itself.
+    """
     summary = (trial.record or {}).get("step_time")
-    seconds = summary.get("seconds") if isinstance(summary, dict) else None
+    if not isinstance(summary, dict):
+        return None
+    seconds = summary.get("seconds_in_turns", summary.get("seconds"))
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return None
     return float(seconds) if 0 < seconds < sys.float_info.max else None

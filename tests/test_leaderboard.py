@@ -16,7 +16,7 @@ from scipy import stats
 import scoring
 from algoperf import records
 from algoperf.errors import UserError
-from scoring.step_times import StepTime
+from scoring.step_times import StepTime, StepTimes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -131,7 +131,8 @@ def board_of(root, **seconds):
     times = {
         name: StepTime(seconds.get(name, 0.1), 0.01, "") for name in runs.submissions
     }
-    return leaderboard.board(runs, RULES, dict.fromkeys(RULES.base_workloads, times))
+    of_all = StepTimes(times, {}, "Abacus, 2 cores")
+    return leaderboard.board(runs, RULES, dict.fromkeys(RULES.base_workloads, of_all))
 
 
 def page_of(root, **seconds):

@@ -226,6 +226,10 @@ def _check_names(values: flags.FlagValues) -> None:
             raise UserError(f"--{name} is empty; give a name, or leave it out")
     if values.step_times is not None and values.time != "idealized":
         raise UserError("--step_times is for --time idealized; give both")
+    if values.step_times is not None and values.against is not None:
+        raise UserError(
+            "--step_times is not for --against: a published field has submission times"
+        )
 
 
 @contextlib.contextmanager
@@ -276,7 +280,9 @@ def _assess(values: flags.FlagValues, positional: Sequence[str]) -> "Assessment"
         mode=values.rules,
         published=published,
         timing=scoring.Timing(
-            kind=scoring.TimeKind(values.time), interpolate=values.interpolate
+            kind=scoring.TimeKind(values.time),
+            interpolate=values.interpolate,
+            in_turns=values.step_times is not None,
         ),
     )
     mixed = scoring.check_mixed(runs, rules, values.ruleset, allow=values.allow_mixed)

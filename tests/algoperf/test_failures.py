@@ -71,6 +71,17 @@ def test_what_self_tuning_lacks_is_said(make_config, tmp_path, text, says):
         )
 
 
+def test_another_none_is_not_taken_for_the_hyperparameters(make_config, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.replace("hyperparameters.momentum", "(None).momentum"))
+    submission = load_submission(file)
+    record = run_trial(
+        make_config(submission=submission, ruleset="self", hyperparameters=None)
+    )
+    assert "'NoneType' object has no attribute 'momentum'" in record["message"]
+    assert "own.py:" in record["message"]
+
+
 def test_a_logged_array_is_named_where_it_is_logged(make_config, write_submission):
     submission = write_submission(
         """

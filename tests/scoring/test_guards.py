@@ -237,10 +237,15 @@ def test_contended_trials_are_warned_of(make_trial):
     ]
 
 
-@pytest.mark.parametrize("kind", ["idealized", "steps"])
-def test_times_without_other_load_need_no_warning_of_it(make_trial, kind):
-    timing = Timing(kind=TimeKind(kind))
-    for more, count in (({"budget_sec": None}, 0), ({}, 1)):  # which ends by the clock
+@pytest.mark.parametrize(
+    ("kind", "in_turns", "free"),
+    [("steps", False, 0), ("idealized", True, 0), ("idealized", False, 1)],
+)
+def test_times_without_other_load_need_no_warning_of_it(
+    make_trial, kind, in_turns, free
+):
+    timing = Timing(kind=TimeKind(kind), in_turns=in_turns)
+    for more, count in (({"budget_sec": None}, free), ({}, 1)):  # ends by the clock
         runs = _runs(make_trial, {**_steps(10, 5, 2.0), **more})
         warnings = score_runs(runs, RULES, timing=timing).warnings
         assert len([line for line in warnings if "other load" in line]) == count

@@ -1,12 +1,14 @@
 """`algoperf step_times` from outside."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from algoperf import cli, step_times
 from algoperf.errors import UserError
 
+SUBMISSIONS = Path(__file__).resolve().parents[1] / "submissions"
 FEW = ["--workloads=criteo1tb", "--rounds=2", "--steps=2"]
 
 
@@ -30,8 +32,14 @@ def test_submissions_take_turns_and_are_not_measured_twice(
     monkeypatch.setattr(step_times, "measure", None)
     assert cli.main(command) == 0
     assert "is set up" not in capsys.readouterr().out
-    with pytest.raises(TypeError):  # another number of rounds is measured anew
-        cli.main([*command, "--rounds=3"])
+    space = tmp_path / "space.json"
+    space.write_text('[{"learning_rate": 1}]')
+    for changed in ("--rounds=3", "--ruleset=self", f"--tuning_search_space={space}"):
+        with pytest.raises(TypeError):  # is measured anew
+            cli.main([*command, changed])
+    capsys.readouterr()
+    assert cli.main([*command, "--submissions=adamw"]) == 1
+    assert "has times of sgd too, which would be lost" in capsys.readouterr().err
 
 
 def test_what_refuses_a_workload_is_left_out(tmp_path, capsys, monkeypatch):
@@ -46,7 +54,8 @@ def test_what_refuses_a_workload_is_left_out(tmp_path, capsys, monkeypatch):
     out = f"--out={tmp_path / 'times.json'}"
     assert cli.main(["step_times", "--submissions=adamw,sgd", *FEW, out]) == 0
     assert "Left out: sgd: it is for another workload\n" in capsys.readouterr().out
-    assert cli.main(["step_times", "--submissions=sgd", *FEW, out]) == 1
+    other = f"--out={tmp_path / 'other.json'}"
+    assert cli.main(["step_times", "--submissions=sgd", *FEW, other]) == 1
     told = capsys.readouterr().err
     assert "nothing to time on criteo1tb_mini: sgd: it is for another workload" in told
 
@@ -75,3 +84,20 @@ def test_another_file_is_not_overwritten(tmp_path, capsys):
     assert cli.main(["step_times", "--submissions=sgd", *FEW, f"--out={out}"]) == 1
     assert "is not what algoperf step_times writes" in capsys.readouterr().err
     assert out.read_text() == "mine"
+
+
+def test_submissions_are_driven_as_in_a_trial(tmp_path, capsys):
+    """One asks for the train state and logs, and one fails."""
+    official = SUBMISSIONS / "official_train_state"
+    failing = tmp_path / "failing"
+    failing.mkdir()
+    text = (SUBMISSIONS / "adam.py").read_text()
+    text += "\n\ndef update_params(**arguments):\n    raise RuntimeError('not today')\n"
+    (failing / "submission.py").write_text(text)
+    (failing / "tuning_search_space.json").write_text('[{"learning_rate": 1}]')
+    out = tmp_path / "times.json"
+    command = ["step_times", f"--submissions={official},{failing}", *FEW]
+    assert cli.main([*command, f"--out={out}"]) == 0
+    told = capsys.readouterr().out
+    assert "official_train_state is set up" in told
+    assert "Left out: failing: RuntimeError: not today" in told
