@@ -25,6 +25,7 @@ import packed
 
 import scoring
 from algoperf import records
+from algoperf.cli import printing
 from algoperf.errors import UserError
 from scoring import time_to_target, uncertainty
 from scoring.rules import Rules
@@ -268,7 +269,9 @@ def page(board: Board) -> str:
     if warnings := [*unwell, *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
     head = HEAD.format(**_protocol(board.runs))
-    scored = f"{table(COLUMNS, rows)}{_apart_words(board.apart, result.rules)}"
+    scored = (
+        f"{printing.markdown(COLUMNS, rows)}\n{_apart_words(board.apart, result.rules)}"
+    )
     return f"{head}\n{scored}{gained}{warned}{_field_words(result)}"
 
 
@@ -290,12 +293,6 @@ def _apart_words(runs: scoring.Runs, rules: Rules) -> str:
 def _reaches(trials: Sequence[scoring.Trial], rules: Rules, workload: str) -> bool:
     time = time_to_target.workload_time(trials, rules.goals[workload], timing=TIMING)
     return math.isfinite(time)
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def gain_words(board: Board) -> str:
@@ -326,7 +323,7 @@ def gain_words(board: Board) -> str:
         cells += [str(in_steps.get(name, "-")), f"{board.step_costs[name]:.2f}"]
         rows.append((name, *cells, str(won_S[s]), str(lost_S[s])))
     return GAIN_WORDS.format(
-        rows=table(GAIN_COLUMNS, rows),
+        rows=printing.markdown(GAIN_COLUMNS, rows) + "\n",
         figure=FIGURE.name,
         missed=_missed_words(board),
         r_max=result.rules.r_max,

@@ -23,6 +23,7 @@ import numpy as np
 import packed
 
 import scoring
+from algoperf.cli import printing
 from algoperf.errors import UserError
 from scoring import recipes as compared
 from scoring import time_to_target
@@ -204,7 +205,7 @@ def combined(by_workload: Sequence[Sequence[Method]]) -> str:
         )
     columns = ("method", "reached", "steps", "time", "steps to its level")
     sizes = ("a step", "trained", "stored", "state")
-    return make_recipes.table((*columns, *sizes), rows)
+    return printing.markdown((*columns, *sizes), rows) + "\n"
 
 
 def _mean(name: str, ratios: Sequence[float]) -> str:
@@ -242,7 +243,7 @@ def each(own: Sequence[Method]) -> str:
     ]
     columns = ("method", "reached", "steps", "times dense", "time")
     more = ("to its level", "metric at the end", "a step", "trained", "stored", "state")
-    return make_recipes.table((*columns, *more), rows)
+    return printing.markdown((*columns, *more), rows) + "\n"
 
 
 def _head(runs: scoring.Runs, rules: scoring.Rules) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from algoperf import registry
+from algoperf.cli import printing
 from algoperf.cli.numerics import scaling, sweep
 from algoperf.numerics import scaling_law
 from algoperf.run_store import Store
@@ -117,7 +118,7 @@ def combined(
             ]
         )
     columns = ("recipe", "bit operations", "of what is quantised", "times bf16", "of")
-    return table((*columns, "targets", "front"), lines)
+    return printing.markdown((*columns, "targets", "front"), lines) + "\n"
 
 
 def of_workload(workload: Workload) -> str:
@@ -143,7 +144,7 @@ def each(rows: Iterable[compared.Row]) -> str:
         for row in rows
     ]
     columns = ("recipe", "reached", "steps", "times bf16", "times bf16 to its level")
-    return table((*columns, "metric at the end"), lines)
+    return printing.markdown((*columns, "metric at the end"), lines) + "\n"
 
 
 def of_scaling(store: Store) -> list[str]:
@@ -181,7 +182,10 @@ def of_scaling(store: Store) -> list[str]:
         "With 95 % intervals by the jackknife over sizes and budgets, and how many of "
         "a recipe's\nruns did not diverge. Of one that did where `bf16` did not, no "
         "efficiency is told:\n",
-        table(("recipe", "runs", "effN", "effD", "residual of log L"), lines),
+        printing.markdown(
+            ("recipe", "runs", "effN", "effD", "residual of log L"), lines
+        )
+        + "\n",
     ]
 
 
@@ -193,12 +197,6 @@ def shown(ratio: compared.Ratio, recipe: str = "") -> str:
     return f"{ratio.value:.2f}" + (
         f" ({ratio.low:.2f} to {ratio.high:.2f})" if known else ""
     )
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from algoperf import calibration, records, registry
 from algoperf.calibration import Phase, Store
+from algoperf.cli import printing
 from algoperf.errors import UserError
 from algoperf.records import Direction
 from algoperf.run_store import Run
@@ -113,10 +114,8 @@ def table(
     columns: Sequence[str], row: Row, found: Iterable[tuple[Workload, Store]]
 ) -> str:
     """Returns a Markdown table with a row for each workload."""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for workload, store in found:
-        lines.append(f"| {' | '.join([workload.variant, *row(workload, store)])} |")
-    return "\n".join(lines) + "\n"
+    rows = [[workload.variant, *row(workload, store)] for workload, store in found]
+    return printing.markdown(columns, rows) + "\n"
 
 
 def number(value: float | None) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from algoperf import coordinate_search, hardware, registry, tuned
-from algoperf.cli import tune
-from algoperf.cli.tune import report
+from algoperf.cli import printing, tune
 from algoperf.errors import UserError
 from algoperf.run_store import Store
 from algoperf.tuned import Goal, Tuning
@@ -132,7 +131,7 @@ def page(tunings: Mapping[str, Tuning]) -> str:
     )
     columns = ("submission", "trials", "start", "best", *workloads, "best point")
     rows = [row(tuning, workloads) for tuning in tunings.values()]
-    return head + report.table(columns, rows) + "\n"
+    return head + printing.markdown(columns, rows) + "\n"
 
 
 def main() -> None:

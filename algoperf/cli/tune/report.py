@@ -3,11 +3,11 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from algoperf import tuned
+from algoperf.cli import printing
 from algoperf.coordinate_search import Proposal
 from algoperf.run_store import Run
 from algoperf.tuned import Goal, Tuning
@@ -61,13 +61,6 @@ def markdown(tuning: Tuning, figure: str | None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines)
-
-
 def _budget(tuning: Tuning) -> str:
     plan, trials = tuning.plan, tuning.tried()
     allowed = sum(goal.steps for goal in tuning.goals.values())
@@ -111,7 +104,7 @@ def _workloads(tuning: Tuning) -> str:
             ]
         )
     columns = ("workload", "metric", "target", "step hint", "steps allowed")
-    return table((*columns, "trials that reach it", "step, ms"), rows)
+    return printing.markdown((*columns, "trials that reach it", "step, ms"), rows)
 
 
 def _ranges(tuning: Tuning) -> str:
@@ -129,12 +122,12 @@ def _ranges(tuning: Tuning) -> str:
             [name, span, *([] if start is None else [json.dumps(start)]), neighbours]
         )
     starts = () if plan.start is None else ("start",)
-    return table(("hyperparameter", "range", *starts, "neighbours"), rows)
+    return printing.markdown(("hyperparameter", "range", *starts, "neighbours"), rows)
 
 
 def _chosen(tuning: Tuning) -> str:
     scores = tuning.scores()
-    return table(
+    return printing.markdown(
         ("trial", "score", *tuning.plan.ranges),
         [
             [p.trial, f"{scores[p.trial]:.4f}", *_values(p, tuning.plan.ranges)]
@@ -167,7 +160,7 @@ def _descent(tuning: Tuning) -> str:
     if not rows:
         return "None: the budget ended with the search."
     columns = ("trial", "from trial", "change", "score", "difference", "")
-    return table(columns, rows)
+    return printing.markdown(columns, rows)
 
 
 def _trials(tuning: Tuning) -> str:
@@ -185,7 +178,7 @@ def _trials(tuning: Tuning) -> str:
     columns = ("trial", "score", "best so far", *tuning.goals, *tuning.plan.free)
     return (
         "Of each workload: the step at which the target is reached; else how the run "
-        "ended, and its best metric.\n\n" + table(columns, rows)
+        "ended, and its best metric.\n\n" + printing.markdown(columns, rows)
     )
 
 
