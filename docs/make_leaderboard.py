@@ -269,15 +269,13 @@ def page(board: Board) -> str:
     if warnings := [*unwell, *mixed, *result.warnings]:
         warned = WARNING_WORDS.format(rows="\n".join(f"- {text}" for text in warnings))
     head = HEAD.format(**_protocol(board.runs))
-    scored = (
-        f"{printing.markdown(COLUMNS, rows)}\n{_apart_words(board.apart, result.rules)}"
-    )
-    return f"{head}\n{scored}{gained}{warned}{_field_words(result)}"
+    scored, apart = printing.markdown(COLUMNS, rows), _apart_words(board)
+    return f"{head}\n{scored}\n{apart}{gained}{warned}{_field_words(result)}"
 
 
-def _apart_words(runs: scoring.Runs, rules: Rules) -> str:
+def _apart_words(board: Board) -> str:
     """Returns what the page says of submissions that did not run all workloads."""
-    lines = []
+    runs, rules, lines = board.apart, board.in_time.rules, []
     for name in runs.submissions:
         trials = [trial for trial in runs.trials if trial.submission == name]
         ran = [w for w in rules.base_workloads if any(t.workload == w for t in trials)]
