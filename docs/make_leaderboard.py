@@ -302,8 +302,8 @@ def gain_words(board: Board) -> str:
         gains.over(result, REFERENCE, elsewhere),
         gains.over(board.first_point, REFERENCE, result.workloads),
         gains.over(result, REFERENCE, result.workloads, with_misses=True),
+        gains.over(board.in_steps, REFERENCE, result.workloads),
     ]
-    in_steps = gains.over(board.in_steps, REFERENCE, result.workloads)
     reached_SB = np.isfinite(result.times)
     r = names.index(REFERENCE)
     won_S = (reached_SB & ~reached_SB[r]).sum(axis=1)
@@ -318,7 +318,7 @@ def gain_words(board: Board) -> str:
             f"{column[name]}{'*' * (name in star)}" if name in column else "-"
             for column, star in zip(columns, stars, strict=True)
         ]
-        cells += [str(in_steps.get(name, "-")), f"{board.step_costs[name]:.2f}"]
+        cells.append(f"{board.step_costs[name]:.2f}")
         rows.append((name, *cells, str(won_S[s]), str(lost_S[s])))
     return GAIN_WORDS.format(
         rows=printing.markdown(GAIN_COLUMNS, rows) + "\n",
