@@ -13,7 +13,6 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -37,7 +36,13 @@ from algoperf.hosts import Hosts
 from algoperf.recorder import Recorder
 from algoperf.records import GLOBAL_STEP, Row, Status
 from algoperf.training_step import recipe_facts
-from algoperf.trials import Seeds, TrialConfig, global_batch_size, step_keys
+from algoperf.trials import (
+    Seeds,
+    TrialConfig,
+    global_batch_size,
+    step_keys,
+    train_state,
+)
 from algoperf.workload import Evaluator
 
 
@@ -407,19 +412,13 @@ class _Trial:
         self.last_checkpoint = self.clock.now()
 
     def _train_state(self) -> Mapping[str, Any]:
-        """The read-only view that a submission may ask for, with official names."""
         elapsed = self.clock.seconds(Phase.SUBMISSION)
-        return MappingProxyType(
-            {
-                "validation_goal_reached": False,
-                "test_goal_reached": False,
-                "is_time_remaining": elapsed <= self.recorder.budget_sec,
-                "training_complete": False,
-                "last_eval_time": self.last_eval_sec,
-                "accumulated_submission_time": elapsed,
-                "accumulated_eval_time": self.clock.seconds(Phase.EVALUATION),
-                "accumulated_logging_time": self.clock.seconds(Phase.LOGGING),
-            }
+        return train_state(
+            is_time_remaining=elapsed <= self.recorder.budget_sec,
+            last_eval_sec=self.last_eval_sec,
+            submission_sec=elapsed,
+            evaluation_sec=self.clock.seconds(Phase.EVALUATION),
+            logging_sec=self.clock.seconds(Phase.LOGGING),
         )
 
     def _progress(self, is_new_evaluation: bool) -> Progress:

@@ -14,7 +14,6 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from algoperf import sharding, spec, tuning
 from algoperf.errors import UserError
 from algoperf.recorder import ScalarLog
 from algoperf.submission import Submission
-from algoperf.trials import global_batch_size
+from algoperf.trials import global_batch_size, train_state
 from algoperf.workload import Workload
 
 NUM_BATCHES = 8
@@ -31,7 +30,7 @@ Entry = tuple[Submission, Mapping[str, Any] | None]  # and its hyperparameters, 
 
 
 @dataclasses.dataclass(frozen=True)
-class StepTimes:
+class Turns:
     """What steps of a submission take on a workload.
 
     Attributes:
@@ -41,21 +40,6 @@ class StepTimes:
 
     seconds: tuple[float, ...]
     state_bytes: int
-
-
-# What `train_state` says, to a submission that asks, of a trial that has just begun.
-TRAIN_STATE = MappingProxyType(
-    {
-        "validation_goal_reached": False,
-        "test_goal_reached": False,
-        "is_time_remaining": True,
-        "training_complete": False,
-        "last_eval_time": 0.0,
-        "accumulated_submission_time": 0.0,
-        "accumulated_eval_time": 0.0,
-        "accumulated_logging_time": 0.0,
-    }
-)
 
 
 @dataclasses.dataclass
@@ -100,7 +84,7 @@ class Training:
         )
         extra = {}
         if self.submission.wants_train_state:
-            extra["train_state"] = TRAIN_STATE
+            extra["train_state"] = train_state()
         self.state = functions.update_params(
             workload=self.workload,
             current_param_container=params,
@@ -156,7 +140,7 @@ def measure(
     rounds: int,
     steps: int,
     say: Callable[[str], None],
-) -> tuple[dict[str, StepTimes], dict[str, str]]:
+) -> tuple[dict[str, Turns], dict[str, str]]:
     """Returns what steps of each submission take, and why others are left out.
 
     All are in memory at once. Left out is what fails in its first steps.
@@ -192,7 +176,7 @@ def measure(
                     "others without it"
                 ) from error
         say(f"{workload.name}: round {index + 1} of {rounds}")
-    found = {n: StepTimes(tuple(seconds[n]), kept[n]) for n in trainings}
+    found = {n: Turns(tuple(seconds[n]), kept[n]) for n in trainings}
     return found, left_out
 
 

@@ -1,8 +1,12 @@
-"""What a trial is before it runs: its configuration, its seeds, its batch size."""
+"""What a trial is before it runs: its configuration, its seeds, its batch size.
+
+And what a submission may see of it: `train_state`.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -175,3 +179,29 @@ def global_batch_size(submission: Submission, workload: Workload) -> int:
     evaluation = f"evaluation batch size of {workload.name}"
     sharding.check_batch_size(workload.eval_batch_size, evaluation)
     return int(wish)
+
+
+def train_state(
+    *,
+    is_time_remaining: bool = True,
+    last_eval_sec: float = 0.0,
+    submission_sec: float = 0.0,
+    evaluation_sec: float = 0.0,
+    logging_sec: float = 0.0,
+) -> Mapping[str, Any]:
+    """Returns the view of a trial that `update_params` may ask for, official names.
+
+    It cannot be changed; by default it is that of a trial that has just begun.
+    """
+    return MappingProxyType(
+        {
+            "validation_goal_reached": False,
+            "test_goal_reached": False,
+            "is_time_remaining": is_time_remaining,
+            "training_complete": False,
+            "last_eval_time": last_eval_sec,
+            "accumulated_submission_time": submission_sec,
+            "accumulated_eval_time": evaluation_sec,
+            "accumulated_logging_time": logging_sec,
+        }
+    )
