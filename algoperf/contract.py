@@ -18,8 +18,9 @@ import numpy as np
 
 from algoperf import outputs, runner, tuning
 from algoperf.errors import UserError
+from algoperf.loading import Submission
 from algoperf.records import Status
-from algoperf.submission import Submission, SubmissionFunctions
+from algoperf.submission import SubmissionFunctions
 from algoperf.trials import TrialConfig
 from algoperf.workload import Workload
 

@@ -20,8 +20,8 @@ import jax
 
 from algoperf import sharding, spec, tuning
 from algoperf.errors import UserError
+from algoperf.loading import Submission
 from algoperf.recorder import ScalarLog
-from algoperf.submission import Submission
 from algoperf.trials import global_batch_size, train_state
 from algoperf.workload import Workload
 

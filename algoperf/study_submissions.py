@@ -11,8 +11,9 @@ from typing import Any
 import optax
 
 from algoperf import spec
+from algoperf.loading import Submission
 from algoperf.reparam import federated, narrow
-from algoperf.submission import Submission, from_optax, standard_chain
+from algoperf.submission import from_optax, standard_chain
 
 
 def narrow_network() -> Submission:

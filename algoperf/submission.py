@@ -1,4 +1,4 @@
-"""Submissions: written from an optax transformation, or loaded from a path.
+"""Submissions written from an optax transformation, and parts of such.
 
 The shortest submission is
 
@@ -14,20 +14,16 @@ The shortest submission is
 """
 
 import dataclasses
-import hashlib
+import functools
 import inspect
-import json
-import os
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from algoperf import compatibility, pmap_layout, reparam, spec
+from algoperf import reparam, spec
 from algoperf.errors import UserError
 from algoperf.schedules import warmup_cosine
 from algoperf.training_step import Objective as Objective
@@ -109,38 +105,72 @@ def from_optax(
     """
     if eval_params is not None and reparametrise is not None:
         raise UserError("give from_optax eval_params or reparametrise, not both")
-    average = None if eval_params is None else jax.jit(eval_params)
-    own_point = as_namedtuple(self_tuned)
-    ends_with_its_plan = eval_params is None and reparametrise is None
+    made = _FromOptax(
+        build,
+        batch_sizes or {},
+        self_tuned,
+        eval_params,
+        None if eval_params is None else jax.jit(eval_params),
+        rewrite_loss,
+        reparametrise,
+    )
+    return SubmissionFunctions(
+        *(getattr(made, function) for function in SubmissionFunctions._fields)
+    )
 
-    def get_batch_size(workload_name: str) -> int:
-        if workload_name not in (batch_sizes or {}):
+
+@dataclasses.dataclass(frozen=True)
+class _FromOptax:
+    """The five functions of `from_optax`, and what they were made of.
+
+    The optimizer state is the transformation's and the compiled step; where an average
+    is evaluated, the former is `WithTrainingParams`.
+    """
+
+    build: Build
+    batch_sizes: Mapping[str, int]
+    self_tuned: Mapping[str, Any] | None
+    eval_params: EvalParams | None
+    average: EvalParams | None  # the same, compiled
+    rewrite_loss: RewriteLoss | None
+    reparametrise: Reparametrise | None
+
+    @functools.cached_property
+    def own_point(self) -> Any:
+        """The hyperparameters under the self-tuning ruleset, as `build` reads them."""
+        return as_namedtuple(self.self_tuned)
+
+    def get_batch_size(self, workload_name: str) -> int:
+        if workload_name not in self.batch_sizes:
             raise ValueError(f"no batch size of its own for {workload_name}")
-        return (batch_sizes or {})[workload_name]
+        return self.batch_sizes[workload_name]
 
     def init_optimizer_state(
-        workload, model_params, model_state, hyperparameters, rng
+        self, workload, model_params, model_state, hyperparameters, rng
     ) -> spec.OptimizerState:
         if hyperparameters is None:
-            if self_tuned is None:
+            if self.self_tuned is None:
                 raise UserError(
                     "this submission has no setting for the self-tuning ruleset; run "
                     "it with --ruleset external, or give from_optax self_tuned={...}"
                 )
-            hyperparameters = as_namedtuple(self_tuned)
-        transformation = built(build, workload, hyperparameters)
-        small = (
-            None if reparametrise is None else reparametrise(workload, hyperparameters)
-        )
-        recipe = recipe_of(hyperparameters, rewrite_loss)
+            hyperparameters = self.own_point
+        transformation = built(self.build, workload, hyperparameters)
+        small = None
+        if self.reparametrise is not None:
+            small = self.reparametrise(workload, hyperparameters)
         step = train_step(
-            workload, transformation, hyperparameters, rewrite_loss, small, eval_params
+            workload,
+            transformation,
+            hyperparameters,
+            self.rewrite_loss,
+            small,
+            self.eval_params,
         )
+        recipe = recipe_of(hyperparameters, self.rewrite_loss)
         if recipe is not None and not recipe.has_state:
             # Only to tell now of one that matches nothing; others have it made below.
             first_recipe_state(workload, recipe, model_params, model_state)
-        # Placed like the params; otherwise the second step would compile again. Copied,
-        # because a state may hold the params themselves and both are donated.
 
         def initialise(params, model_state, rng):
             if small is not None:
@@ -152,14 +182,17 @@ def from_optax(
                 state = WithRecipeState(state, of_recipe)
             return jax.tree.map(jnp.copy, state)
 
+        # Placed like the params; otherwise the second step would compile again. Copied,
+        # because a state may hold the params themselves and both are donated.
         start = (model_params, model_state, rng)
         places = workload.placement.shardings(jax.eval_shape(initialise, *start))
         state = jax.jit(initialise, out_shardings=places)(*start)
-        return (WithTrainingParams(state, model_params) if average else state), step
-
-    vars(init_optimizer_state)["self_tuned"] = self_tuned  # for `Submission.point`
+        if self.average is not None:
+            state = WithTrainingParams(state, model_params)
+        return state, step
 
     def update_params(
+        self,
         workload,
         current_param_container,
         current_params_types,
@@ -173,17 +206,16 @@ def from_optax(
         rng,
     ) -> spec.UpdateReturn:
         del current_params_types, loss_type, eval_results
-        point = own_point if hyperparameters is None else hyperparameters
-        if ends_with_its_plan and _is_over(workload, point, global_step):
+        if self._is_over(workload, hyperparameters, global_step):
             raise spec.TrainingCompleteError
         state, step = optimizer_state
         params = current_param_container
-        if average:
+        if self.average is not None:
             state, params = state
         state, params, model_state, scalars = step(
             state, params, model_state, batch, rng
         )
-        if average:
+        if self.average is not None:
             state = WithTrainingParams(state, params)
         logger = workload.metrics_logger
         if logger is not None and global_step % LOG_EVERY_STEPS == 0:
@@ -191,6 +223,7 @@ def from_optax(
         return (state, step), params, model_state
 
     def prepare_for_eval(
+        self,
         workload,
         current_param_container,
         current_params_types,
@@ -205,25 +238,36 @@ def from_optax(
         del workload, current_params_types, hyperparameters, loss_type
         del eval_results, global_step, rng
         params = current_param_container
-        if average:
+        if self.average is not None:
             state, _ = optimizer_state
             inner = state.transformation
             if isinstance(inner, WithRecipeState):
                 inner = inner.transformation
-            params = average(inner, state.params)
+            params = self.average(inner, state.params)
         return optimizer_state, params, model_state
 
-    def data_selection(workload, input_queue, *unused) -> spec.Batch:
+    def data_selection(self, workload, input_queue, *unused) -> spec.Batch:
         del workload, unused
         return next(input_queue)
 
-    return SubmissionFunctions(
-        get_batch_size,
-        init_optimizer_state,
-        update_params,
-        prepare_for_eval,
-        data_selection,
-    )
+    def _is_over(
+        self, workload: spec.Workload, hyperparameters: Any, step: int
+    ) -> bool:
+        """Whether a plan for less than the step hint has no step left."""
+        if self.average is not None or self.reparametrise is not None:
+            return False
+        point = self.own_point if hyperparameters is None else hyperparameters
+        steps = planned_steps(workload, point)
+        return steps < workload.step_hint and step >= steps
+
+
+def self_tuned_point(functions: SubmissionFunctions) -> Any:
+    """Returns what `from_optax` was given for the self-tuning ruleset.
+
+    None for other submissions, which keep their own to themselves.
+    """
+    made = getattr(inspect.unwrap(functions.init_optimizer_state), "__self__", None)
+    return made.own_point if isinstance(made, _FromOptax) else None
 
 
 def built(
@@ -275,12 +319,6 @@ def planned_steps(workload: spec.Workload, hyperparameters: Any) -> int:
     return max(1, round(factor * workload.step_hint))
 
 
-def _is_over(workload: spec.Workload, hyperparameters: Any, step: int) -> bool:
-    """Whether a plan for less than the step hint has no step left."""
-    steps = planned_steps(workload, hyperparameters)
-    return steps < workload.step_hint and step >= steps
-
-
 def standard_chain(
     workload: spec.Workload,
     hyperparameters: Any,
@@ -316,115 +354,3 @@ def standard_chain(
     if hasattr(hyperparameters, "grad_clip"):
         parts.insert(0, optax.clip_by_global_norm(hyperparameters.grad_clip))
     return optax.with_extra_args_support(optax.chain(*parts))
-
-
-@dataclasses.dataclass(frozen=True)
-class Submission:
-    """A loaded submission: its functions and where they come from."""
-
-    name: str
-    path: Path
-    sha256: str  # of the source file; of all that ran as it was loaded, if several did
-    functions: SubmissionFunctions
-    wants_train_state: bool  # update_params names the argument `train_state`
-
-    @property
-    def default_search_space(self) -> Path:
-        """Where the search space is unless a flag says otherwise."""
-        return self.path.with_name("tuning_search_space.json")
-
-    @property
-    def is_from_optax(self) -> bool:
-        """Whether its step is that of `from_optax`, which can take microbatches."""
-        return self.functions.update_params.__module__ == from_optax.__module__
-
-    def point(self, hyperparameters: Mapping[str, Any] | None) -> Any:
-        """Returns hyperparameters as submissions read them.
-
-        Under the self-tuning ruleset, where they are None, those of `from_optax`; None
-        for other submissions, which keep their own to themselves.
-        """
-        if hyperparameters is None:
-            init = self.functions.init_optimizer_state
-            hyperparameters = getattr(init, "self_tuned", None)
-        return as_namedtuple(hyperparameters)
-
-
-def load_submission(path: Path) -> Submission:
-    """Imports a submission from its file, or from the folder that holds it.
-
-    Raises:
-      UserError: no such file, an error while importing it, or a missing function.
-    """
-    path = path.resolve()
-    if path.is_dir():
-        path = path / "submission.py"
-    name = path.parent.name if path.stem == "submission" else path.stem
-    try:
-        path.read_bytes()
-    except OSError as error:
-        raise UserError(f"no submission at {path}: {error.strerror}") from error
-    loaded = _load(path, name)
-    module = loaded.module
-    missing = [
-        function
-        for function in SubmissionFunctions._fields
-        if function != "prepare_for_eval"
-        and not callable(getattr(module, function, None))
-    ]
-    if missing:
-        raise UserError(
-            f"submission {path} does not define {', '.join(missing)}; "
-            "see algoperf/spec.py, or start from `algoperf new NAME`"
-        )
-    functions = SubmissionFunctions(
-        get_batch_size=module.get_batch_size,
-        init_optimizer_state=module.init_optimizer_state,
-        update_params=module.update_params,
-        prepare_for_eval=getattr(module, "prepare_for_eval", _unchanged),
-        data_selection=module.data_selection,
-    )
-    update_arguments = inspect.signature(functions.update_params).parameters
-    if loaded.uses_pmap:
-        functions = pmap_layout.with_device_axis(functions)
-    return Submission(
-        name=name,
-        path=path,
-        sha256=_sha256(path, loaded.files),
-        functions=functions,
-        wants_train_state="train_state" in update_arguments,
-    )
-
-
-def _load(path: Path, name: str) -> compatibility.Loaded:
-    module_name = f"algoperf_submission_{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
-    try:
-        return compatibility.load(path, module_name)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"submission {path} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _sha256(path: Path, files: Iterable[Path]) -> str:
-    """Returns the hash of a submission's file; of all its files, if it has several.
-
-    Then names count too, relative to the first file's folder.
-    """
-    contents = {os.path.relpath(f, path.parent): f.read_bytes() for f in files}
-    if len(contents) == 1:
-        return hashlib.sha256(*contents.values()).hexdigest()
-    hashes = [
-        (name, hashlib.sha256(content).hexdigest())
-        for name, content in sorted(contents.items())
-    ]
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-
-
-def _unchanged(
-    *, optimizer_state, current_param_container, model_state, **_: Any
-) -> spec.UpdateReturn:
-    """The prepare_for_eval of a submission that has none."""
-    return optimizer_state, current_param_container, model_state

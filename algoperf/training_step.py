@@ -270,51 +270,54 @@ def train_step(
     Raises:
       UserError: a recipe with state, and something smaller to train or microbatches.
     """
-    dropout_rate = getattr(hyperparameters, "dropout_rate", None)
-    label_smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
-    update = optax.with_extra_args_support(transformation).update
     recipe = recipe_of(hyperparameters, rewrite_loss)
-
-    microbatches = workload.placement.microbatches
-    if microbatches > 1 and recipe is not None and recipe.has_state:
+    has_state = recipe is not None and recipe.has_state
+    if has_state and workload.placement.microbatches > 1:
         raise UserError(
             f"recipe {hyperparameters.recipe!r} has a state of its own, which looks at "
             "whole batches; run it with --microbatches 1"
         )
-    if small is not None and recipe is not None and recipe.has_state:
+    if has_state and small is not None:
         raise UserError(
             f"recipe {hyperparameters.recipe!r} has a state of its own, which a "
             "reparametrisation does not keep; choose a recipe without"
         )
-
-    def quantised(loss, rng, state=None):
-        assert recipe is not None
-        return numerics.apply(recipe, loss, state=state, **_options(workload, rng))
-
-    rewrite: Any = None
+    rewrite = None
     if rewrite_loss is not None:
         rewrite = functools.partial(rewrite_loss, workload, hyperparameters)
-    elif recipe is not None:
-        rewrite = quantised
+    step = _Step(
+        workload,
+        optax.with_extra_args_support(transformation).update,
+        recipe,
+        rewrite,
+        small,
+        average,
+        dropout_rate=getattr(hyperparameters, "dropout_rate", None),
+        label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
+    )
+    chosen = step.with_recipe_state if has_state else step.plain
+    # Params that are not used are kept, for the new ones take their place in memory.
+    return jax.jit(chosen, donate_argnums=(0, 1, 2), keep_unused=True)
 
-    def evaluated_state(objective, gathered, before, state, after):
-        """The model state of what is evaluated; `gathered` where that is what trains.
 
-        `before` and `after` are the params that the step found and left.
-        """
-        if not jax.tree.leaves(gathered) or (recipe is None and average is None):
-            return gathered
-        if average is not None:
-            return objective.statistics_of(average(state, after))
-        return objective.statistics_of(objective.materialise(before))
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What `train_step` compiles: `plain`, or `with_recipe_state`."""
 
-    def step(state, params, model_state, batch, rng):
-        objective = Objective(
-            workload, batch, model_state, rng, dropout_rate, label_smoothing, rewrite
-        )
-        objective = dataclasses.replace(
-            objective, rewrites_all=recipe is not None, microbatches=microbatches
-        )
+    workload: spec.Workload
+    update: Callable[..., tuple[Any, Any]]  # of the transformation
+    recipe: numerics.Recipe | None
+    rewrite: Callable[[Loss, spec.RandomState], Loss] | None  # of the submission
+    small: reparam.Reparametrisation | None
+    average: Callable[[Any, Any], Any] | None
+    dropout_rate: Any
+    label_smoothing: Any
+
+    def plain(self, state, params, model_state, batch, rng):
+        """Makes a step by a recipe without state, or without a recipe."""
+        small, constrain = self.small, self.workload.placement.constrain
+        rewrite = self.rewrite if self.recipe is None else self._quantised
+        objective = self._objective(batch, model_state, rng, rewrite)
         if small is not None:
             training = reparam.begin_step(small, state, objective)
             state, params = training.transformation, small.trainable(training.small)
@@ -323,37 +326,28 @@ def train_step(
             )
         (loss, model_state), gradient = objective.value_and_gradient(params)
         before = params
-        gradient = workload.placement.constrain(gradient)
-        updates, state = update(
-            gradient, state, params, value=loss, objective=objective
+        state, params, scalars = self._updated(objective, loss, gradient, state, params)
+        model_state = self._evaluated_state(
+            objective, model_state, before, state, params
         )
-        params = optax.apply_updates(params, updates)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-        model_state = evaluated_state(objective, model_state, before, state, params)
         if small is not None:
             state, params = reparam.finish_step(small, training, params, state)
-        state, params, model_state = workload.placement.constrain(
-            (state, params, model_state)
-        )
-        return state, params, model_state, scalars
+        return *constrain((state, params, model_state)), scalars
 
-    def step_with_recipe_state(state, params, model_state, batch, rng):
-        read = functools.partial(quantised, state=state.recipe)
-        objective = Objective(
-            workload, batch, model_state, rng, dropout_rate, label_smoothing, read
-        )
-        objective = dataclasses.replace(objective, rewrites_all=True)
+    def with_recipe_state(self, state, params, model_state, batch, rng):
+        """Makes a step by a recipe that has state."""
+        recipe, constrain = self.recipe, self.workload.placement.constrain
         assert recipe is not None
-        (loss, new_model_state), gradient, next_state = numerics.value_and_grad(
-            recipe, objective.mean_loss, has_aux=True, **_options(workload, rng)
+        read = functools.partial(self._quantised, state=state.recipe)
+        objective = self._objective(batch, model_state, rng, read)
+        (loss, gathered), gradient, next_state = numerics.value_and_grad(
+            recipe, objective.mean_loss, has_aux=True, **self._options(rng)
         )(state.recipe, params, model_state, batch, rng)
-        gradient = workload.placement.constrain(gradient)
-        updates, new = update(
-            gradient, state.transformation, params, value=loss, objective=objective
+        new, new_params, scalars = self._updated(
+            objective, loss, gradient, state.transformation, params
         )
-        new_params = optax.apply_updates(params, updates)
-        new_model_state = evaluated_state(
-            objective, new_model_state, params, new, new_params
+        new_model_state = self._evaluated_state(
+            objective, gathered, params, new, new_params
         )
         after = new, new_params, new_model_state
         if isinstance(recipe.loss_scale, numerics.DynamicLossScale):
@@ -363,18 +357,55 @@ def train_step(
             next_state = rescaled(recipe, state.recipe, next_state, is_finite)
             keep = functools.partial(jnp.where, is_finite)
             after = jax.tree.map(keep, after, before)
-        scalars = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(gradient),
-            "loss_scale": next_state.loss_scale,
-        }
+        scalars["loss_scale"] = next_state.loss_scale
         state = WithRecipeState(after[0], next_state)
-        return *workload.placement.constrain((state, *after[1:])), scalars
+        return *constrain((state, *after[1:])), scalars
 
-    has_state = recipe is not None and recipe.has_state
-    chosen = step_with_recipe_state if has_state else step
-    # Params that are not used are kept, for the new ones take their place in memory.
-    return jax.jit(chosen, donate_argnums=(0, 1, 2), keep_unused=True)
+    def _objective(self, batch, model_state, rng, rewrite) -> Objective:
+        return Objective(
+            self.workload,
+            batch,
+            model_state,
+            rng,
+            self.dropout_rate,
+            self.label_smoothing,
+            rewrite,
+            rewrites_all=self.recipe is not None,
+            microbatches=self.workload.placement.microbatches,
+        )
+
+    def _updated(self, objective, loss, gradient, state, params):
+        """Returns the transformation's state, the params, and scalars to log."""
+        gradient = self.workload.placement.constrain(gradient)
+        updates, state = self.update(
+            gradient, state, params, value=loss, objective=objective
+        )
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+        return state, optax.apply_updates(params, updates), scalars
+
+    def _evaluated_state(self, objective, gathered, before, state, after):
+        """The model state of what is evaluated; `gathered` where that is what trains.
+
+        `before` and `after` are the params that the step found and left.
+        """
+        if not jax.tree.leaves(gathered):
+            return gathered
+        if self.average is not None:
+            return objective.statistics_of(self.average(state, after))
+        if self.recipe is not None:
+            return objective.statistics_of(objective.materialise(before))
+        return gathered
+
+    def _quantised(self, loss, rng, state=None) -> Loss:
+        assert self.recipe is not None
+        return numerics.apply(self.recipe, loss, state=state, **self._options(rng))
+
+    def _options(self, rng: spec.RandomState) -> dict[str, Any]:
+        """What a recipe needs beside the loss; dropout has the key itself."""
+        return {
+            "key": jax.random.fold_in(rng, 1),
+            "parameter_types": self.workload.model_params_types,
+        }
 
 
 def _stays_finite(before: Any, after: Any) -> jax.Array:
@@ -384,11 +415,3 @@ def _stays_finite(before: Any, after: Any) -> jax.Array:
         if jnp.issubdtype(new.dtype, jnp.inexact):
             is_finite &= jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
     return is_finite
-
-
-def _options(workload: spec.Workload, rng: spec.RandomState) -> dict[str, Any]:
-    """What a recipe needs beside the loss; dropout has the key itself."""
-    return {
-        "key": jax.random.fold_in(rng, 1),
-        "parameter_types": workload.model_params_types,
-    }

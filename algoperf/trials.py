@@ -15,7 +15,7 @@ from absl import logging
 
 from algoperf import records, sharding, tuning
 from algoperf.errors import UserError
-from algoperf.submission import Submission
+from algoperf.loading import Submission
 from algoperf.workload import Workload
 
 SELF_TUNING_BUDGET_FACTOR = 1.5

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from algoperf import registry, tuning
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 
 PAGE = Path(__file__).resolve().parent / "algorithms.md"
 COSTS = PAGE.with_name("algorithm_costs.json")

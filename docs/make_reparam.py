@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from algoperf import registry, reparam, tuning
+from algoperf.loading import load_submission
 from algoperf.reparam.base import matrices_of
-from algoperf.submission import load_submission
 
 PAGE = Path(__file__).resolve().parent / "reparam.md"
 START, END = "<!-- table: make_reparam.py -->\n", "<!-- end -->\n"

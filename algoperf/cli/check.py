@@ -32,9 +32,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     """Prints a line per workload, or its violations; returns 1 if there are any."""
     name = common.one_argument(positional, "submission", "check")
-    from algoperf import contract, registry, submission, tuning
+    from algoperf import contract, loading, registry, tuning
 
-    loaded = submission.load_submission(registry.find_submission(name))
+    loaded = loading.load_submission(registry.find_submission(name))
     space = common.search_space(values, loaded)
     names = values.workloads
     if names is None:

@@ -16,7 +16,7 @@ from algoperf.errors import STOP_SIGNALS, UserError
 
 if TYPE_CHECKING:
     from algoperf.launch.hosts import HostConfig
-    from algoperf.submission import Submission
+    from algoperf.loading import Submission
     from algoperf.tuning import SearchSpace
     from algoperf.workload import Workload
 
@@ -70,13 +70,11 @@ def load_submissions(names: Sequence[str]) -> "list[Submission]":
     Raises:
       UserError: none is named, one cannot be loaded, or two have one name.
     """
-    from algoperf import registry, submission
+    from algoperf import loading, registry
 
     if not names:
         raise UserError("--submissions names none; `algoperf submissions` lists them")
-    loaded = [
-        submission.load_submission(registry.find_submission(name)) for name in names
-    ]
+    loaded = [loading.load_submission(registry.find_submission(name)) for name in names]
     counts = Counter(submission.name for submission in loaded)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise UserError(

@@ -161,9 +161,9 @@ def trial_configs(
     Raises:
       UserError: an unknown name, or a search space that is missing or malformed.
     """
-    from algoperf import calibration, registry, sharding, submission, trials
+    from algoperf import calibration, loading, registry, sharding, trials
 
-    loaded = submission.load_submission(registry.find_submission(values.submission))
+    loaded = loading.load_submission(registry.find_submission(values.submission))
     workload = common.configured(
         registry.find_workload(values.workload, values.scale), values
     )

@@ -14,8 +14,8 @@ from algoperf.cli import common, printing
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
+    from algoperf.loading import Submission
     from algoperf.step_times import Entry
-    from algoperf.submission import Submission
     from algoperf.workload import Workload
 
 USAGE = (

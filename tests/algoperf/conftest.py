@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from synthetic import SYNTHETIC, FakeTime
 
-from algoperf.submission import Submission, load_submission
+from algoperf.loading import Submission, load_submission
 from algoperf.trials import TrialConfig
 
 HERE = Path(__file__).resolve().parent

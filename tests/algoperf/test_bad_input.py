@@ -9,10 +9,10 @@ from synthetic import SYNTHETIC, kill_at, rows_of
 from algoperf import records
 from algoperf.checkpoint import Checkpoints
 from algoperf.errors import UserError
+from algoperf.loading import load_submission
 from algoperf.records import Status
 from algoperf.runner import run_trial
 from algoperf.sharding import Placement
-from algoperf.submission import load_submission
 from algoperf.workload import derive
 
 

@@ -11,7 +11,7 @@ import pytest
 import algoperf
 from algoperf import compatibility, jax_sharding_utils, spec
 from algoperf.errors import UserError
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 
 FUNCTIONS = """
 def get_batch_size(workload_name): return 32

@@ -6,7 +6,7 @@ import pytest
 from synthetic import BATCH_NORM
 
 from algoperf import contract
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 from algoperf.workload import derive
 
 GOOD = """

@@ -5,9 +5,9 @@ import pytest
 from algoperf import failures
 from algoperf.errors import UserError
 from algoperf.hosts import Hosts
+from algoperf.loading import load_submission
 from algoperf.records import Status
 from algoperf.runner import run_trial
-from algoperf.submission import load_submission
 
 
 class OneOfTwo(Hosts):

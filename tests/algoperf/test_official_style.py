@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from algoperf import records
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 
 SUBMISSIONS = Path(__file__).parent / "submissions"
 OFFICIAL = SUBMISSIONS / "official"

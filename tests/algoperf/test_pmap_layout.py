@@ -15,7 +15,8 @@ from synthetic import BATCH_NORM, saved
 
 from algoperf import contract, pmap_layout, records, runner
 from algoperf.errors import UserError
-from algoperf.submission import SubmissionFunctions, load_submission
+from algoperf.loading import load_submission
+from algoperf.submission import SubmissionFunctions
 
 PMAP = Path(__file__).parent / "submissions" / "official_pmap"
 WHOLE = """
@@ -37,7 +38,7 @@ import json, sys
 from pathlib import Path
 from synthetic import BATCH_NORM
 from algoperf import contract
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 
 found = contract.try_out(
     load_submission(Path(sys.argv[1])), BATCH_NORM, {"learning_rate": 0.1}, steps=4

@@ -27,12 +27,12 @@ from synthetic import (
 
 from algoperf import hardware, records
 from algoperf.checkpoint import Checkpoints
+from algoperf.loading import load_submission
 from algoperf.recorder import Recorder
 from algoperf.records import Status
 from algoperf.registry import find_submission, find_workload
 from algoperf.runner import run_trial
 from algoperf.sharding import Placement
-from algoperf.submission import load_submission
 from algoperf.trials import TrialConfig
 from algoperf.tuning import load_search_space, trial_point
 from algoperf.workload import derive

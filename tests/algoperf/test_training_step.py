@@ -21,13 +21,13 @@ from algoperf import (
     tuning,
 )
 from algoperf.errors import UserError
+from algoperf.loading import load_submission
 from algoperf.numerics import RECIPES, DynamicLossScale, units
 from algoperf.reparam import pruning
 from algoperf.submission import (
     Objective,
     WithTrainingParams,
     from_optax,
-    load_submission,
 )
 from algoperf.tuning import as_namedtuple
 from submissions.sophia import submission as sophia

@@ -9,7 +9,7 @@ from synthetic import SYNTHETIC
 
 from algoperf import registry, runner, sharding, tuning
 from algoperf.errors import UserError
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 from algoperf.trials import global_batch_size, trial_configs
 from algoperf.workload import derive
 

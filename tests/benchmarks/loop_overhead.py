@@ -23,8 +23,9 @@ import jax
 import optax
 
 from algoperf import hardware, registry, runner, sharding, spec
+from algoperf.loading import Submission
 from algoperf.records import Direction
-from algoperf.submission import Submission, from_optax
+from algoperf.submission import from_optax
 from algoperf.trials import TrialConfig
 from algoperf.workload import Workload, derive
 

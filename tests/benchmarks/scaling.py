@@ -95,9 +95,9 @@ class Way:
         import jax
 
         from algoperf.data.pipeline import InputQueue
+        from algoperf.loading import load_submission
         from algoperf.registry import find_workload
         from algoperf.sharding import Placement
-        from algoperf.submission import load_submission
         from algoperf.trials import global_batch_size
         from algoperf.tuning import as_namedtuple, load_search_space, trial_point
 

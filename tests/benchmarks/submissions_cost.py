@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from algoperf import hardware, registry, step_times, tuning
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 
 BASE = "adamw"
 

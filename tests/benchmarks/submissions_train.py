@@ -19,8 +19,8 @@ from typing import Any
 
 from algoperf import records, registry, tuning
 from algoperf.errors import UserError
+from algoperf.loading import load_submission
 from algoperf.runner import run_trial
-from algoperf.submission import load_submission
 from algoperf.trials import TrialConfig
 
 

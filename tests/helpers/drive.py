@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 from synthetic import WORKLOADS
 
+from algoperf.loading import load_submission
 from algoperf.registry import find_workload
 from algoperf.runner import run_trial
-from algoperf.submission import load_submission
 from algoperf.trials import TrialConfig
 from algoperf.tuning import load_search_space, trial_point
 

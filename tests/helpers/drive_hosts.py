@@ -28,9 +28,9 @@ def trial(flags: argparse.Namespace, hosts: Hosts, announce: Callable) -> int:
     from synthetic import SYNTHETIC, replaced
 
     from algoperf.data.examples import DataOptions
+    from algoperf.loading import load_submission
     from algoperf.runner import run_trial
     from algoperf.sharding import Placement
-    from algoperf.submission import load_submission
     from algoperf.trials import TrialConfig
 
     hosts.must_be_alike({"--seed": flags.seed})

@@ -225,8 +225,8 @@ def main() -> None:
     from synthetic import WORKLOADS
 
     from algoperf import sharding
+    from algoperf.loading import load_submission
     from algoperf.registry import find_workload
-    from algoperf.submission import load_submission
     from algoperf.tuning import load_search_space, trial_point
 
     parser = argparse.ArgumentParser()

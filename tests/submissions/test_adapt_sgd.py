@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from algoperf import contract, registry
+from algoperf.loading import load_submission
 from algoperf.numerics import adapt
-from algoperf.submission import load_submission
 from algoperf.tuning import as_namedtuple
 from submissions.adapt_sgd.submission import Device, layers_of, make_step
 

@@ -9,7 +9,7 @@ from synthetic import BATCH_NORM
 
 from algoperf import contract, registry, spec, tuning
 from algoperf.errors import UserError
-from algoperf.submission import load_submission
+from algoperf.loading import load_submission
 
 NAMES = sorted(registry.submission_paths())
 

@@ -12,8 +12,8 @@ from synthetic import SYNTHETIC, examples
 
 from algoperf import registry, sharding, spec, tuning
 from algoperf.checkpoint import Checkpoints
+from algoperf.loading import load_submission
 from algoperf.runner import TrainState
-from algoperf.submission import load_submission
 
 NAMES = sorted(registry.submission_paths())
 KEY = jax.random.PRNGKey(0)

@@ -132,9 +132,9 @@ def _data(values: flags.FlagValues) -> "DataOptions":
 
 
 def _config(values: flags.FlagValues, workload: "Workload", cell: Cell) -> Any:
-    from algoperf import registry, submission, trials, tuning
+    from algoperf import loading, registry, trials, tuning
 
-    loaded = submission.load_submission(registry.find_submission(values.submission))
+    loaded = loading.load_submission(registry.find_submission(values.submission))
     space = tuning.load_search_space(shared.points_file(values, cell.recipe))
     steps = values.max_steps or workload.step_hint
     config = trials.TrialConfig(

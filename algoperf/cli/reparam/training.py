@@ -19,7 +19,7 @@ from algoperf.cli import common
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
-    from algoperf.submission import Submission
+    from algoperf.loading import Submission
     from algoperf.trials import TrialConfig
     from algoperf.workload import Workload
 
@@ -60,9 +60,9 @@ def with_steps(workload: "Workload", steps: int) -> "Workload":
 @functools.cache
 def load(name: str) -> "Submission":
     """Returns a submission by name."""
-    from algoperf import registry, submission
+    from algoperf import loading, registry
 
-    return submission.load_submission(registry.find_submission(name))
+    return loading.load_submission(registry.find_submission(name))
 
 
 def point(name: str, number: int = 1) -> dict[str, Any]:

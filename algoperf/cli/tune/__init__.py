@@ -17,8 +17,8 @@ from algoperf.errors import UserError
 if TYPE_CHECKING:
     from algoperf.coordinate_search import Proposal
     from algoperf.launch.local import Job
+    from algoperf.loading import Submission
     from algoperf.run_store import Run
-    from algoperf.submission import Submission
     from algoperf.tuned import Goal, Tuning
     from algoperf.tuning import SearchSpace
 
@@ -193,7 +193,7 @@ def find_ranges(submission: Path, given: str | None) -> "SearchSpace":
 
 def _task(values: flags.FlagValues, name: str) -> Task:
     """Reads and checks everything before the first run."""
-    from algoperf import coordinate_search, registry, submission, tuned
+    from algoperf import coordinate_search, loading, registry, tuned
     from algoperf.run_store import Store
 
     path = registry.find_submission(name).resolve()
@@ -210,7 +210,7 @@ def _task(values: flags.FlagValues, name: str) -> Task:
 
     # This process only looks at shapes: the accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    loaded = submission.load_submission(path)
+    loaded = loading.load_submission(path)
     goals = _goals(values)
     out = common.folder_of(values.out or f"runs/tuning/{loaded.name}")
     found = tuned.Tuning(loaded.name, plan, goals, Store(out / STORE_FILE, {}))

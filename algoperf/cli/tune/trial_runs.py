@@ -18,7 +18,7 @@ from scoring import stopping
 from scoring.rules import Goal as Target
 
 if TYPE_CHECKING:
-    from algoperf.submission import Submission
+    from algoperf.loading import Submission
 
 
 def watcher(goals: Mapping[str, Goal]) -> Callable[[Job], bool]:

@@ -12,7 +12,8 @@ from synthetic import SYNTHETIC, examples
 
 from algoperf import numerics, records, registry, reparam, runner, sharding, tuning
 from algoperf.errors import UserError
-from algoperf.submission import from_optax, load_submission, mask_without
+from algoperf.loading import load_submission
+from algoperf.submission import from_optax, mask_without
 from algoperf.tuning import as_namedtuple
 
 POINT = as_namedtuple({"learning_rate": 0.1})

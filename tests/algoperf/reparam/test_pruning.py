@@ -14,8 +14,9 @@ from synthetic import SYNTHETIC, examples
 from algoperf import reparam, sharding, spec
 from algoperf.cli.tune import SPACE_FILE
 from algoperf.errors import UserError
+from algoperf.loading import load_submission
 from algoperf.reparam import pruning
-from algoperf.submission import from_optax, load_submission
+from algoperf.submission import from_optax
 from algoperf.tuning import as_namedtuple, load_search_space
 from submissions.pruned import submission as pruned
 
