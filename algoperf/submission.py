@@ -14,7 +14,6 @@ The shortest submission is
 """
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -108,7 +107,7 @@ def from_optax(
     made = _FromOptax(
         build,
         batch_sizes or {},
-        self_tuned,
+        as_namedtuple(self_tuned),
         eval_params,
         None if eval_params is None else jax.jit(eval_params),
         rewrite_loss,
@@ -129,16 +128,11 @@ class _FromOptax:
 
     build: Build
     batch_sizes: Mapping[str, int]
-    self_tuned: Mapping[str, Any] | None
+    own_point: Any  # the hyperparameters under the self-tuning ruleset, if there are
     eval_params: EvalParams | None
     average: EvalParams | None  # the same, compiled
     rewrite_loss: RewriteLoss | None
     reparametrise: Reparametrise | None
-
-    @functools.cached_property
-    def own_point(self) -> Any:
-        """The hyperparameters under the self-tuning ruleset, as `build` reads them."""
-        return as_namedtuple(self.self_tuned)
 
     def get_batch_size(self, workload_name: str) -> int:
         if workload_name not in self.batch_sizes:
@@ -149,7 +143,7 @@ class _FromOptax:
         self, workload, model_params, model_state, hyperparameters, rng
     ) -> spec.OptimizerState:
         if hyperparameters is None:
-            if self.self_tuned is None:
+            if self.own_point is None:
                 raise UserError(
                     "this submission has no setting for the self-tuning ruleset; run "
                     "it with --ruleset external, or give from_optax self_tuned={...}"

@@ -285,7 +285,7 @@ def train_step(
     rewrite = None
     if rewrite_loss is not None:
         rewrite = functools.partial(rewrite_loss, workload, hyperparameters)
-    step = _Step(
+    made = _TrainStep(
         workload,
         optax.with_extra_args_support(transformation).update,
         recipe,
@@ -295,14 +295,14 @@ def train_step(
         dropout_rate=getattr(hyperparameters, "dropout_rate", None),
         label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
     )
-    chosen = step.with_recipe_state if has_state else step.plain
+    chosen = made.step_with_recipe_state if has_state else made.step
     # Params that are not used are kept, for the new ones take their place in memory.
     return jax.jit(chosen, donate_argnums=(0, 1, 2), keep_unused=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
-    """What `train_step` compiles: `plain`, or `with_recipe_state`."""
+class _TrainStep:
+    """What `train_step` compiles: `step`, or `step_with_recipe_state`."""
 
     workload: spec.Workload
     update: Callable[..., tuple[Any, Any]]  # of the transformation
@@ -313,7 +313,7 @@ class _Step:
     dropout_rate: Any
     label_smoothing: Any
 
-    def plain(self, state, params, model_state, batch, rng):
+    def step(self, state, params, model_state, batch, rng):
         """Makes a step by a recipe without state, or without a recipe."""
         small, constrain = self.small, self.workload.placement.constrain
         rewrite = self.rewrite if self.recipe is None else self._quantised
@@ -334,7 +334,7 @@ class _Step:
             state, params = reparam.finish_step(small, training, params, state)
         return *constrain((state, params, model_state)), scalars
 
-    def with_recipe_state(self, state, params, model_state, batch, rng):
+    def step_with_recipe_state(self, state, params, model_state, batch, rng):
         """Makes a step by a recipe that has state."""
         recipe, constrain = self.recipe, self.workload.placement.constrain
         assert recipe is not None

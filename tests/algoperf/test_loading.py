@@ -91,6 +91,11 @@ def test_train_state_is_wanted_if_named(write_submission):
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("", "does not define get_batch_size, init_optimizer_state, update_params, "),
         (
+            "from algoperf.submission import from_optax\n"
+            "from_optax(None, self_tuned={'learning rate': 1})",
+            "cannot be imported: ValueError.*learning rate",
+        ),
+        (
             "data_selection = update_params = get_batch_size = print",
             "does not define i",
         ),
