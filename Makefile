@@ -25,6 +25,7 @@ PARALLEL := --numprocesses 2 --dist loadfile
 .PHONY: install demo test test-slow test-long test-oldest test-slurm lint leaderboard clean
 
 install: .venv/core
+	@echo "installed: $(BIN)/algoperf; 'source $(BIN)/activate' puts it on the path"
 
 demo: .venv/core
 	$(BIN)/algoperf demo

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,13 @@ def load_submission(path: Path) -> Submission:
             f"submission {path} does not define {', '.join(missing)}; "
             "see algoperf/spec.py, or start from `algoperf new NAME`"
         )
+    for function in SubmissionFunctions._fields:
+        given = getattr(getattr(module, function, None), "__name__", function)
+        if given != function and given in SubmissionFunctions._fields:
+            raise UserError(
+                f"submission {path}: {function} is another function, {given}; the five "
+                f"come in the order {', '.join(SubmissionFunctions._fields)}"
+            )
     functions = SubmissionFunctions(
         get_batch_size=module.get_batch_size,
         init_optimizer_state=module.init_optimizer_state,
@@ -100,8 +108,12 @@ def _load(path: Path, name: str) -> compatibility.Loaded:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename) == path]
+        where = f", line {own[-1].lineno}" if own else ""
+        text = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"submission {path} cannot be imported: {type(error).__name__}: {error}"
+            f"submission {path}{where} cannot be imported: {text}"
         ) from error
 
 

@@ -158,24 +158,25 @@ class Recorder:
                 "choose another --out"
             )
         earlier = records.read_record(folder)
+        found, wanted = _identity(earlier), _identity(record)
+        differing = [n for n, value in wanted.items() if found.get(n, value) != value]
+        if _made_nothing(folder, earlier) and (differing or not resume):
+            return str(folder), record, False
         if not resume:
             raise UserError(
                 f"{folder} holds a run already ({earlier['status']}); go on with "
                 "--resume, or choose another --out"
             )
-        found = _identity(earlier)
-        for name, wanted in _identity(record).items():
-            if found.get(name, wanted) != wanted:
-                if name == "submission":
-                    raise OtherRunError(
-                        f"{folder} holds another run: {config.submission.path}, or a "
-                        "file that it imports, has changed since, or is another one; "
-                        "choose another --out"
-                    )
-                raise OtherRunError(
-                    f"{folder} holds another run: its {name} is {found[name]}, "
-                    f"asked for is {wanted}; choose another --out"
-                )
+        if "submission" in differing:
+            raise OtherRunError(
+                f"{folder} holds another run: {config.submission.path}, or a file that "
+                "it imports, has changed since, or is another one; choose another --out"
+            )
+        for name in differing:
+            raise OtherRunError(
+                f"{folder} holds another run: its {name} is {found[name]}, asked for "
+                f"is {wanted[name]}; choose another --out"
+            )
         _check_budget(folder, earlier, record)
         earlier["preemption_count"] += not earlier["status"].is_final
         return str(folder), earlier, True
@@ -210,6 +211,9 @@ class Recorder:
         self.record.pop("traceback", None)  # of an earlier part
         if self.is_writer:
             records.make_folder(self.folder)
+            if not self.is_resumed:
+                for name in (records.EVAL_FILE, records.MEASUREMENTS_FILE):
+                    (self.folder / name).unlink(missing_ok=True)
             self._write_measurements()  # a restored trial's, without a lost future
         self.update({**facts, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
@@ -338,6 +342,15 @@ def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str,
         "preemption_count": 0,
         "start_time": _utc_now(),
     }
+
+
+def _made_nothing(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a trial failed before its first step, as with a typing error.
+
+    What begins in its place loses nothing.
+    """
+    is_at_start = record["status"] is Status.FAILED and record["global_step"] == 0
+    return is_at_start and not any(folder.glob("checkpoint_*"))
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -270,12 +270,19 @@ def built(
     """Calls `build`.
 
     Raises:
-      UserError: it returns something else.
+      UserError: it takes something else, or returns something else.
     """
+    name = getattr(build, "__name__", "build")
+    try:
+        inspect.signature(build).bind(workload, hyperparameters)
+    except TypeError as error:
+        raise UserError(
+            f"{name} must take (workload, hyperparameters): {error}"
+        ) from error
     made = build(workload, hyperparameters)
     if not (hasattr(made, "init") and hasattr(made, "update")):
         raise UserError(
-            f"{getattr(build, '__name__', 'build')} returned {type(made).__name__}, "
+            f"{name} returned {type(made).__name__}, "
             "no optax gradient transformation; is its return statement missing?"
         )
     return made

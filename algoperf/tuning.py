@@ -79,8 +79,10 @@ def _check_range(path: Path, name: str, part: Any) -> None:
     scaling = part.get("scaling", "linear")
     if scaling not in ("linear", "log"):
         raise UserError(f"{where}: scaling is {scaling!r}; allowed: linear, log")
-    if low > high or (scaling == "log" and low <= 0):
-        raise UserError(f"{where}: needs min <= max, and min > 0 with log scaling")
+    if low > high:
+        raise UserError(f"{where}: min {low} is above max {high}")
+    if scaling == "log" and low <= 0:
+        raise UserError(f"{where}: log scaling needs min > 0, not {low}")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -37,8 +37,8 @@ same for all of them:
 - The **best point** is what was searched of it; the rest had one value.
 
 The best of {budget} trials looks better than it is ([tuning.md](tuning.md) says by how
-much), and these workloads do not speak for all: judge the points by a sweep of the mini
-suite, whose seeds are others.
+much), and these workloads do not speak for all: the [leaderboard](leaderboard.md)
+judges the points on the whole mini suite, by other seeds.
 
 """
 FEWER = "Fewer workloads, those that it is for: {names}. "

@@ -86,6 +86,7 @@ def main(values: flags.FlagValues, positional: Sequence[str]) -> int:
     print(
         f"written: {folder}/submission.py and tuning_search_space.json\n"
         f"try it:  algoperf check {folder}\n"
-        f"run it:  algoperf run --submission {folder} --workload imagenet_resnet"
+        f"run it:  algoperf run --submission {folder} --workload finewebedu_lm "
+        f"--max_steps 50 --out runs/{name}"
     )
     return 0

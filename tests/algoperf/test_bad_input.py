@@ -93,6 +93,34 @@ def test_what_a_kill_has_left_of_the_first_write_is_no_run(make_config, resume):
 
 
 @pytest.mark.parametrize("resume", [False, True])
+def test_what_failed_before_its_first_step_makes_room_once_it_is_mended(
+    make_config, resume
+):
+    fails = "\ndef update_params(**arguments):\n    raise KeyError('mistyped')\n"
+    broken = make_config(fails, max_steps=4)
+    assert run_trial(broken)["status"] is Status.FAILED
+    assert [row["global_step"] for row in rows_of(broken)] == [0]
+    again = run_trial(broken, resume=resume)
+    assert again["status"] is Status.FAILED
+    record = run_trial(make_config(max_steps=4), resume=resume)
+    assert record["status"] is Status.COMPLETED
+    assert "traceback" not in record
+    assert [row["global_step"] for row in rows_of(broken)] == [0, 4]
+
+
+def test_what_failed_after_a_step_stays(make_config):
+    fails = (
+        "\ninner = update_params\n"
+        "def update_params(**arguments):\n"
+        "    if arguments['global_step']: raise KeyError('late')\n"
+        "    return inner(**arguments)\n"
+    )
+    broken = make_config(fails, max_steps=4)
+    assert run_trial(broken)["global_step"] == 1
+    _assert_refused(make_config(max_steps=4), r"holds a run already \(failed\)")
+
+
+@pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_that_holds_something_else(make_config, resume):
     config = make_config()
     config.folder.mkdir(parents=True)

@@ -87,7 +87,7 @@ def test_train_state_is_wanted_if_named(write_submission):
     [
         ("import no_such_module", "imports no_such_module, .*pip install"),
         ("def (", "SyntaxError"),
-        ("1 / 0", "ZeroDivisionError"),
+        ("x = 1\n1 / 0", "bad.py, line 2 cannot be imported: ZeroDivisionError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("", "does not define get_batch_size, init_optimizer_state, update_params, "),
         (
@@ -107,6 +107,12 @@ def test_a_file_that_is_no_submission_is_refused(tmp_path, text, says):
     with pytest.raises(UserError, match=says) as caught:
         load_submission(path)
     assert str(path) in str(caught.value)
+
+
+def test_names_in_another_order_are_refused(write_submission):
+    swapped = "\n_, _, data_selection, _, update_params = from_optax(build)\n"
+    with pytest.raises(UserError, match=r"update_params is another .* data_selection;"):
+        write_submission(swapped)
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -115,6 +115,13 @@ def test_a_build_without_a_return_is_named():
         functions.init_optimizer_state(None, {}, None, as_namedtuple({"x": 1}), None)
 
 
+def test_a_build_of_other_arguments_is_named():
+    functions = from_optax(lambda hyperparameters: optax.sgd(0.1))
+    says = r"<lambda> must take \(workload, hyperparameters\): too many positional"
+    with pytest.raises(UserError, match=says):
+        functions.init_optimizer_state(None, {}, None, as_namedtuple({"x": 1}), None)
+
+
 def test_self_tuning_uses_the_given_setting_or_is_refused():
     params, state = SYNTHETIC.init_model_fn(KEY)
     refusing, willing = from_optax(_build), from_optax(_build, self_tuned={"x": 1})

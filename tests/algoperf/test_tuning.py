@@ -180,8 +180,11 @@ def test_a_good_space_is_read_as_it_is(tmp_path, space):
         ('{"a": {"min": "1", "max": 2}}', "'a' needs numbers min and max"),
         ('{"a": {"min": NaN, "max": 2}}', "'a' needs numbers min and max"),
         ('{"a": {"min": 1, "max": 1e999}}', "'a' needs numbers min and max"),
-        ('{"a": {"min": 2, "max": 1}}', "needs min <= max"),
-        ('{"a": {"min": 0, "max": 1, "scaling": "log"}}', "min > 0 with log"),
+        ('{"a": {"min": 2, "max": 1}}', "min 2 is above max 1"),
+        (
+            '{"a": {"min": 0, "max": 1, "scaling": "log"}}',
+            "log scaling needs min > 0, not 0",
+        ),
         ('{"a": {"min": 0, "max": 1, "scaling": "cubic"}}', "allowed: linear, log"),
         ('{"a": {"feasible_points": []}}', "feasible_points must be a non-empty"),
         ('{"a": {"feasible_points": 3}}', "feasible_points must be a non-empty"),
