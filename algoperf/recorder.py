@@ -349,8 +349,8 @@ def _made_nothing(folder: Path, record: Mapping[str, Any]) -> bool:
 
     What begins in its place loses nothing.
     """
-    is_at_start = record["status"] is Status.FAILED and record["global_step"] == 0
-    return is_at_start and not any(folder.glob("checkpoint_*"))
+    has_step = record.get("global_step", 0) > 0 or any(folder.glob("checkpoint_*"))
+    return record["status"] is Status.FAILED and not has_step
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:

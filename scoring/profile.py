@@ -59,7 +59,7 @@ def exact_areas(ratios_SB: FloatArray, r_max: float) -> FloatArray:
 
 
 def official_areas(ratios_SB: FloatArray, r_max: float) -> FloatArray:
-    """Returns the same by the 100 trapezoids of the official code, [..., S, B].
+    """Returns the same by the trapezoids of the official code, [..., S, B].
 
     A step lies within one trapezoid, which counts half; a ratio of 1 has no step.
     """
