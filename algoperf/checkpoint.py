@@ -105,6 +105,8 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # whatever a broken file makes Orbax raise
+                if is_exchange(error):  # another host went on to an older one, or away
+                    raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 logging.warning(
                     "checkpoint %d cannot be read (%s); trying the one before",

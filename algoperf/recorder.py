@@ -135,6 +135,8 @@ class Recorder:
                     lock = stack.enter_context(locks.hold(Path(found[0])))
                     # Another process may have finished it before we had the lock.
                     found = cls._look(config, seeds, batch_size, resume)
+                    if not found[2]:
+                        _clear(Path(found[0]))
                 return found
 
             folder, record, is_resumed = hosts.call(look)
@@ -158,15 +160,15 @@ class Recorder:
                 "choose another --out"
             )
         earlier = records.read_record(folder)
-        found, wanted = _identity(earlier), _identity(record)
-        differing = [n for n, value in wanted.items() if found.get(n, value) != value]
-        if _made_nothing(folder, earlier) and (differing or not resume):
-            return str(folder), record, False
         if not resume:
+            if _made_nothing(folder, earlier):
+                return str(folder), record, False
             raise UserError(
                 f"{folder} holds a run already ({earlier['status']}); go on with "
                 "--resume, or choose another --out"
             )
+        found, wanted = _identity(earlier), _identity(record)
+        differing = [n for n, value in wanted.items() if found.get(n, value) != value]
         if "submission" in differing:
             raise OtherRunError(
                 f"{folder} holds another run: {config.submission.path}, or a file that "
@@ -211,9 +213,6 @@ class Recorder:
         self.record.pop("traceback", None)  # of an earlier part
         if self.is_writer:
             records.make_folder(self.folder)
-            if not self.is_resumed:
-                for name in (records.EVAL_FILE, records.MEASUREMENTS_FILE):
-                    (self.folder / name).unlink(missing_ok=True)
             self._write_measurements()  # a restored trial's, without a lost future
         self.update({**facts, "status": Status.RUNNING, "message": ""})
         if not self.is_writer:
@@ -345,12 +344,25 @@ def _new_record(config: TrialConfig, seeds: Seeds, batch_size: int) -> dict[str,
 
 
 def _made_nothing(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a trial failed before its first step, as with a typing error.
+    """Whether an error ended a trial before its first step, such as a mistyped name.
 
-    What begins in its place loses nothing.
+    What begins in its place loses nothing. Of one that was killed, the record does not
+    say how far it was.
     """
     has_step = record.get("global_step", 0) > 0 or any(folder.glob("checkpoint_*"))
-    return record["status"] is Status.FAILED and not has_step
+    is_failed = record["status"] is Status.FAILED and "traceback" in record
+    return is_failed and not has_step
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run left that made nothing, so that none of it is taken for ours.
+
+    Its record goes last: without it the folder would be that of something else.
+    """
+    mine = (records.EVAL_FILE, records.MEASUREMENTS_FILE, records.HPARAMS_FILE)
+    for pattern in (*mine, "flags_*.json", "meta_data_*.json", records.RECORD_FILE):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:

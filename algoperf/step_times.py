@@ -65,7 +65,7 @@ class Training:
                 self.step -= 1
                 self._make_step()
             self.step += not self.is_over
-        jax.block_until_ready(self.state[1:])
+        jax.block_until_ready(self.state)
         return time.perf_counter() - start
 
     def _make_step(self) -> None:

@@ -106,7 +106,9 @@ def _run(
     configs = trial_configs(values, hosts)
     if hosts.count > 1:  # it reads all source files
         sha256 = configs[0].submission.sha256
-        hosts.must_be_alike(facts_in_common(values.flag_values_dict(), sha256))
+        points = [config.hyperparameters for config in configs]
+        facts = facts_in_common(values.flag_values_dict(), sha256, points)
+        hosts.must_be_alike(facts)
 
     def announced() -> Iterator["TrialConfig"]:
         for config in configs:

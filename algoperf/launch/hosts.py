@@ -115,11 +115,10 @@ def _slurm(environment: Mapping[str, str]) -> HostConfig:
 
 def first_node(nodes: str) -> str:
     """Returns the first name of a Slurm node list such as 'gpu[003-007,9],login1'."""
-    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?", nodes)
+    match = re.match(r"(?:[^,\[\]]|\[[^,\-\]]+[^\]]*\])+", nodes)
     if match is None:
         raise UserError(f"cannot read the node list {nodes!r}")
-    name, number, rest = match.groups()
-    return name + (number or "") + (rest or "")
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", match[0])
 
 
 def _open_mpi(environment: Mapping[str, str]) -> HostConfig:
@@ -237,9 +236,15 @@ def _check_free(coordinator: str) -> None:
 
 
 def facts_in_common(
-    values: Mapping[str, Any], submission_sha256: str
+    values: Mapping[str, Any], submission_sha256: str, points: Sequence[Any]
 ) -> dict[str, Any]:
-    """Returns what must be alike on all hosts: code, versions, flags."""
+    """Returns what must be alike on all hosts: code, versions, flags, hyperparameters.
+
+    Args:
+      values: the flags.
+      submission_sha256: of the submission, whose path may differ.
+      points: the hyperparameters of each trial, which each host reads for itself.
+    """
     from algoperf import hardware
 
     digest = hashlib.sha256()
@@ -256,6 +261,7 @@ def facts_in_common(
     return {
         "the code": digest.hexdigest()[:16],
         "the submission": submission_sha256[:16],
+        "the hyperparameters": json.dumps(points),
         **hardware.describe_versions(),
         **flags,
     }

@@ -114,15 +114,16 @@ def submit(
             ]
             ids = _submit(hardware, [Trial(job) for job in missing], folder)
             submitted |= zip((_name(job, out) for job in missing), ids, strict=True)
-            # At once: what Slurm refuses next must not make this forgotten.
+            if missing and (scoring := known.pop(SCORE, None)) in queued:
+                _call("scancel", scoring)  # it would not wait for the new ones
+            # At once: what Slurm refuses next must not make this forgotten, nor that
+            # a scoring job is due.
             records.write_json(folder / STATE, known | submitted)
-        if not submitted:
+        if not submitted and (SCORE in known or not known):
             return {}
         names = {_name(job, out) for wanted in trials.values() for job in wanted}
         ids = [i for name, i in (known | submitted).items() if name in names]
         waits_for = sorted({i for i in ids if i in queued or i in submitted.values()})
-        if known.get(SCORE) in queued:  # it would not wait for the new ones
-            _call("scancel", known[SCORE])
         first = next(iter(trials))
         (submitted[SCORE],) = _submit(first, [Score(score)], folder, waits_for)
         records.write_json(folder / STATE, known | submitted)

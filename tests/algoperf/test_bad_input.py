@@ -93,19 +93,25 @@ def test_what_a_kill_has_left_of_the_first_write_is_no_run(make_config, resume):
 
 
 @pytest.mark.parametrize("function", ["update_params", "init_optimizer_state"])
-@pytest.mark.parametrize("resume", [False, True])
-def test_what_failed_before_its_first_step_makes_room_once_it_is_mended(
-    make_config, resume, function
-):
+def test_what_failed_before_its_first_step_makes_room(make_config, function):
     fails = f"\ndef {function}(*_, **arguments):\n    raise KeyError('mistyped')\n"
     broken = make_config(fails, max_steps=4)
     assert run_trial(broken)["status"] is Status.FAILED
     has_rows = (broken.folder / records.EVAL_FILE).exists()
     assert has_rows == (function == "update_params")
-    again = run_trial(broken, resume=resume)
-    assert again["status"] is Status.FAILED
-    record = run_trial(make_config(max_steps=4), resume=resume)
+    before = _look(broken.out)
+    assert run_trial(broken, resume=True)["status"] is Status.FAILED
+    assert _look(broken.out) == before  # it has a result
+    mended = make_config(max_steps=4)
+    _assert_refused(mended, "has changed since", resume=True)
+    watched = []
+
+    def watch(_):
+        watched.append(records.read_record(broken.folder)["message"])
+
+    record = run_trial(mended, watch=watch)
     assert record["status"] is Status.COMPLETED
+    assert set(watched) == {""}
     assert "traceback" not in record
     assert [row["global_step"] for row in rows_of(broken)] == [0, 4]
 
@@ -120,6 +126,16 @@ def test_what_failed_after_a_step_stays(make_config):
     broken = make_config(fails, max_steps=4)
     assert run_trial(broken)["global_step"] == 1
     _assert_refused(make_config(max_steps=4), r"holds a run already \(failed\)")
+
+
+def test_what_was_killed_before_its_first_evaluation_stays(make_config):
+    """It may have made many steps; see `jobs.mark_killed`."""
+    config = make_config(max_steps=4)
+    kill_at(config, 1)
+    record = records.read_record(config.folder)
+    killed = record | {"status": Status.FAILED, "message": "killed by SIGKILL"}
+    records.write_json(config.folder / records.RECORD_FILE, killed)
+    _assert_refused(config, r"holds a run already \(failed\)")
 
 
 @pytest.mark.parametrize("resume", [False, True])

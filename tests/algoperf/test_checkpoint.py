@@ -125,9 +125,13 @@ def test_what_another_host_broke_is_not_called_a_bad_disk(checkpoints, monkeypat
     def broken(*_, **__):
         raise JaxRuntimeError("Gloo: Connection closed by peer")
 
+    checkpoints.save(1, _state(1), {"step": 1})
     monkeypatch.setattr(checkpoints._manager, "save", broken)
     with pytest.raises(JaxRuntimeError):
         checkpoints.save(2, _state(2), {"step": 2})
+    monkeypatch.setattr(checkpoints._manager, "restore", broken)
+    with pytest.raises(JaxRuntimeError):
+        checkpoints.restore(_state(0))
 
 
 def _empty(path):

@@ -32,10 +32,20 @@ LOSSES = ("train/loss", "validation/loss", "test/loss")
         ("node[001-015],host2", "node001"),
         ("node[001,007-015],host2", "node001"),
         ("gpu-a[3-5]-ib,b1", "gpu-a3-ib"),
+        ("rack[1-2]node[3-4],b1", "rack1node3"),
     ],
 )
 def test_the_first_node_of_a_list(nodes, first):
     assert hosts.first_node(nodes) == first
+
+
+def test_hosts_that_read_another_search_space_are_not_alike():
+    one, other = (
+        hosts.facts_in_common({"out": "runs"}, "sha", [{"learning_rate": rate}])
+        for rate in (0.1, 0.2)
+    )
+    differing = [name for name in one if one[name] != other[name]]
+    assert differing == ["the hyperparameters"]
 
 
 SLURM = {

@@ -177,6 +177,27 @@ def test_what_was_submitted_before_a_refusal_is_not_forgotten(
     assert submitit.arrays[-1][0]["dependency"] == "afterany:100:101"
 
 
+def test_a_scoring_job_that_was_refused_comes_with_the_next_call(
+    out, submitit, commands, monkeypatch
+):
+    wanted = {GPU: [job(out)]}
+    once = slurm._submit
+
+    def refuse_scoring(hardware, tasks, *arguments):
+        if isinstance(tasks[0], slurm.Score):
+            raise UserError("Slurm refuses score: QOSMaxSubmitJobPerUserLimit")
+        return once(hardware, tasks, *arguments)
+
+    monkeypatch.setattr(slurm, "_submit", refuse_scoring)
+    with pytest.raises(UserError, match="refuses score"):
+        slurm.submit(wanted, out, [])
+    monkeypatch.setattr(slurm, "_submit", once)
+    (commands / "queue").write_text("100\n")
+    assert list(slurm.submit(wanted, out, [])) == [slurm.SCORE]
+    assert submitit.arrays[-1][0]["dependency"] == "afterany:100"
+    assert slurm.submit(wanted, out, []) == {}
+
+
 def test_no_slurm_is_one_line(out, submitit, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="squeue is not there"):
