@@ -175,7 +175,7 @@ def times(_: Workload, store: Store) -> list[str]:
         cells[:2] = number(1000 * step_sec), f"{budget:.0f}"
     if not (fresh and store.of(Phase.REPEATS)):
         return cells
-    target = store.targets().validation
+    target = calibration.rounded(store.targets().validation, store.direction)
     rows = [run.reached(target, store.direction) for run in fresh]
     steps = sorted(row["step"] for row in rows if row)
     cells[2] = f"{len(steps)} of {len(fresh)}"
@@ -196,7 +196,7 @@ def search_bests(_: Workload, store: Store) -> list[str]:
     search = store.of(Phase.SEARCH)
     if not (search and store.of(Phase.REPEATS)):
         return [store.facts["metric"], *[NOTHING] * (1 + len(COLOURS))]
-    target = store.targets().validation
+    target = calibration.rounded(store.targets().validation, store.direction)
     groups = [[run for run in search if run.space == space] for space in COLOURS]
     return [
         store.facts["metric"],
@@ -211,7 +211,7 @@ def weak_runs(_: Workload, store: Store) -> list[str]:
     if not (runs and store.of(Phase.REPEATS)):
         return [store.facts["metric"], *[NOTHING] * 4]
     off = [run for run in runs if run.space == "adamw_off"]
-    target = store.targets().validation
+    target = calibration.rounded(store.targets().validation, store.direction)
     groups = [[run for run in runs if run.space == "sgd"], *([run] for run in off)]
     return [
         store.facts["metric"],

@@ -25,6 +25,11 @@ def pack(runs: Path, archive: Path) -> int:
         several versions.
     """
     found = scoring.read_runs([runs])
+    if broken := [item for item in found.skipped if item.is_broken]:
+        raise UserError(
+            f"{len(broken)} trials cannot be read, such as {broken[0].path}: "
+            f"{broken[0].reason}; mend or remove them"
+        )
     scoring.check_mixed(found, scoring.load_rules("mini"))
     unfinished = [
         f"{trial.submission}/{trial.place}"

@@ -296,11 +296,15 @@ def field_at_budget(runs: Runs, result: Result, budget: float) -> AtBudget:
         ]
         for submission in result.submissions
     ]
+    measured_SB = result.times.copy()
+    for submission, workload in result.predicted:
+        s = result.submissions.index(submission)
+        measured_SB[s, result.workloads.index(workload)] = np.inf
     return AtBudget(
         budget=budget,
         unit=result.timing.unit,
         best_SB=np.array(best_SB),
-        share_S=share_within(result.times, budget),
+        share_S=share_within(measured_SB, budget),
     )
 
 

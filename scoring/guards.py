@@ -80,7 +80,7 @@ def check_mixed(
     """
     by_workload: dict[str, list[Trial]] = defaultdict(list)
     for trial in runs.trials:
-        if trial.workload in rules.goals:
+        if trial.workload in rules.workloads:
             by_workload[trial.workload].append(trial)
     found = rulesets(runs, rules)
     others = [
@@ -108,7 +108,7 @@ def rulesets(runs: Runs, rules: Rules) -> dict[str, set[str]]:
     return _members(
         (name, trial.submission)
         for trial in runs.trials
-        if trial.workload in rules.goals
+        if trial.workload in rules.workloads
         and (name := (trial.record or {}).get("ruleset"))
     )
 

@@ -49,13 +49,13 @@ class LogMedian:
 def log_median(times_K: FloatArray) -> LogMedian:
     """Returns the log of the median of study times, [..., K] in any unit.
 
-    Times are positive; inf is a study that missed.
+    Of times that are 0 the variance is unknown; inf is a study that missed.
     """
     count = times_K.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         logs_K = np.log(np.sort(times_K, axis=-1))
         value = np.log(np.median(times_K, axis=-1))
-        is_miss_K = np.isinf(logs_K)
+        is_miss_K = np.isposinf(logs_K)
         slowest = np.where(is_miss_K, -np.inf, logs_K).max(axis=-1, keepdims=True)
         mirrored_K = 2 * value[..., None] - logs_K[..., ::-1]
         logs_K = np.where(is_miss_K, np.maximum(mirrored_K, slowest), logs_K)

@@ -19,7 +19,7 @@ from scoring.read import Runs, Trial
 from scoring.rules import Rules
 from scoring.score import Result
 from scoring.time_to_target import TimeKind
-from scoring.uncertainty import Uncertainty
+from scoring.uncertainty import Uncertainty, ranks
 
 _FOLDER = Path(__file__).parent
 _SECTIONS = {
@@ -140,7 +140,8 @@ def _scores(result: Result, uncertainty: Uncertainty | None, style: Style) -> Pa
         h.heading("targets", "number", "that count"),
     ]
     rows, values = [], []
-    for rank, s in enumerate(result.ranking, start=1):
+    places_S = ranks(result.scores[None])[0]
+    for s in result.ranking:
         name, score = result.submissions[s], float(result.scores[s])
         counted, total = int(result.counts[s].sum()), len(result.workloads)
         rows.append(
@@ -153,7 +154,7 @@ def _scores(result: Result, uncertainty: Uncertainty | None, style: Style) -> Pa
             ]
         )
         extra = page_evidence.score_values(uncertainty, s)
-        values.append([rank, name, score, *extra, counted, total])
+        values.append([int(places_S[s]), name, score, *extra, counted, total])
     columns = ["rank", "submission", "score", *page_evidence.score_columns(uncertainty)]
     text = h.section(
         "scores",
@@ -248,7 +249,8 @@ def _held_out(result: Result, style: Style) -> str:
     table = h.table("held-out variants", header, rows, "first")
     return (
         "<details><summary>Held-out variants: a workload counts only where its variant "
-        f"is reached too</summary><div>{table}</div></details>"
+        "is reached too, within r_max times the best</summary>"
+        f"<div>{table}</div></details>"
     )
 
 

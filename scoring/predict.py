@@ -53,23 +53,30 @@ def predict_runs(
             continue
         goal = rules.goals[trial.workload]
         if first_reached(trial, goal) is None:
-            prediction = predict_trial(trial, goal, tau)
+            protocol = rules.protocols.get((trial.record or {}).get("ruleset", ""))
+            factor = protocol.budget_factor if protocol else 1.0
+            prediction = predict_trial(trial, goal, tau, factor)
             forecasts.append(Forecast(trial=trial, prediction=prediction))
     return tuple(forecasts)
 
 
-def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Prediction:
+def predict_trial(
+    trial: Trial, goal: Goal, tau: float | None = None, hint_factor: float = 1.0
+) -> Prediction:
     """Predicts the time to target of a trial that did not reach it.
 
     A trial whose end is a result, because it diverged, failed, had its whole time
     budget or was done, has no prediction, nor has one that would exceed its budget.
-    The step hint stands for the budget of a trial that had none.
+    The step hint, times `hint_factor`, stands for the budget of a trial that had none.
     """
     times_E = trial.times
     run = float(times_E[np.isfinite(times_E)].max(initial=0.0))
     limit = "step hint" if trial.has_no_budget else "budget"
-    budget = _hint_sec(trial) if trial.has_no_budget else budget_of(trial, goal)
-    if reason := _ended(trial, budget):
+    hint = hint_factor * ((trial.record or {}).get("step_hint") or math.inf)
+    budget = budget_of(trial, goal)
+    if trial.has_no_budget:
+        budget = _seconds_of(hint, trial)
+    if reason := _ended(trial, budget, hint):
         return Prediction(run=run, reason=reason)
     if goal.column not in trial.columns:
         return Prediction(run=run, reason="no metric", detail=goal.column)
@@ -81,16 +88,15 @@ def predict_trial(trial: Trial, goal: Goal, tau: float | None = None) -> Predict
     return prediction
 
 
-def _hint_sec(trial: Trial) -> float:
-    """Returns how long the step hint of a trial takes at its pace; inf if unknown."""
-    hint = (trial.record or {}).get("step_hint")
+def _seconds_of(steps: float, trial: Trial) -> float:
+    """Returns how long steps take at the pace of a trial; inf if unknown."""
     steps_E = trial.columns.get(records.GLOBAL_STEP, np.empty(0))
-    if not hint or not steps_E.size or not steps_E[-1] > 0:
+    if not steps_E.size or not steps_E[-1] > 0:
         return math.inf
-    return float(trial.times[-1] / steps_E[-1] * hint)
+    return float(trial.times[-1] / steps_E[-1] * steps)
 
 
-def _ended(trial: Trial, budget: float) -> str:
+def _ended(trial: Trial, budget: float, hint: float) -> str:
     """Returns why a trial would not have gone on; '' if it was stopped, or unknown.
 
     Without a record, the budget is spent where it leaves no room for an evaluation
@@ -104,7 +110,7 @@ def _ended(trial: Trial, budget: float) -> str:
     max_steps = record.get("max_steps")
     if trial.status is Status.COMPLETED:
         steps = record.get("global_step") or 0
-        if trial.has_no_budget and steps >= (record.get("step_hint") or math.inf):
+        if trial.has_no_budget and steps >= hint:
             return "the step hint was spent"
         is_cut = max_steps is not None and steps >= max_steps
         return "" if is_cut else "the submission was done"

@@ -206,4 +206,4 @@ def _hardware(record: Mapping[str, Any]) -> str:
     kind = devices.get("device_kind")
     if not kind:
         return "hardware that the records do not name"
-    return f"{devices.get('device_count', 1)} x {kind}"
+    return f"{devices.get('device_count', 1)} x {one_line(str(kind))}"

@@ -19,6 +19,7 @@ from scoring.time_to_target import Mode, Studies, TimeKind, Timing
 
 Groups = dict[tuple[str, str], list[Trial]]  # by submission and workload
 Ranges = dict[str, dict[str, tuple[int, int]]]  # by workload and submission
+SCORE_DIGITS = 12  # scores that differ by rounding alone are equal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +50,8 @@ class Result:
     @property
     def ranking(self) -> list[int]:
         """Indices of submissions, best score first, then by name."""
-        return sorted(range(len(self.submissions)), key=lambda s: (-self.scores[s], s))
+        scores = np.round(self.scores, SCORE_DIGITS)
+        return sorted(range(len(scores)), key=lambda s: (-scores[s], s))
 
     @property
     def held_out_base(self) -> list[int]:
@@ -111,7 +113,7 @@ def score_runs(
     times_SB = _times_of(submissions, rules.base_workloads, studies)
     times_SV = _times_of(submissions, held_out, studies)
     warnings = [*runs.warnings, *both, *unclocked]
-    warnings += _warnings(groups, submissions, rules, protocol)
+    warnings += _warnings(groups, submissions, rules, protocol, published is not None)
     warnings += guards.contention_warnings(
         trial
         for trial in _judged(groups, rules)
@@ -155,7 +157,8 @@ def _had_no_budget(groups: Groups, rules: Rules) -> bool:
 
 def _judged(groups: Groups, rules: Rules) -> list[Trial]:
     """Returns the trials of the rules' workloads."""
-    return [t for (_, w), group in groups.items() if w in rules.goals for t in group]
+    known = rules.workloads
+    return [t for (_, w), group in groups.items() if w in known for t in group]
 
 
 def _studies_of(
@@ -250,16 +253,23 @@ def _has_step_time(trial: Trial) -> bool:
 
 
 def _warnings(
-    groups: Groups, submissions: Sequence[str], rules: Rules, protocol: Protocol
+    groups: Groups,
+    submissions: Sequence[str],
+    rules: Rules,
+    protocol: Protocol,
+    has_field: bool,
 ) -> Iterator[str]:
-    """Yields what a reader should know before trusting the scores."""
+    """Yields what a reader should know before trusting the scores.
+
+    Beside a published field, what none of these ran is not missed by all.
+    """
     unknown = sorted({w for _, w in groups} - set(rules.workloads))
     if unknown:
         yield f"ignored, not in the rules {rules.name}: {', '.join(unknown)}"
     run_by_any = {w for _, w in groups}
     never = [w for w in rules.base_workloads if w not in run_by_any]
     if submissions and never:
-        yield _never_run(never, rules)
+        yield _never_run(never, rules, "yours" if has_field else "all")
     yield from guards.budget_warnings(_judged(groups, rules))
     yield from _surplus_warnings(groups, rules, protocol)
     for submission in submissions:
@@ -278,9 +288,10 @@ def _warnings(
                 yield from _trial_warnings(trial, rules, workload)
 
 
-def _never_run(never: Sequence[str], rules: Rules) -> str:
+def _never_run(never: Sequence[str], rules: Rules, whose: str) -> str:
     """Says which workloads nobody ran, and which subset is free of them."""
-    line = f"no submission ran {', '.join(never)}: counted as missed by all"
+    runner = "no submission" if whose == "all" else "no submission of yours"
+    line = f"{runner} ran {', '.join(never)}: counted as missed by {whose}"
     part = rules.subset_of_exactly(w for w in rules.base_workloads if w not in never)
     if part is None:
         return line

@@ -134,7 +134,7 @@ def with_step_times(
     """
     trials, changed, elsewhere = [], set(), set()
     for trial in runs.trials:
-        if trial.workload not in rules.goals:
+        if trial.workload not in rules.workloads:
             trials.append(trial)
             continue
         if trial.record is None:

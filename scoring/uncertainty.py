@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from algoperf.errors import UserError
 from scoring import profile, score
 from scoring.read import FloatArray
-from scoring.score import Result
+from scoring.score import SCORE_DIGITS, Result
 from scoring.time_to_target import MISS, Mode, Studies
 
 BoolArray = NDArray[np.bool_]
@@ -50,7 +50,6 @@ RESAMPLES = 1000
 FEWEST_RESAMPLES = 100  # with fewer, a 95 % interval ends at the outermost draws
 CONFIDENCE = 0.95
 R_MAX_GRID = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
-_DIGITS = 12  # scores that differ by rounding alone share a rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +140,7 @@ def estimate_uncertainty(
 
 def ranks(scores_RS: FloatArray) -> FloatArray:
     """Returns 1 plus the number of better scores in the row, [R, S]; NaN for NaN."""
-    rounded_RS = np.round(scores_RS, _DIGITS)
+    rounded_RS = np.round(scores_RS, SCORE_DIGITS)
     better_RS = np.stack(
         [(rounded_RS > own[:, None]).sum(axis=1) for own in rounded_RS.T], axis=1
     )
@@ -248,7 +247,7 @@ def _difference_ends(
 ) -> tuple[FloatArray, FloatArray]:
     """Returns both ends of score differences, row less column, [S, S] each."""
     rows = [np.quantile(own[:, None] - scores_RS, ends, axis=0) for own in scores_RS.T]
-    low_SS, high_SS = np.round(np.stack(rows, axis=1), _DIGITS)
+    low_SS, high_SS = np.round(np.stack(rows, axis=1), SCORE_DIGITS)
     return low_SS, high_SS
 
 

@@ -15,9 +15,9 @@ from scoring.compare import AtBudget, Comparison
 from scoring.learning_curve import FARTHEST, Prediction
 from scoring.parse import one_line
 from scoring.read import Runs, Trial
-from scoring.score import Result
+from scoring.score import SCORE_DIGITS, Result
 from scoring.time_to_target import Mode
-from scoring.uncertainty import Uncertainty
+from scoring.uncertainty import Uncertainty, ranks
 
 NOT_COUNTED = "†"
 YOURS = "(yours)"
@@ -49,7 +49,7 @@ def _headline(result: Result, uncertainty: Uncertainty | None) -> str:
         )
     second = others[0]
     rival, rival_score = result.submissions[second], result.scores[second]
-    if rival_score == score:
+    if math.isclose(rival_score, score, abs_tol=10.0**-SCORE_DIGITS, rel_tol=0):
         return f"{name} and {rival} are equally fast: both score {score:.4f}."
     if rival_score == 0:
         return (
@@ -149,7 +149,7 @@ def footnotes(result: Result) -> list[str]:
     if struck.any():
         why = f"more than {result.rules.r_max:g} times the best counted time"
         if result.held_out:
-            why += ", or the target on the held-out variant was missed"
+            why += ", or so on the held-out variant, or its target was missed"
         lines.append(f"{NOT_COUNTED} reached, but does not count: {why}")
     if result.predicted:
         lines.append(f"{PREDICTED} predicted, not measured: a run in it was stopped")
@@ -168,12 +168,12 @@ def label(result: Result, submission: int) -> str:
 def standings(result: Result) -> list[str]:
     """Returns where each of your submissions stands among the published ones."""
     lines = []
+    places_S = ranks(result.scores[None])[0]
     for s in result.ranking:
         if not result.published or result.submissions[s] in result.published:
             continue
-        place = 1 + int((result.scores > result.scores[s]).sum())
         lines.append(
-            f"{result.submissions[s]} stands in place {place} of "
+            f"{result.submissions[s]} stands in place {places_S[s]:.0f} of "
             f"{len(result.submissions)}, with a score of {result.scores[s]:.4f}."
         )
     return lines

@@ -98,6 +98,14 @@ def test_an_unfinished_trial_is_not_packed(tmp_path):
     assert archive.read_bytes() == before
 
 
+def test_a_trial_that_cannot_be_read_is_not_left_out_silently(tmp_path):
+    runs = write_runs(tmp_path / "runs", {"adamw": 1})
+    folder = change(runs, "adamw", status="reached")
+    (folder / records.RECORD_FILE).write_text("{")
+    with pytest.raises(UserError, match=r"1 trials cannot be read, such as .*adamw"):
+        packed.pack(runs, tmp_path / "a.tar.xz")
+
+
 def test_a_trial_that_failed_before_its_first_evaluation_is_packed(tmp_path):
     runs = write_runs(tmp_path / "runs", {"adamw": 1})
     folder = change(runs, "adamw", status="failed")

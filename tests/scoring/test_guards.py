@@ -10,6 +10,7 @@ from scoring import guards
 from scoring.read import Runs
 from scoring.rules import load_rules
 from scoring.score import score_runs
+from scoring.step_times import with_step_times
 from scoring.time_to_target import TimeKind, Timing
 
 RULES = load_rules("mini_fast")
@@ -184,10 +185,17 @@ def test_records_of_the_ruleset_that_is_asked_for_are_let_through(make_trial):
         assert guards.check_mixed(runs, RULES, name) == ()
 
 
-def test_workloads_that_are_not_scored_do_not_count(make_trial):
+# The second is in the benchmark that the subset is of.
+@pytest.mark.parametrize("workload", ["mnist", "ogbg_mini"])
+def test_workloads_that_are_not_scored_do_not_count(make_trial, workload):
     tuned = {**FACTS, "ruleset": "self"}
-    strange = _runs(make_trial, tuned, None, workload="mnist")
-    assert guards.check_mixed(strange, RULES) == ()
+    strange = _runs(make_trial, tuned, None, workload=workload)
+    subset = load_rules("mini_fast")
+    assert guards.check_mixed(strange, subset) == ()
+    assert with_step_times(strange, subset, {}) == strange
+    free = make_trial(times=[1], values=[1], record=FACTS | {"budget_sec": None})
+    runs = Runs(trials=(free, *strange.trials), skipped=())
+    assert score_runs(runs, subset).no_budget
 
 
 def _steps(windows, contended, slowest, seconds=1.0):

@@ -81,6 +81,13 @@ def test_one_study_and_a_missed_median_are_unknown():
     assert np.isnan(missed.variance)
 
 
+def test_a_study_that_was_there_at_once_is_no_miss():
+    found = log_median(np.array([0.0, 5.0, 6.0]))
+    assert found.value == pytest.approx(np.log(5))
+    assert np.isnan(found.variance)
+    assert found.freedom == 2
+
+
 positive = st.floats(0.1, 10)
 
 

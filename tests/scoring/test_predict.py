@@ -13,6 +13,7 @@ from rich.console import Console
 from algoperf import cli
 from algoperf.errors import UserError
 from scoring.assessment import assess
+from scoring.compare import field_at_budget
 from scoring.export import to_json, write_csv_files
 from scoring.page import write_page
 from scoring.predict import (
@@ -82,6 +83,15 @@ def test_trials_without_their_target_are_predicted(make_trial):
     assert value["reason"] is None
 
 
+def test_a_predicted_time_reaches_no_target_within_a_budget(make_trial):
+    runs = _runs(make_trial, record={"status": "preempted"})
+    measured = score_runs(runs, RULES)
+    mixed = score_predicted(runs, RULES, predict_runs(runs, RULES), measured)
+    assert mixed.predicted
+    one, other = (field_at_budget(runs, result, 150.0) for result in (measured, mixed))
+    np.testing.assert_array_equal(one.share_S, other.share_S)
+
+
 FREE = {"budget_sec": None}
 CUT = {"status": "completed", "max_steps": 39, "global_step": 39}
 
@@ -104,6 +114,10 @@ CUT = {"status": "completed", "max_steps": 39, "global_step": 39}
         ({**CUT, **FREE, "step_hint": 80}, ""),
         ({**CUT, **FREE, "step_hint": 39}, "the step hint was spent"),
         ({**CUT, "budget_sec": 101.0, "step_hint": 39}, ""),
+        # A self-tuned trial without a budget has 1.5 times the hint.
+        ({**CUT, **FREE, "step_hint": 54, "ruleset": "self"}, ""),
+        ({**CUT, **FREE, "step_hint": 51, "ruleset": "self"}, "after the step hint"),
+        ({**CUT, **FREE, "step_hint": 26, "ruleset": "self"}, "hint was spent"),
         (None, ""),
     ],
 )

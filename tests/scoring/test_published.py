@@ -225,6 +225,16 @@ def test_a_subset_is_compared_on_its_workloads(make_trial):
     assert result.held_out_times.shape == (12, 0)
 
 
+def test_what_mine_did_not_run_is_not_missed_by_the_field(make_trial):
+    runs = Runs(
+        trials=(make_trial("mine", "ogbg", times=[9.0], values=[0]),), skipped=()
+    )
+    warnings = score_runs(runs, RULES, published=FIELD).warnings
+    (line,) = [line for line in warnings if line.startswith("no submission")]
+    assert line.startswith("no submission of yours ran criteo1tb, fastmri, ")
+    assert ": counted as missed by yours" in line
+
+
 def test_known_names_are_in_the_error():
     assert known_published() == ["v0.5"]
     with pytest.raises(UserError, match=r"published field 'x'; known: v0\.5"):

@@ -1,12 +1,18 @@
 """Results in words and numbers for a reader."""
 
+import base64
 import dataclasses
+import gzip
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scoring import words
+from scoring.assessment import assess
+from scoring.page import write_page
 from scoring.read import Runs, Skipped
 from scoring.rules import load_rules
 from scoring.score import score_runs
@@ -52,6 +58,33 @@ RULES = load_rules("mini_fast")
 )
 def test_headline(mini_runs, times, sentence):
     assert headline(score_runs(mini_runs(times), RULES)) == sentence
+
+
+def test_scores_that_differ_by_rounding_are_equal(tmp_path, make_trial):
+    benchmark = load_rules("mini")
+    times = {"b": (38, 11, 14), "a": (14, 11, 38), "c": (39, 39, 39)}
+    names = benchmark.base_workloads[:3]
+    rules = dataclasses.replace(benchmark, base_workloads=names)
+    trials = [
+        make_trial(
+            submission,
+            name,
+            times=[time],
+            metric=rules.goals[name].metric,
+            values=[rules.goals[name].target],
+        )
+        for submission, own in times.items()
+        for name, time in zip(names, own, strict=True)
+    ]
+    result = score_runs(Runs(trials=tuple(trials), skipped=()), rules)
+    assert result.scores[0] == pytest.approx(result.scores[1], abs=1e-14)
+    assert [result.submissions[s] for s in result.ranking] == ["a", "b", "c"]
+    assert headline(result) == "a and b are equally fast: both score 0.8095."
+    page = tmp_path / "page.html"
+    write_page(page, assess(Runs(trials=tuple(trials), skipped=()), result))
+    (block,) = re.findall(r'id="data-tables">(.*?)</script>', page.read_text())
+    tables = json.loads(gzip.decompress(base64.b64decode(block)))
+    assert [row[0] for row in tables["scores"]["rows"]] == [1, 1, 3]
 
 
 @pytest.mark.parametrize(
