@@ -23,7 +23,7 @@ from algoperf.data.pipeline import SKIPPED, batches
 from algoperf.data.source import write_manifest
 from algoperf.errors import UserError
 from algoperf.workload import derive
-from workloads.fastmri import data
+from workloads.fastmri import data, philox
 from workloads.fastmri.model import ConvBlock, UNet, UpBlock
 from workloads.fastmri.ssim import ssim
 from workloads.fastmri.workload import FULL, WORKLOADS
@@ -202,16 +202,56 @@ def test_one_and_eight_devices_agree():
 @settings(max_examples=50)
 @given(columns=st.integers(320, 400), seed=st.integers(0, 2**32 - 1))
 def test_the_centre_is_measured_and_a_quarter_in_all(columns, seed):
-    mask = data.column_mask(columns, np.random.default_rng(seed))
+    mask = data.column_mask(np.random.default_rng(seed).random(columns))
     central = int(columns * 0.08)
     middle = columns // 2
     assert mask[middle - central // 2 + 1 : middle + central // 2].all()
     assert abs(mask.sum() - columns / 4) < 6 * np.sqrt(columns * 0.2 * 0.8)
 
 
+def test_philox_is_the_published_one():
+    """Random123's known answers."""
+    for word, key, answer in (
+        (0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (2**32 - 1, 2**32 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ):
+        (block,) = philox.blocks(np.full((1, 4), word), (key, key))
+        assert tuple(block) == answer
+
+
+def test_uniform_numbers_are_those_of_tensorflow():
+    """Its guide prints `tf.random.stateless_normal([2, 3], seed=[1, 2])`.
+
+    That is made of the same numbers by Box and Muller.
+    """
+    u, angle = philox.uniform(6, (1, 2)).astype(float).reshape(3, 2).T
+    radius, angle = np.sqrt(-2 * np.log(u)), 2 * np.pi * angle
+    normal = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1).ravel()
+    printed = [0.5441101, 0.20738031, 0.07356433, 0.04643455, -1.30159, -0.95385665]
+    np.testing.assert_allclose(normal, printed, rtol=3e-7)
+    assert len(philox.uniform(367, (0, 0))) == 367
+
+
+def test_evaluation_measures_the_official_columns(monkeypatch):
+    """97 of 368, as `stateless_uniform` with the seed (0, 0) gives, in every slice."""
+    masks = []
+
+    def reconstruct(kspace, mask, size):
+        masks.append(mask)
+        return np.random.default_rng(0).random((size, size), np.float32)
+
+    monkeypatch.setattr(data, "reconstruct", reconstruct)
+    record = {"kspace": np.zeros((640, 368), np.complex64), "name": "x"}
+    record |= {"target": np.ones((320, 320), np.float32), "volume_max": 1.0}
+    for seed in (0, 1):
+        data.undersample_officially(record, np.random.default_rng(seed))
+    assert [mask.sum() for mask in masks] == [97, 97]
+    np.testing.assert_array_equal(*masks)
+
+
 def test_masks_have_a_quarter_of_the_columns_on_average_and_differ():
     rng = np.random.default_rng(0)
-    masks = np.array([data.column_mask(368, rng) for _ in range(2000)])
+    masks = np.array([data.column_mask(rng.random(368)) for _ in range(2000)])
     assert masks.mean() == pytest.approx(0.25, abs=0.002)
     always = np.flatnonzero(masks.all(0))
     assert len(always) == 29
@@ -225,7 +265,7 @@ def test_the_image_is_the_centred_inverse_transform_of_what_was_measured(shape):
     kspace = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(
         np.complex64
     )
-    mask = data.column_mask(shape[1], rng)
+    mask = data.column_mask(rng.random(shape[1]))
     whole = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace * mask), norm="ortho"))
     top, left = ((n - 320) // 2 for n in shape)
     want = np.abs(whole)[top : top + 320, left : left + 320]
@@ -256,7 +296,7 @@ def volume(path, seed, slices=2, change=lambda file: None):
 
 def test_with_all_columns_the_input_is_the_target(monkeypatch):
     image = np.random.default_rng(0).random((320, 320)).astype(np.float32)
-    monkeypatch.setattr(data, "column_mask", lambda n, rng: np.ones(n, bool))
+    monkeypatch.setattr(data, "column_mask", lambda drawn: np.ones(len(drawn), bool))
     record = {
         "kspace": kspace_of(image),
         "target": image,

@@ -100,6 +100,14 @@ def small_evaluation():
 # Metrics.
 
 
+def test_scores_that_are_no_numbers_have_no_precision():
+    scores, labels = np.array([[0.1], [np.nan], [0.3]]), np.array([[1.0], [0.0], [1.0]])
+    assert np.isnan(mean_average_precision(scores, labels, np.ones_like(labels)))
+    known = np.array([[1.0], [0.0], [1.0]])  # what has no label is not looked at
+    labels = np.array([[1.0], [0.0], [0.0]])
+    assert mean_average_precision(scores, labels, known) == 0.5
+
+
 @given(
     st.lists(
         st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40

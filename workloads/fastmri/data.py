@@ -6,7 +6,8 @@ the columns of k-space and others at random, a quarter in all; the input is the 
 value of their inverse Fourier transform, the target the image from all columns.
 
 In training the columns differ from epoch to epoch; the official code draws them once.
-In evaluation they are the same for all slices.
+In evaluation they are the official ones, the same for all slices of one width: targets
+were set on them.
 """
 
 import functools
@@ -32,6 +33,7 @@ from algoperf.data.examples import (
 )
 from algoperf.data.source import DataSource
 from algoperf.errors import UserError
+from workloads.fastmri import philox
 
 IMAGE_SIZE = 320
 ACCELERATION = 4
@@ -42,6 +44,7 @@ NUM_EVAL_TRAIN = 3_584
 NUM_VALIDATION = 3_554
 NUM_TEST = 3_581
 NUM_SLICES = {"train": NUM_TRAIN, "validation": NUM_VALIDATION, "test": NUM_TEST}
+EVAL_SEED = (0, 0)  # of the columns
 VALIDATION_FILES = 100  # of the published validation set; the others are the test set
 OPEN_FILES = 32
 INDEX = "index.json"
@@ -146,17 +149,20 @@ def read_slice(path: Path, number: int) -> Example:
     }
 
 
-def column_mask(num_columns: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws which columns of k-space are measured: (num_columns,) bool.
+def column_mask(drawn: np.ndarray) -> np.ndarray:
+    """Returns which columns of k-space are measured: (columns,) bool.
 
     The central 8 % always are, each other one with the probability that makes it a
     quarter on average (section 4.9 of the paper).
+
+    Args:
+      drawn: a number in [0, 1) for each column.
     """
-    num_central = int(np.float32(num_columns) * np.float32(CENTRE_FRACTION))
-    first = (num_columns - num_central + 1) // 2
-    others = num_columns - num_central
-    probability = (num_columns / ACCELERATION - num_central) / others
-    mask = rng.random(num_columns) < probability
+    columns = len(drawn)
+    num_central = int(np.float32(columns) * np.float32(CENTRE_FRACTION))
+    first = (columns - num_central + 1) // 2
+    others = columns - num_central
+    mask = drawn < (columns / ACCELERATION - num_central) / others
     mask[first : first + num_central] = True
     return mask
 
@@ -194,17 +200,37 @@ def _central(pixels: int, size: int) -> np.ndarray:
 
 
 def undersample(record: Example, rng: np.random.Generator) -> Example:
-    """Maps a slice to an example.
+    """Maps a slice to an example of `measured`, by columns of its own."""
+    return measured(record, rng.random(record["kspace"].shape[1]))
+
+
+def undersample_officially(record: Example, rng: np.random.Generator) -> Example:
+    """As `undersample`, by the columns that the official code evaluates on."""
+    del rng
+    return measured(record, _official_draw(record["kspace"].shape[1]))
+
+
+@functools.cache
+def _official_draw(columns: int) -> np.ndarray:
+    return philox.uniform(columns, EVAL_SEED)
+
+
+def measured(record: Example, drawn: np.ndarray) -> Example:
+    """Returns the example of a slice of which some columns are measured.
 
     'inputs' and 'targets' are square float32 images, of the size of the record's
     target, in standard deviations of the input, cut at 6; 'mean' and 'std' lead back,
     'volume_max' is the range of the volume.
 
+    Args:
+      record: of `Slices`.
+      drawn: see `column_mask`.
+
     Raises:
       DataError: the slice is not finite, or of one value.
     """
     kspace, size = record["kspace"], len(record["target"])
-    image = reconstruct(kspace, column_mask(kspace.shape[1], rng), size)
+    image = reconstruct(kspace, column_mask(drawn), size)
     mean, std = image.mean(), image.std()
     if not np.isfinite(std) or std == 0 or not np.isfinite(record["target"]).all():
         raise DataError(f"{record['name']}: not finite, or of one value")
@@ -223,12 +249,6 @@ def undersample(record: Example, rng: np.random.Generator) -> Example:
     }
 
 
-def undersample_alike(record: Example, rng: np.random.Generator) -> Example:
-    """As `undersample`, with the same columns for all slices of one width."""
-    del rng
-    return undersample(record, np.random.default_rng(0))
-
-
 def read(
     split: str, batch_size: int, seed: int, options: DataOptions
 ) -> grain.MapDataset:
@@ -242,11 +262,18 @@ def read(
         if split == "eval_train"
         else Slices(folder, split)
     )
-    return undersampled(slices, split, batch_size, seed, options)
+    return undersampled(
+        slices, split, batch_size, seed, options, undersample_officially
+    )
 
 
 def undersampled(
-    slices: Source, split: str, batch_size: int, seed: int, options: DataOptions
+    slices: Source,
+    split: str,
+    batch_size: int,
+    seed: int,
+    options: DataOptions,
+    evaluated: Callable[[Example, np.random.Generator], Example],
 ) -> grain.MapDataset:
     """Returns the batches of a split of slices, whichever scanner they come from.
 
@@ -256,10 +283,11 @@ def undersampled(
       batch_size: slices in a batch of all hosts together.
       seed: fixes order and columns, with the position alone.
       options: see `DataOptions`.
+      evaluated: what takes the place of `undersample` in evaluation.
     """
     if split == "train":
         return train_examples(slices, batch_size, seed, options, undersample)
-    return eval_examples(slices, batch_size, options, undersample_alike)
+    return eval_examples(slices, batch_size, options, evaluated)
 
 
 def prepare(

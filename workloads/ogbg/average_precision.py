@@ -11,7 +11,12 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Args:
       scores: (examples,), higher means more likely positive.
       labels: (examples,), 1 for positive and 0 for negative; some of them positive.
+
+    Returns:
+      NaN if a score is.
     """
+    if np.isnan(scores).any():
+        return float("nan")
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order]
     last_of_tie = np.append(scores[1:] != scores[:-1], True)
@@ -34,7 +39,7 @@ def mean_average_precision(
       mask: (examples, tasks), 0 where the label is missing.
 
     Returns:
-      NaN if no task has both.
+      NaN if no task has both, or a score is NaN.
     """
     found = []
     for task in range(labels.shape[1]):
