@@ -51,8 +51,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `algoperf infer`."""
     profile.define_flags(values)
     pareto.define_flags(values)
-    flags.DEFINE_integer("prompt", None, "Tokens of the prompt.", flag_values=values)
-    flags.DEFINE_integer("output", None, "Tokens of the output.", flag_values=values)
+    for name, least in (("prompt", 1), ("output", 0)):
+        text = f"Tokens of the {name}."
+        flags.DEFINE_integer(name, None, text, lower_bound=least, flag_values=values)
     for name, text in (
         ("dollars_per_hour", "predict, strategies, pareto: the price of one device for "
          "an hour."),

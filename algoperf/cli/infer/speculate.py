@@ -149,9 +149,9 @@ def _plan(values: flags.FlagValues, longest_text: int) -> Plan:
         raise UserError("--guesses: give numbers of at least 1, as in 1,2,4")
     if any(not 0 <= h <= 1 for h in thresholds):
         raise UserError("--thresholds: give probabilities, as in 0.3,0.6")
-    prompt = values.prompt or DEFAULT_PROMPT
+    prompt = DEFAULT_PROMPT if values.prompt is None else values.prompt
     room = longest_text - prompt - guesses[-1] - 1
-    output = values.output or room
+    output = room if values.output is None else values.output
     if not 1 <= output <= room:
         raise UserError(
             f"a prompt of {prompt}, an output of {output} and {guesses[-1]} guesses "

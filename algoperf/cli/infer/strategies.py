@@ -1,7 +1,7 @@
 """`algoperf infer strategies`: what ways to an answer cost, from profiles."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from algoperf.cli.infer import machine
 from algoperf.errors import UserError
 
 if TYPE_CHECKING:
+    from algoperf.inference.decoding.strategies import Cost, Plan
     from algoperf.inference.timing.profiles import Profile
 
 COLUMNS = ("strategy", "seconds", "times_plain", "device_seconds",
@@ -76,6 +77,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     costs, left_out = strategies.table(
         base.runtime, plan, None if draft is None else draft.runtime
     )
+    extrapolated = _extrapolated(base, plan, draft, costs)
     plain, devices = costs["plain"], base.setting.parallel
     columns = list(COLUMNS)
     if values.dollars_per_hour is not None:
@@ -101,10 +103,13 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         printing.print_table([c.replace("_", " ") for c in columns], shown)
         for name, reason in left_out.items():
             print(f"Left out: {name}: {reason}.")
+        for name, reason in extrapolated.items():
+            print(f"Note: {name}: {reason}.")
         for name, reason in untrusted.items():
             print(f"Not to be trusted: {name}: {reason}.")
 
-    found = {"strategies": rows, "left_out": left_out, "not_to_be_trusted": untrusted}
+    found = {"strategies": rows, "left_out": left_out, "extrapolated": extrapolated}
+    found["not_to_be_trusted"] = untrusted
     printing.show(values.json, found, print_text)
 
 
@@ -120,6 +125,19 @@ def _profile(values: flags.FlagValues, path: str) -> "Profile":
             "answer is one request: profile with --batch_size 1"
         )
     return profile
+
+
+def _extrapolated(
+    base: "Profile", plan: "Plan", draft: "Profile | None", costs: "Mapping[str, Cost]"
+) -> dict[str, str]:
+    """Returns which strategies ask for more than was measured, and what of it."""
+    from algoperf.inference.decoding import strategies
+
+    if reason := base.extrapolation(plan.prompt, plan.output):
+        return dict.fromkeys(costs, reason)
+    within = None if draft is None else draft.within_measured
+    _, refused = strategies.table(base.within_measured, plan, within)
+    return {name: reason for name, reason in refused.items() if name in costs}
 
 
 def _check_pair(draft_path: str, draft: "Profile", path: str, base: "Profile") -> None:

@@ -64,6 +64,32 @@ def tokens_per_round(accepted: float, length: int) -> float:
     return (1 - accepted ** (length + 1)) / (1 - accepted)
 
 
+def expected_rounds(tokens: int, accepted: float, length: int) -> float:
+    """Returns E[rounds] until there are so many tokens.
+
+    r(n) = 1 + sum over k of P(k guesses are kept) r(n - k - 1), and 0 for n <= 0: the
+    last round may bring more than are wanted, so that it is more than
+    n / `tokens_per_round`, for few tokens much more.
+
+    Args:
+      tokens: n.
+      accepted: a, the probability that a guess is accepted, independently.
+      length: K >= 0 guesses a round.
+
+    Raises:
+      UserError: no probability, or a negative length.
+    """
+    tokens_per_round(accepted, length)  # checks them
+    all_kept = accepted**length
+    rounds_N = [0.0] * (max(tokens, 0) + 1)
+    some_kept = 0.0  # sum of a^k r(n - k - 1) for k < K
+    for n in range(1, len(rounds_N)):
+        after_all = rounds_N[n - 1 - length] if n > length else 0.0
+        some_kept = rounds_N[n - 1] + accepted * some_kept - all_kept * after_all
+        rounds_N[n] = 1 + (1 - accepted) * some_kept + all_kept * after_all
+    return rounds_N[-1]
+
+
 def speed_up(accepted: float, length: int, draft_cost: float) -> float:
     """Returns tokens per second over those of the target alone.
 

@@ -110,7 +110,9 @@ def run(
     beyond = num_tokens + strategy.longest
     for model in (target, draft):
         decoder.check_lengths(model.shape, prompt, beyond)
-    if strategy.threshold is not None:  # its value is in `help_`
+    if strategy.threshold is not None:  # its value goes into `help_`
+        if help_.threshold is None:
+            help_ = help_._replace(threshold=jnp.float32(strategy.threshold))
         strategy = dataclasses.replace(strategy, threshold=0.0)
     state = compiled(
         target.shape,

@@ -80,7 +80,7 @@ def speculative(
 ) -> Cost:
     """Returns the cost of guessing ahead: both prefills, then rounds.
 
-    F_d(p) + F_t(p) + (o - 1) / E[tokens of a round] x (K draft steps + a target pass of
+    F_d(p) + F_t(p) + E[rounds for o - 1 tokens] x (K draft steps + a target pass of
     K + 1), all rounds at the mean context, so that K = 0 is plain decoding and F_d(p).
 
     Args:
@@ -94,16 +94,27 @@ def speculative(
     Raises:
       UserError: a model does not hold p + o + K tokens.
     """
-    context = mean_context(prompt, output)
     if length is None:
-        length = best_length(draft, target, acceptance, context)
+        length = best_length(draft, target, acceptance, prompt, output)
     for model in (draft, target):  # the last round may begin before the last token
         model.check(prompt, output + length)
-    further = max(output - 1, 0)
-    rounds = further / speculation.tokens_per_round(acceptance, length)
-    decoding = rounds * speculation.round_seconds(draft, target, length, context)
+    decoding = _decoding_seconds(draft, target, prompt, output, acceptance, length)
     seconds = decoding + draft.predict(prompt, 1) + target.predict(prompt, 1)
     return Cost(seconds, seconds, scaling.one_pass(output))
+
+
+def _decoding_seconds(
+    draft: RuntimeModel,
+    target: RuntimeModel,
+    prompt: int,
+    output: int,
+    acceptance: float,
+    length: int,
+) -> float:
+    """Returns the expected seconds of all tokens after the first."""
+    context = mean_context(prompt, output)
+    rounds = speculation.expected_rounds(output - 1, acceptance, length)
+    return rounds * speculation.round_seconds(draft, target, length, context)
 
 
 def mean_context(prompt: int, output: int) -> float:
@@ -112,15 +123,24 @@ def mean_context(prompt: int, output: int) -> float:
 
 
 def best_length(
-    draft: RuntimeModel, target: RuntimeModel, acceptance: float, context: float
+    draft: RuntimeModel,
+    target: RuntimeModel,
+    acceptance: float,
+    prompt: int,
+    output: int,
 ) -> int:
-    """Returns the K of the least modelled seconds per token, 0 to 64, at a context."""
+    """Returns the K of the least expected seconds, 0 to 64, for which there is room."""
+    rooms = [
+        model.max_length - prompt - output
+        for model in (draft, target)
+        if model.max_length is not None
+    ]
+    longest = max(0, min([LONGEST_DRAFT, *rooms]))
 
-    def per_token(length: int) -> float:
-        seconds = speculation.round_seconds(draft, target, length, context)
-        return seconds / speculation.tokens_per_round(acceptance, length)
+    def seconds(length: int) -> float:
+        return _decoding_seconds(draft, target, prompt, output, acceptance, length)
 
-    return min(range(LONGEST_DRAFT + 1), key=per_token)
+    return min(range(longest + 1), key=seconds)
 
 
 def step_level(
@@ -340,7 +360,7 @@ def table(
     ways: dict[str, Callable[[], Cost]] = {}
     if draft is not None:
         small = draft
-        length = best_length(small, base, plan.acceptance, mean_context(p, o))
+        length = best_length(small, base, plan.acceptance, p, o)
         ways["the draft alone"] = lambda: request(small, p, o)
         ways[f"speculative, {length} guesses"] = lambda: speculative(
             small, base, p, o, plan.acceptance, length

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
+class _WithinMeasured(RuntimeModel):
+    """A runtime that refuses what `extrapolation` has a reason against."""
+
+    extrapolation: Callable[[int, int], str | None] | None = None
+
+    def check(self, prompt: int, output: int) -> None:
+        super().check(prompt, output)
+        assert self.extrapolation is not None
+        if reason := self.extrapolation(prompt, output):
+            raise UserError(reason)
+
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """What was measured, where, and what follows.
 
@@ -70,7 +83,13 @@ class Profile:
         return self.result.runtime
 
     def extrapolation(self, prompt: int, output: int) -> str | None:
-        """Returns what of a request is longer than any measured; None: nothing."""
+        """Returns what of a request is beyond all that was measured; None: nothing."""
+        shortest = min(self.runtime.prompt_seconds)
+        if prompt < shortest:
+            return (
+                f"prompts were measured from {shortest} tokens on, {prompt} are "
+                "extrapolated"
+            )
         longest = max(self.runtime.prompt_seconds)
         if prompt > longest:
             return (
@@ -90,6 +109,13 @@ class Profile:
                 f"{prompt} + {output} are extrapolated"
             )
         return None
+
+    @property
+    def within_measured(self) -> RuntimeModel:
+        """The same, which refuses a request that it would extrapolate."""
+        fields = dataclasses.fields(RuntimeModel)
+        facts = {field.name: getattr(self.runtime, field.name) for field in fields}
+        return _WithinMeasured(**facts, extrapolation=self.extrapolation)
 
     def save(self, path: Path) -> None:
         """Writes JSON, as a whole or not at all."""

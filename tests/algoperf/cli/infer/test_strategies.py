@@ -75,6 +75,24 @@ def test_every_way_is_on_one_axis(files, capsys):
     assert rows["the draft alone"]["seconds"] < rows["KV prediction"]["seconds"] < plain
 
 
+def test_a_way_that_asks_for_more_than_was_measured_is_told(files, capsys):
+    """The base model was measured up to prompts of 768 tokens, 1024 in all."""
+    both = (files["base"], f"--draft={files['draft']}", "--any_hardware")
+    grid = load_profile(Path(files["base"]))
+    longest = max(grid.runtime.prompt_seconds)
+    request = (f"--prompt={longest - 20}", "--output=30", "--summary_tokens=4")
+    found = _json(capsys, *both, *request, "--samples=2")["extrapolated"]
+    judged = found["best of 2, judged"]
+    assert f"up to {longest} tokens, {longest + 10} are extrapolated" in judged
+    assert "plain" not in found
+    assert "best of 2" not in found
+    beyond = _json(capsys, *both, f"--prompt={longest + 1}", "--output=3")
+    names = [row["strategy"] for row in beyond["strategies"]]
+    assert list(beyond["extrapolated"]) == names
+    assert cli.main(["infer", "strategies", *both, *request]) == 0
+    assert "Note: best of 4, judged: prompts were measured" in capsys.readouterr().out
+
+
 def test_every_device_of_a_split_model_counts(files, capsys):
     """The dollars of a plain answer are those of `infer predict`."""
     flags = (files["split"], *REQUEST, "--dollars_per_hour=3.6")

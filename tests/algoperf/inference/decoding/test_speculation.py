@@ -29,6 +29,22 @@ def test_published_figures(accepted, length, tokens, speed_up, best):
     assert speculation.best_length(accepted, 0.05) == best
 
 
+@given(st.integers(0, 12), st.floats(0, 1), st.integers(0, 6))
+def test_expected_rounds_by_recursion(tokens, accepted, length):
+    def rounds(n):
+        if n <= 0:
+            return 0.0
+        kept = [accepted**k * (1 - accepted) for k in range(length)]
+        kept.append(accepted**length)
+        return 1 + sum(p * rounds(n - k - 1) for k, p in enumerate(kept))
+
+    found = speculation.expected_rounds(tokens, accepted, length)
+    assert found == pytest.approx(rounds(tokens), rel=1e-9)
+    many = speculation.expected_rounds(3000, accepted, length)
+    per_round = speculation.tokens_per_round(accepted, length)
+    assert many == pytest.approx(3000 / per_round, rel=0.01)
+
+
 def test_tokens_per_round_at_the_ends():
     assert speculation.tokens_per_round(1, 4) == 5
     assert speculation.tokens_per_round(0, 4) == 1

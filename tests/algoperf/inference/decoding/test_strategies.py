@@ -46,6 +46,23 @@ def test_guessing_ahead_by_simulation():
     assert found.seconds == pytest.approx(want, rel=0.005)
 
 
+@pytest.mark.parametrize("output", [2, 3, 16])
+def test_a_short_answer_takes_whole_rounds(output):
+    """By simulation: the last round may bring more than is wanted."""
+    rng = np.random.default_rng(0)
+    rounds, answers = 0, 4000
+    for _ in range(answers):
+        tokens = 1
+        while tokens < output:
+            tokens += (rng.random(10) < 0.9).cumprod().sum() + 1
+            rounds += 1
+    small, base = (dataclasses.replace(m, seconds_per_token_slope=0) for m in STEEP)
+    one = speculation.round_seconds(small, base, 10, 100)
+    want = small.predict(100, 1) + base.predict(100, 1) + rounds / answers * one
+    found = strategies.speculative(small, base, 100, output, 0.9, 10)
+    assert found.seconds == pytest.approx(want, rel=0.01)
+
+
 @pytest.mark.parametrize("output", [0, 1, 2, 1000])
 def test_without_a_guess_it_is_plain_and_the_draft_s_prompt(output):
     """With a slope: what has come so far costs as much as in plain decoding."""
@@ -60,16 +77,18 @@ def test_the_best_length_is_the_best():
     costs = [
         strategies.speculative(SMALL, BASE, 10, 50, 0.8, k).seconds for k in lengths
     ]
-    best = strategies.best_length(SMALL, BASE, 0.8, 10 + 50 / 2)
+    best = strategies.best_length(SMALL, BASE, 0.8, 10, 50)
     assert best == int(np.argmin(costs)) > 0
     found = strategies.speculative(SMALL, BASE, 10, 50, 0.8)
     assert found.seconds == pytest.approx(min(costs))
-    assert strategies.best_length(SMALL, BASE, 0.0, 35) == 0
+    assert strategies.best_length(SMALL, BASE, 0.0, 10, 50) == 0
+    assert strategies.best_length(SMALL, BASE, 1.0, 10, 50) == 48  # one round
+    assert strategies.best_length(SMALL, BASE, 0.8, 10, 2) == 0
 
 
 def test_a_draft_that_slows_down_guesses_less_in_a_long_context():
     draft = dataclasses.replace(SMALL, seconds_per_token_slope=1e-4)
-    lengths = [strategies.best_length(draft, BASE, 0.8, c) for c in (0, 100, 2000)]
+    lengths = [strategies.best_length(draft, BASE, 0.8, p, 60) for p in (1, 100, 2000)]
     assert lengths[0] > lengths[1] > lengths[2] == 0
 
 
@@ -165,7 +184,7 @@ def test_what_does_not_fit_is_left_out_and_says_why():
 def test_what_one_of_two_models_cannot_hold_is_left_out(is_draft):
     """As in the real loops: guesses and steps beyond the answer need room too."""
     plan = Plan(16, 24, step_tokens=9)
-    guesses = strategies.best_length(SMALL, BASE, plan.acceptance, 28)
+    guesses = strategies.best_length(SMALL, BASE, plan.acceptance, 16, 24)
 
     def left_out(room):
         small, base = SMALL, BASE
@@ -181,7 +200,7 @@ def test_what_one_of_two_models_cannot_hold_is_left_out(is_draft):
     assert 0 < guesses < plan.step_tokens
     assert left_out(16 + 24 + 9) == set()
     assert left_out(16 + 24 + 9 - 1) == {"SpecReason"}
-    assert left_out(16 + 24 + guesses - 1) == {"SpecReason", "speculative"}
+    assert left_out(16 + 24 + guesses - 1) == {"SpecReason"}  # guesses fewer
 
 
 def test_a_predicted_cache_has_the_base_model_s_limit():
