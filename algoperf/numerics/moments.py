@@ -17,6 +17,7 @@ from algoperf.numerics.packed import Packed, pack, unpack
 # Small parameters (biases, norms) are a small part of the state; they stay in float32
 # (Dettmers et al. 2022, arXiv:2110.02861, section 4).
 MIN_SIZE = 4096
+LIMIT = 10.0  # of updates for which there is no bound
 
 
 # MXFP8 without clipping, rounded at random. To nearest would not do: a moment that
@@ -49,13 +50,15 @@ def scale_by_packed_adam(
 
       (1 - b1) / sqrt(1 - b2) / sqrt(1 - b1^2 / b2)    where b1^2 < b2
 
+    and elsewhere grows without end, slowly: there the update is limited to 10.
+
     Args:
       b1, b2, eps: of Adam.
       fmt: of both moments, flattened. Random numbers follow from the step's number.
       min_size: parameters with fewer elements keep float32 moments.
     """
     fmt = find_format(fmt)
-    limit = jnp.inf
+    limit = None
     if b1**2 < b2 < 1.0:
         limit = (1 - b1) / (1 - b2) ** 0.5 / (1 - b1**2 / b2) ** 0.5
 
@@ -82,7 +85,7 @@ def scale_by_packed_adam(
         assert isinstance(state, PackedAdamState)
         steps = state.steps + 1
         correct_mu, correct_nu = (1 - b ** steps.astype(jnp.float32) for b in (b1, b2))
-        largest = limit * jnp.sqrt(correct_nu) / correct_mu
+        largest = limit * jnp.sqrt(correct_nu) / correct_mu if limit else LIMIT
         gradients, structure = jax.tree.flatten(updates)
         is_packed = {"is_leaf": lambda x: isinstance(x, Packed)}
         old_mu = jax.tree.leaves(state.mu, **is_packed)

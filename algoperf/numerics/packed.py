@@ -90,7 +90,7 @@ def pack(x: Any, fmt: str | Format, axis: int = -1, key: Any = None) -> Packed:
 def unpack(packed: Packed) -> jax.Array:
     """Returns the array, bit for bit what `quantize` returns.
 
-    But for a plain cast of NaN to a type without it, which is 0.
+    But for NaN in a plain cast to a type without it, or beside a fixed scale: it is 0.
     """
     fmt = packed.format
     element = fmt.elements

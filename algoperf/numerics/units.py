@@ -199,7 +199,17 @@ def multiply(
             jnp.int32 if kind == "int8" else jnp.float32,
         ).astype(jnp.float32)
     product = product * _outer(first.outer, axes[0], 2)
-    return product * _outer(second.outer, axes[1], 1)
+    product = product * _outer(second.outer, axes[1], 1)
+    if kind == "int8":  # no code says NaN, and a fixed or delayed scale does not either
+        is_nan = _has_nan(first.elements, axes[0], 2)
+        is_nan |= _has_nan(second.elements, axes[1], 1)
+        product = jnp.where(is_nan, jnp.nan, product)
+    return product
+
+
+def _has_nan(elements: jax.Array, axis: int, new_axis: int) -> jax.Array:
+    """Whether rows along `axis` hold a NaN, for the result."""
+    return jnp.expand_dims(jnp.isnan(elements).any(axis), new_axis)
 
 
 def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int], kind: Any) -> Any:

@@ -139,7 +139,7 @@ def keep_largest(scores: Any, chosen: Any, density: float) -> Any:
     """Returns the masks that keep a share of the chosen weights, by their scores.
 
     Exactly round(density n) of the n chosen weights stay; of equal scores the first.
-    None stays where the largest score is 0: see `check_masks`.
+    None stays where the largest score is 0 or no finite number: see `check_masks`.
 
     Raises:
       UserError: see `kept_number`.
@@ -157,8 +157,8 @@ def _total(tree: Any, chosen: Any) -> int:
 def _keep(scores: Any, chosen: Any, number: int | jax.Array) -> Any:
     """Returns the masks that keep so many of the chosen weights; may be traced.
 
-    Where the largest score is 0, the first weights of the tree would stay, which says
-    nothing of them: none does.
+    Where the largest score is 0, the first weights of the tree would stay, and where
+    one is no finite number, those of such scores, which says nothing of them: none does.
     """
     structure: Any = jax.tree.structure(chosen)
     leaves = structure.flatten_up_to(scores)
@@ -168,7 +168,8 @@ def _keep(scores: Any, chosen: Any, number: int | jax.Array) -> Any:
     order = jnp.argsort(flat, descending=True, stable=True)
     kept = jnp.zeros(flat.shape, bool).at[order].set(jnp.arange(flat.size) < number)
     largest = flat[order[0]]
-    kept &= (largest != 0) & (largest != -jnp.inf)  # that of what is pruned already
+    # -inf is of what is pruned already.
+    kept &= (largest != 0) & jnp.isfinite(largest) & ~jnp.isnan(flat).any()
     masks, first = [], 0
     for x, wanted in zip(leaves, is_chosen, strict=True):
         masks.append(kept[first : first + x.size].reshape(x.shape) if wanted else None)
@@ -180,13 +181,14 @@ def check_masks(masks: Any) -> None:
     """Looks at the masks that a score gave, when a step has made them.
 
     Raises:
-      UserError: they keep nothing, because no score was above 0.
+      UserError: they keep nothing, because no score was above 0, or some no numbers.
     """
     if not any(bool(jnp.any(mask)) for mask in jax.tree.leaves(masks)):
         raise UserError(
-            "the largest pruning score is 0, so scores tell no weight from another: at "
-            "its initial weights the network's loss or output depends on none of them; "
-            "take another score, or start the network elsewhere"
+            "the largest pruning score is 0 or no finite number, so scores tell no "
+            "weight from another: at its initial weights the network's loss or output "
+            "depends on none of them, or overflows; take another score, or start the "
+            "network elsewhere"
         )
 
 

@@ -79,6 +79,21 @@ def test_a_second_moment_that_is_rounded_away_does_not_explode():
     del state
 
 
+def test_where_nothing_bounds_adam_it_does_not_explode_either():
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** rng.uniform(-4, 0, SHAPES["kernel"]).astype(np.float32)
+    gradients = [
+        {
+            "kernel": scale * rng.standard_normal(SHAPES["kernel"]).astype(np.float32),
+            "bias": np.zeros(7, np.float32),
+        }
+        for _ in range(60)
+    ]
+    coarse = Format("int4", 32, "float32")
+    ours, _ = _updates(scale_by_packed_adam(0.98, 0.95, fmt=coarse), gradients)
+    assert max(float(jnp.abs(u["kernel"]).max()) for u in ours) == 10.0
+
+
 def test_the_limit_is_no_limit_to_adam():
     """What Adam can do at most: gradients that grow by b2 / b1 each step."""
     b1, b2, steps = 0.9, 0.99, 60

@@ -115,6 +115,23 @@ def test_integers_are_added_up_exactly():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_overflow_goes_unseen_in_integers(value):
+    """Beside a fixed scale, which says nothing of them."""
+    fmt = Format("int8", "tensor", "fixed", fraction_bits=4)
+    x, w = _normal(2, 1, ROWS, INNER), _normal(3, 1, INNER, COLUMNS)
+    x[0, 3, 5] = value
+    w[0, 7, 2] = value
+    x_f, w_f = quantize_in_full(x, fmt, 2)[2], quantize_in_full(w, fmt, 1)[2]
+    found = np.asarray(units.multiply("int8", x_f, w_f, (fmt, fmt), (2, 1)))[0]
+    expected = np.asarray((x_f.elements @ w_f.elements) * x_f.outer * w_f.outer)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    is_nan = np.isnan(found)
+    assert is_nan[3].all()
+    assert is_nan[:, 2].all()
+    assert is_nan.sum() == ROWS + COLUMNS - 1
+
+
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_factors_make_the_values(name):
     fmt = FORMATS[name]

@@ -112,6 +112,16 @@ def test_exactly_the_largest_are_kept():
     assert sum(int(mask.sum()) for mask in jax.tree.leaves(masks)) == round(0.5 * N)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_overflow_keep_nothing(value):
+    scores = jax.tree.map(jnp.ones_like, PARAMS)
+    scores["head"]["kernel"] = scores["head"]["kernel"].at[1, 1].set(value)
+    masks = pruning.keep_largest(scores, CHOSEN, 0.5)
+    assert not any(mask.any() for mask in jax.tree.leaves(masks))
+    with pytest.raises(UserError, match="0 or no finite number"):
+        pruning.check_masks(masks)
+
+
 @pytest.mark.parametrize("density", [0.0, 1.1, 0.001])
 def test_a_density_that_keeps_nothing(density):
     with pytest.raises(UserError, match=r"give a share in \(0, 1\] that keeps one"):
