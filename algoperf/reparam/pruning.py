@@ -158,7 +158,7 @@ def _keep(scores: Any, chosen: Any, number: int | jax.Array) -> Any:
     """Returns the masks that keep so many of the chosen weights; may be traced.
 
     Where the largest score is 0, the first weights of the tree would stay, and where
-    one is no finite number, those of such scores, which says nothing of them: none does.
+    one is no finite number, those of such scores. It says nothing of them: none stays.
     """
     structure: Any = jax.tree.structure(chosen)
     leaves = structure.flatten_up_to(scores)
