@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from algoperf.workload import Workload
 
 WORKLOAD = "finewebedu_lm"
+# Rounds of several of these do not compare.
+HARDWARE = ("cpu", "cores", "device_kind", "device_count")
 DEFAULT_PROMPT = 16
 HELD_OUT = 32  # sequences
 
@@ -116,7 +118,13 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         made, text.prompts, plan.output, max(plan.guesses), plan.temperature
     )
     file = folder / "rounds.json"
-    done = _earlier_rounds(file, plan)
+    hardware = machine.describe()
+    asked = {
+        "plan": dataclasses.asdict(plan),
+        "cores": values.cores,  # 0: wall time, else that of the process
+        "hardware": {name: hardware[name] for name in HARDWARE},
+    }
+    done = _earlier_rounds(file, asked)
     machine.say(f"measuring {len(wanted)} strategies; {len(done)} rounds are done")
     rounds, counts = strategy_bench.measure(
         ask,
@@ -125,13 +133,11 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         values.seconds,
         machine.clock(cores),
         done,
-        lambda all_: records.write_json(
-            file, {"plan": dataclasses.asdict(plan), "rounds": all_}
-        ),
+        lambda all_: records.write_json(file, asked | {"rounds": all_}),
     )
     tokens = plan.output * plan.num_prompts
     rows = strategy_bench.summarise(wanted, rounds, counts, tokens, values.cost_ratio)
-    _report(values, folder, made, plan, rows, len(rounds), machine.describe())
+    _report(values, folder, made, plan, rows, len(rounds), hardware)
 
 
 def workload_of(values: flags.FlagValues, positional: Sequence[str]) -> "Workload":
@@ -198,20 +204,25 @@ def text_of(workload: "Workload", prompt: int, num_prompts: int) -> "Text":
     )
 
 
-def _earlier_rounds(file: Path, plan: Plan) -> list[dict[str, float]]:
+def _earlier_rounds(file: Path, asked: Mapping[str, Any]) -> list[dict[str, float]]:
     """Returns the rounds of an earlier, interrupted call.
 
     Raises:
-      UserError: they asked for something else.
+      UserError: they asked for something else, or were measured otherwise.
     """
     if not file.is_file():
         return []
     stored = json.loads(file.read_text())
-    if stored["plan"] != json.loads(json.dumps(dataclasses.asdict(plan))):
-        raise UserError(
-            f"{file} holds rounds of other prompts or strategies; take another --out, "
-            "or delete it to measure the same pair anew"
-        )
+    for name, what in (
+        ("plan", "other prompts or strategies"),
+        ("cores", "other --cores"),
+        ("hardware", "another machine"),
+    ):
+        if stored.get(name) != json.loads(json.dumps(asked[name])):
+            raise UserError(
+                f"{file} holds rounds of {what}; take another --out, or delete it to "
+                "measure the same pair anew"
+            )
     return stored["rounds"]
 
 

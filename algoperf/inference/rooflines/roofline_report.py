@@ -131,7 +131,8 @@ def check(rows: Sequence[Row]) -> None:
         raise UserError(
             f"faster than at the peak rates: {', '.join(wrong)}; those rates are too "
             "low, as on a machine that is busy while they are measured: measure again, "
-            "with more --rounds"
+            "with more --rounds; or products are of a faster type than float32: give "
+            "--peak_flops for it"
         )
 
 

@@ -53,6 +53,11 @@ def test_speculate_writes_its_figures_and_goes_on(tmp_path, capsys):
     for other, says in (("--output=20", "other prompts"), ("--prompt=8", "settings")):
         assert cli.main([*command, other]) == 1
         assert says in capsys.readouterr().err
+    stored = json.loads((folder / "rounds.json").read_text())
+    stored["hardware"]["cpu"] = "Another"
+    (folder / "rounds.json").write_text(json.dumps(stored))
+    assert cli.main(command) == 1
+    assert "holds rounds of another machine; take" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
