@@ -11,8 +11,8 @@ def warmup_cosine(
     Args:
       num_steps: where the rate is zero again, usually `workload.step_hint`.
       peak: the highest rate.
-      warmup_factor: share of `num_steps` spent warming up, from 0 to 1; with 0 the
-        first step has the highest rate.
+      warmup_factor: share of `num_steps` spent warming up, from 0 to below 1; with 0
+        the first step has the highest rate.
     """
     warmup_steps = _warmup_steps(num_steps, warmup_factor)
     return optax.warmup_cosine_decay_schedule(
@@ -49,7 +49,7 @@ def warmup_stable_decay(
     Args:
       num_steps: where the rate is zero again, usually `workload.step_hint`.
       peak: the highest rate.
-      warmup_factor: share of `num_steps` spent warming up, from 0 to 1.
+      warmup_factor: share of `num_steps` spent warming up, from 0 to below 1.
       decay_factor: share of `num_steps` spent decaying, at the end; at most what the
         warm-up leaves.
     """
@@ -78,9 +78,10 @@ def cosine_restarts(
     Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, with T_mult = 1.
 
     Args:
-      num_steps: of all cycles together, usually `workload.step_hint`.
+      num_steps: of all cycles together, usually `workload.step_hint`. Where it is no
+        multiple of `cycles`, the last one ends a step or so early or late.
       peak: the highest rate.
-      warmup_factor: share of each cycle spent warming up, from 0 to 1.
+      warmup_factor: share of each cycle spent warming up, from 0 to below 1.
       cycles: how many.
     """
     length = max(1, round(num_steps / cycles))

@@ -305,7 +305,11 @@ def mask_without(
     workload: spec.Workload,
     excluded: Collection[spec.ParameterType] = BIASES_AND_NORMS,
 ) -> Any:
-    """Returns the params' tree with False where the type is excluded, else True."""
+    """Returns the params' tree with False where the type is excluded, else True.
+
+    Types are the official ones. The scale of attention logits in the language model is
+    a WEIGHT by these, and not left out: strong decay keeps its logits small.
+    """
     return jax.tree.map(lambda kind: kind not in excluded, workload.model_params_types)
 
 

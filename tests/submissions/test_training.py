@@ -134,5 +134,5 @@ def test_it_learns_and_its_state_survives_a_checkpoint(name, tmp_path):
     checkpoints.close()
     one, other = map(jax.tree.leaves, (state, restored))
     for leaf, other_leaf in zip(one, other, strict=True):
-        if isinstance(leaf, jax.Array):
+        if isinstance(leaf, jax.Array | np.ndarray):
             np.testing.assert_array_equal(leaf, other_leaf)
