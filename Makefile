@@ -58,7 +58,8 @@ leaderboard: .venv/dev
 	rm -rf runs/leaderboard
 	$(BIN)/python docs/make_leaderboard.py --unpack runs/leaderboard
 	$(BIN)/algoperf score runs/leaderboard --time idealized --interpolate \
-		--step_times docs/step_times.json --report runs/leaderboard.html
+		--reference adamw --step_times docs/step_times.json \
+		--report runs/leaderboard.html
 
 clean:
 	rm -rf .venv .venv-oldest runs/demo* runs/leaderboard* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache

@@ -1,23 +1,26 @@
-"""Writes docs/algorithms.md from the bundled submissions.
+"""Writes docs/algorithms.md from the bundled submissions and docs/step_times.json.
 
 python docs/make_algorithms.py
 """
 
 import ast
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from algoperf import registry, tuning
+from algoperf import hardware, registry, tuning
 from algoperf.loading import load_submission
+from scoring import step_times
 
 PAGE = Path(__file__).resolve().parent / "algorithms.md"
-COSTS = PAGE.with_name("algorithm_costs.json")
+STEP_TIMES = PAGE.with_name("step_times.json")
 WORKLOAD = ("finewebedu_lm", "mini")
+BASE = "adamw"
 HEAD = """# The submissions that come with AlgoPerf
 
 Written by `python docs/make_algorithms.py`. `algoperf run --submission NAME` takes each
@@ -34,11 +37,11 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
   `quantized_lora`, `relora`, `stable_rps`), that and what it starts from are in.
   [reparam.md](reparam.md) tells them apart. So are the models of `infinite_compute` and
   the weights in float32 of `adapt_sgd`.
-- **Step** is the time of a training step beside AdamW's on the mini language model, and
-  **Memory** that of parameters and state. All took turns in one run of
-  `python tests/benchmarks/submissions_cost.py --json docs/algorithm_costs.json`
-  (`--rounds {rounds} --steps {steps_per_round}`, {cores} cores of an {cpu}); the median
-  of the rounds, and in brackets the quantiles at 10 and 90 %. With so small a model
+- **Step** is the time of a training step over AdamW's on the mini language model, with
+  its standard error, and **Memory** that of parameters and state. All took turns in one
+  run of `algoperf step_times --submissions all --suite mini` (`--rounds {rounds}
+  --steps {steps}`, {machine}), and
+  [step_times.json](step_times.json) has the other workloads too. With so small a model
   (AdamW takes {adamw_ms:.0f} ms) work on the parameters weighs more than with a large
   batch, and more gradients per step are counted as they come.
 - Docstrings say where a rule leaves its paper. Two more do: `prodigy` is optax's, which
@@ -46,6 +49,10 @@ How to write one stands in [writing_a_submission.md](writing_a_submission.md).
   the authors' code does if asked to; `mars` is the algorithm as printed, where the
   authors' code clips each tensor by itself and leaves those that are no matrices to
   AdamW.
+- On the language model, what decays weights decays the scale of attention logits too,
+  a scalar with the official type of a weight: strong decay keeps the logits small.
+  `muon` and `scion` take its fused kernel of queries, keys and values for one matrix,
+  and `adam_mini` has a block for each of that kernel's outputs, none of heads.
 - The steps timed are the first of a trial. Two submissions have cheaper ones later:
   `kron`, once it no longer fits its preconditioner at every step, and
   `infinite_compute`, once its members are done and the student learns.
@@ -119,18 +126,20 @@ def state_per_parameter(name: str) -> float:
     return numbers(state, jax.tree.leaves(params)) / workload.num_parameters
 
 
-def measured(name: str, costs: dict[str, Any]) -> tuple[str, str]:
-    """Returns memory and time of a step beside AdamW's, as they were measured."""
-    if name not in costs["costs"]:
+def measured(name: str, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns memory and time of a step over AdamW's, as they were measured."""
+    of = facts["submissions"]
+    if name not in of:
         return "-", "-"
-    cost, base = costs["costs"][name], costs["costs"]["adamw"]
-    params = costs["parameter_bytes"]
-    memory = (params + cost["state_bytes"]) / (params + base["state_bytes"])
-    time = "{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f})".format(**cost)
-    return f"{memory:.2f}", time
+    params = facts["parameter_bytes"]
+    memory = (params + of[name]["state_bytes"]) / (params + of[BASE]["state_bytes"])
+    times = step_times.parsed(facts).of
+    ratio = times[name].seconds / times[BASE].seconds
+    error = ratio * math.hypot(times[name].error, times[BASE].error)
+    return f"{memory:.2f}", "1" if name == BASE else f"{ratio:.2f} ± {error:.2f}"
 
 
-def row(name: str, path: Path, costs: dict[str, Any]) -> str:
+def row(name: str, path: Path, facts: Mapping[str, Any]) -> str:
     """Returns the line of one submission."""
     source = path.read_text(encoding="utf-8")
     what, paper = summary(ast.get_docstring(ast.parse(source)) or "")
@@ -140,23 +149,32 @@ def row(name: str, path: Path, costs: dict[str, Any]) -> str:
         code.append(f"ours: {', '.join(f'`{function}`' for function in own)}")
     lines = len(source.splitlines())
     state = f"{state_per_parameter(name):.2f}"
-    cells = (name, what, paper, "; ".join(code), lines, state, *measured(name, costs))
+    cells = (name, what, paper, "; ".join(code), lines, state, *measured(name, facts))
     return f"| {' | '.join(map(str, cells))} |\n"
 
 
-def head(costs: dict[str, Any]) -> str:
+def head(facts: Mapping[str, Any]) -> str:
     """Returns all that stands before the lines."""
     return HEAD.format(
-        **costs, **costs["host"], adamw_ms=costs["costs"]["adamw"]["milliseconds"]
+        rounds=facts["rounds"],
+        steps=facts["steps_per_round"],
+        machine=hardware.host_words(facts["host"]),
+        adamw_ms=1e3 * step_times.parsed(facts).of[BASE].seconds,
     )
+
+
+def measurement() -> dict[str, Any]:
+    """Returns what was measured on the workload."""
+    content = json.loads(STEP_TIMES.read_text(encoding="utf-8"))
+    return dict(content["workloads"]["_".join(WORKLOAD)])
 
 
 def main() -> None:
     """Writes the page."""
-    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    facts = measurement()
     paths = sorted(registry.submission_paths().items())
-    rows = [row(name, path, costs) for name, path in paths]
-    PAGE.write_text(head(costs) + "".join(rows), encoding="utf-8")
+    rows = [row(name, path, facts) for name, path in paths]
+    PAGE.write_text(head(facts) + "".join(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,14 @@
 
 RUNS is what `algoperf sweep --target_setting 1.0` leaves of the submissions of
 docs/reparam.md and of `adamw`, on any workloads of the mini suite. Without `--pack` the
-page is written from what is kept. What a step takes is in docs/reparam/costs:
-
-    python tests/benchmarks/submissions_cost.py --workload wmt \
-      --submissions lora,galore --json docs/reparam/costs/wmt_mini.json
+page is written from what is kept. What a step takes is in docs/step_times.json.
 """
 
 import argparse
 import dataclasses
-import json
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import make_recipes
@@ -28,9 +24,10 @@ from algoperf.errors import UserError
 from scoring import recipes as compared
 from scoring import time_to_target
 from scoring.rules import Goal
+from scoring.step_times import StepTimes
 
 DOCS = Path(__file__).resolve().parent
-COSTS = DOCS / "reparam" / "costs"
+STEP_TIMES = DOCS / "step_times.json"
 ARCHIVE = DOCS / "reparam" / "suite.tar.xz"
 PAGE = DOCS / "reparam_suite.md"
 DENSE = "adamw"
@@ -55,9 +52,10 @@ a budget of seconds would also judge what else the machine did.
   t on logarithms) where a workload has several.
 - **To its level**: the same to a goal that more of them reach, the median metric that
   `adamw` had after half of its steps.
-- **A step** is its time over that of `adamw`, which took turns in one run of
-  `tests/benchmarks/submissions_cost.py` (`docs/reparam/costs`){timed}; **time** is both
-  together, to the target, without what is compiled and evaluated.
+- **A step** is its time over that of `adamw`, with which it took turns
+  ([algorithms.md](algorithms.md) says how): what comes seldom, like a merge or a new
+  projection, is not in it. **Time** is both together, to the target, without what is
+  compiled and evaluated.
 - **Trained** and **stored** are parameters, and bytes, over those of `adamw`, and
   **state** the bytes of the optimizer's state over its.
 """
@@ -79,11 +77,11 @@ class Method:
     sizes: dict[str, float]
 
 
-def page(runs: scoring.Runs) -> str:
-    """Returns the text of the page."""
+def page(runs: scoring.Runs, step_times: Mapping[str, StepTimes]) -> str:
+    """Returns the text of the page; step times are by workload."""
     rules = scoring.load_rules("mini")
     found = {
-        workload: methods(own, rules.goals[workload])
+        workload: methods(own, rules.goals[workload], step_times.get(workload))
         for workload in rules.workloads
         if (own := [t for t in runs.trials if t.workload == workload])
     }
@@ -93,7 +91,9 @@ def page(runs: scoring.Runs) -> str:
     return "\n".join(sections)
 
 
-def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
+def methods(
+    trials: Sequence[scoring.Trial], goal: Goal, step_times: StepTimes | None
+) -> list[Method]:
     """Compares the trials of a workload with the dense ones, which come first.
 
     Raises:
@@ -121,7 +121,7 @@ def methods(trials: Sequence[scoring.Trial], goal: Goal) -> list[Method]:
         ),
         DENSE,
     )
-    steps = step_ratios(trials[0].workload)
+    steps = step_ratios(step_times) if step_times else {}
     sizes = {name: _sizes(name, own) for name, own in by_name.items()}
     return [
         Method(
@@ -155,19 +155,10 @@ def last(trial: scoring.Trial, goal: Goal) -> float:
     return float(values_E[-1])
 
 
-def cost_file(workload: str) -> Path | None:
-    """Returns where the measured times of a workload's steps are, if they are."""
-    path = COSTS / f"{workload}.json"
-    return path if path.exists() else None
-
-
-def step_ratios(workload: str) -> dict[str, float]:
-    """Returns the time of each submission's step over the dense one's, as measured."""
-    path = cost_file(workload)
-    if path is None:
-        return {}
-    costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
-    return {name: cost["ratio"] for name, cost in costs.items()}
+def step_ratios(step_times: StepTimes) -> dict[str, float]:
+    """Returns the time of each submission's step over the dense one's."""
+    of = step_times.of
+    return {name: time.seconds / of[DENSE].seconds for name, time in of.items()}
 
 
 SIZES = ("trainable_parameters", "stored_bytes", "optimizer_state_bytes")
@@ -267,7 +258,6 @@ def _head(runs: scoring.Runs, rules: scoring.Rules) -> str:
         seed=_seed(runs),
         seeds="; ".join(words),
         failed=failed,
-        timed=_timed_words(workloads),
     )
 
 
@@ -280,20 +270,6 @@ def _seed(runs: scoring.Runs) -> int:
     return int(found.pop())
 
 
-def _timed_words(workloads: Iterable[str]) -> str:
-    """Returns what the steps were that the costs of the workloads are of."""
-    files = [cost_file(workload) for workload in workloads]
-    costs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file]
-    found = sorted(
-        {(c["rounds"], c["steps_per_round"], c["host"]["cores"]) for c in costs}
-    )
-    parts = [f"{r} rounds of {s} steps on {c} cores" for r, s, c in found]
-    if not parts:
-        return ""
-    seldom = "what comes seldom, like a merge or a new projection, is not in them"
-    return f", {' or '.join(parts)}: {seldom}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Packs, and writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -304,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"packed {count} trials into {ARCHIVE}")
     with tempfile.TemporaryDirectory() as folder:
         packed.unpack(ARCHIVE, Path(folder))
-        PAGE.write_text(page(scoring.read_runs([folder])), encoding="utf-8")
+        runs = scoring.read_runs([folder])
+        step_times = scoring.load_step_times(STEP_TIMES)
+        PAGE.write_text(page(runs, step_times), encoding="utf-8")
     print(f"wrote {PAGE}")
 
 

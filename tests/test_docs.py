@@ -1,7 +1,6 @@
 """Every command and every Python example of the docs works as it stands."""
 
 import importlib
-import json
 import re
 import shlex
 from pathlib import Path
@@ -82,12 +81,12 @@ NAMES = sorted(registry.submission_paths())
 )
 def test_the_table_of_algorithms_is_what_the_script_writes(name):
     rows = make_algorithms.PAGE.read_text().splitlines(keepends=True)
-    costs = json.loads(make_algorithms.COSTS.read_text())
-    assert make_algorithms.row(name, registry.find_submission(name), costs) in rows
+    facts = make_algorithms.measurement()
+    assert make_algorithms.row(name, registry.find_submission(name), facts) in rows
 
 
 def test_the_table_of_algorithms_is_whole():
-    head = make_algorithms.head(json.loads(make_algorithms.COSTS.read_text()))
+    head = make_algorithms.head(make_algorithms.measurement())
     head, *rows = make_algorithms.PAGE.read_text().partition(head)[1:]
     assert head
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows[0].splitlines()]

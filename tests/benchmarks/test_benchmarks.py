@@ -159,18 +159,3 @@ def test_inference_recipes(tmp_path):
     found = json.loads(file.read_text())
     assert found["float32"]["ms_per_token"] > 0
     assert found["rank 0.25"]["weight_bytes"] < found["float32"]["weight_bytes"]
-
-
-@pytest.mark.slow
-def test_submissions_cost(tmp_path):
-    file = tmp_path / "costs.json"
-    command = [sys.executable, HERE / "submissions_cost.py", "--submissions=sgd"]
-    few = ["--rounds=2", "--steps=2", f"--json={file}"]
-    subprocess.run([*command, *few], check=True)
-    result = json.loads(file.read_text())
-    costs = result["costs"]
-    assert costs["adamw"]["ratio"] == 1
-    # Two moments of each parameter and one counter, or two; SGD keeps a counter.
-    moments = costs["adamw"]["state_bytes"] - 2 * result["parameter_bytes"]
-    assert 0 < moments <= 16
-    assert costs["sgd"]["state_bytes"] <= 16
