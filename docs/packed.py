@@ -21,8 +21,8 @@ def pack(runs: Path, archive: Path) -> int:
     The same records give the same bytes. The archive is replaced as a whole.
 
     Raises:
-      UserError: there are none that can be read, one is not at its end, or they are of
-        several versions.
+      UserError: there are none, one cannot be read or is not at its end, or they are
+        of several versions.
     """
     found = scoring.read_runs([runs])
     if broken := [item for item in found.skipped if item.is_broken]:

@@ -91,7 +91,7 @@ def predict_trial(
 def _seconds_of(steps: float, trial: Trial) -> float:
     """Returns how long steps take at the pace of a trial; inf if unknown."""
     steps_E = trial.columns.get(records.GLOBAL_STEP, np.empty(0))
-    if not steps_E.size or not steps_E[-1] > 0:
+    if math.isinf(steps) or not steps_E.size or not steps_E[-1] > 0:
         return math.inf
     return float(trial.times[-1] / steps_E[-1] * steps)
 

@@ -15,7 +15,7 @@ from scoring.compare import AtBudget, Comparison
 from scoring.learning_curve import FARTHEST, Prediction
 from scoring.parse import one_line
 from scoring.read import Runs, Trial
-from scoring.score import SCORE_DIGITS, Result
+from scoring.score import Result
 from scoring.time_to_target import Mode
 from scoring.uncertainty import Uncertainty, ranks
 
@@ -49,7 +49,8 @@ def _headline(result: Result, uncertainty: Uncertainty | None) -> str:
         )
     second = others[0]
     rival, rival_score = result.submissions[second], result.scores[second]
-    if math.isclose(rival_score, score, abs_tol=10.0**-SCORE_DIGITS, rel_tol=0):
+    places_S = ranks(result.scores[None])[0]
+    if places_S[second] == places_S[first]:
         return f"{name} and {rival} are equally fast: both score {score:.4f}."
     if rival_score == 0:
         return (
